@@ -1,0 +1,47 @@
+"""Per-vector weighted means, folded one reply at a time."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class RunningMeans:
+    """Weighted means of named vectors; holds one sum per name, whatever the number of replies.
+
+    ``sum_i w_i v_i / sum_i w_i`` (FedAvg, McMahan et al. 2017, Algorithm 1), accumulated in the order of the calls in
+    float32 with float64 weights.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, vectors: Mapping[str, Tensor], weight: float) -> None:
+        """Fold in one reply's vectors with one weight > 0."""
+        for name, vector in vectors.items():
+            if name in self._sums:
+                self._sums[name].add_(vector, alpha=weight)
+            else:
+                self._sums[name] = vector * weight
+            self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the means; a name that nobody sent is absent, so its old vector stays bit-identical."""
+        return {name: total.div_(self.weights[name]) for name, total in self._sums.items()}
+
+
+def weights_hash(vectors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over all vectors in the order of their names: equal if and only if the bits are."""
+    import hashlib
+
+    hasher = hashlib.sha256()
+    for name, vector in sorted(vectors.items()):
+        hasher.update(name.encode())
+        hasher.update(vector.contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def all_finite(vector: Tensor) -> bool:
+    """Return whether the vector has no NaN and no infinity."""
+    return bool(torch.isfinite(vector.sum())) or bool(torch.isfinite(vector).all())

@@ -1,0 +1,292 @@
+"""Every setting, typed and checked once.
+
+Flower hands an app a flat table of scalars (``moe.top-k = 2``). :meth:`Config.from_flat` turns it into typed sections
+(``config.moe.top_k``); this is the only place that maps kebab-case to snake_case. Errors are one line that names the
+setting.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedjets_flwr.errors import FedjetsError
+
+Scalar = str | int | float | bool
+
+
+def kebab(name: str) -> str:
+    """Return the TOML spelling of a Python name."""
+    return name.replace("_", "-")
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, no unknown keys, kebab-case outside."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=kebab, allow_inf_nan=False)
+
+
+class Run(Section):
+    name: str = Field("", description="folder of the run below output-dir; empty: made from the configuration")
+    output_dir: str = Field("", description="where runs are written; empty: `runs/` in the caller's folder")
+    cache_dir: str = Field("", description="embeddings and common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
+    rounds: int = Field(40, ge=1, description="federated rounds (T)")
+    evaluate_every: int = Field(5, ge=1, description="rounds between evaluations on the unseen clients")
+    inspect_every: int = Field(
+        0, ge=0, description="rounds between measurements of every expert on every class; 0: after the last round only"
+    )
+    checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints (the last round always has one)")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best one")
+    seed: int = Field(1, ge=0, description="root of every random draw")
+    resume: bool = Field(False, description="go on from the newest good checkpoint of this run")
+    threads_per_client: int = Field(1, ge=1, description="torch threads of a client's process")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients compute; auto: a GPU if Ray gave one")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
+
+
+class Data(Section):
+    name: Literal["digits", "cifar10", "cifar100"] = Field("digits", description="data set")
+    dir: str = Field("", description="folder that holds the data set; empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`")
+    download: bool = Field(True, description="download a missing data set")
+    augment: Literal["none", "crop-flip", "crop"] = Field(
+        "none", description="training augmentation, drawn per image; only whole experts (`moe.trainable = all`) see it"
+    )
+
+
+class Partition(Section):
+    name: Literal["quantity", "label-groups", "dirichlet"] = Field("label-groups", description="how data is split")
+    clients: int = Field(20, ge=1, description="training clients S, anchors included")
+    unseen_clients: int = Field(5, ge=1, description="clients that never train (U)")
+    anchors: int = Field(0, ge=0, description="anchor clients; 0: as many as moe.experts")
+    labels_per_client: int = Field(4, ge=1, description="labels k of a normal or unseen client (not for dirichlet)")
+    samples_per_client: int = Field(100, ge=0, description="training samples of a client; 0: an equal share of each label")
+    unseen_samples: int = Field(0, ge=0, description="test samples of an unseen client; 0: all test images of its labels")
+    alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
+
+
+class Model(Section):
+    name: Literal["cnn", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34"] = Field(
+        "cnn", description="architecture of the experts and of a common expert trained here"
+    )
+    width: int = Field(16, ge=1, description="channels of the first stage (cnn, resnet8 to resnet56)")
+    norm: Literal["batch", "group"] = Field("batch", description="normalisation layers")
+    stem: Literal["cifar", "imagenet"] = Field("cifar", description="first layers of resnet18 and resnet34")
+
+
+class CommonExpert(Section):
+    path: str = Field("", description="safetensors file of the common expert; empty: train one and cache it")
+    embedding: Literal["penultimate", "logits"] = Field("penultimate", description="what the gate reads")
+    target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops at the first crossing on the test split")
+    max_epochs: int = Field(60, ge=1, description="upper limit of that training")
+    lr: float = Field(0.1, gt=0, description="its peak learning rate (one cycle, Nesterov momentum 0.9)")
+    batch_size: int = Field(128, ge=1, description="its batch size")
+    weight_decay: float = Field(5e-4, ge=0, description="its weight decay")
+    checks_per_epoch: int = Field(2, ge=1, description="test evaluations per epoch")
+
+
+class Strategy(Section):
+    name: str = Field("fedjets", description="method: one of the files of `strategies/`")
+
+
+class Moe(Section):
+    experts: int = Field(5, ge=1, description="experts M")
+    top_k: int = Field(2, ge=1, description="experts that a client receives (K)")
+    trainable: Literal["all", "stage", "head"] = Field(
+        "all", description="what an expert is: a whole model, or a tail over the common expert's frozen trunk"
+    )
+    init: Literal["random", "common"] = Field("random", description="experts start at random or from the common expert")
+    mix: Literal["logits", "probs"] = Field("logits", description="what the gate weights in a normal client's loss")
+    renormalise: bool = Field(False, description="gate weights of the K experts sum to one in that loss")
+
+
+class Gate(Section):
+    mode: Literal["learned", "random", "oracle"] = Field(
+        "learned", description="random: frozen at its start; oracle: reads labels, an upper bound"
+    )
+    hidden: int = Field(128, ge=1, description="hidden units of the gate")
+    lr: float = Field(0.1, ge=0, description="learning rate of the gate (plain SGD)")
+
+
+class Train(Section):
+    lr: float = Field(0.05, gt=0, description="learning rate of the experts")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the experts, reset in every round")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the experts")
+    batch_size: int = Field(32, ge=1, description="batch size")
+    local_epochs: int = Field(1, ge=1, description="local epochs of a round")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="rates over the rounds")
+
+
+class Cohort(Section):
+    anchors: int = Field(5, ge=0, description="anchor clients of a round")
+    normals: int = Field(5, ge=0, description="normal clients of a round")
+    sampling: Literal["", "anchored", "uniform"] = Field(
+        "", description="anchored: so many of each; uniform: anchors + normals from all; empty: the method's own way"
+    )
+
+
+class Aggregation(Section):
+    weighting: Literal["samples", "equal"] = Field("samples", description="weights of the average")
+
+
+class Limits(Section):
+    exchange_seconds: float = Field(3600, gt=0, description="deadline of one exchange with the clients")
+    node_seconds: float = Field(120, gt=0, description="how long to wait for SuperNodes at the start")
+    max_failure_share: float = Field(0.5, ge=0, le=1, description="a run stops when more of a round's clients failed")
+
+
+class Transport(Section):
+    name: Literal["auto", "inline"] = Field("auto", description="how vectors travel")
+
+
+class Personalize(Section):
+    prior: Literal["none", "em"] = Field("none", description="label-prior correction on the client's unlabelled data")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    run: Run = Run()
+    strategy: Strategy = Strategy()
+    data: Data = Data()
+    partition: Partition = Partition()
+    model: Model = Model()
+    common_expert: CommonExpert = CommonExpert()
+    moe: Moe = Moe()
+    gate: Gate = Gate()
+    train: Train = Train()
+    cohort: Cohort = Cohort()
+    aggregation: Aggregation = Aggregation()
+    limits: Limits = Limits()
+    transport: Transport = Transport()
+    personalize: Personalize = Personalize()
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Scalar]) -> "Config":
+        """Build from dotted kebab-case keys.
+
+        Raises:
+            FedjetsError: one line that names the first wrong setting, its value and what is allowed.
+        """
+        nested: dict[str, dict[str, Scalar]] = {}
+        known = dict(settings())
+        for key, value in flat.items():
+            if key not in known:
+                raise FedjetsError(f"{key}: no such setting; {_closest(key, known)}")
+            section, name = key.split(".")
+            nested.setdefault(section, {})[name] = value
+        try:
+            config = cls.model_validate(nested)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise FedjetsError(f"{where} = {first['input']!r}: {first['msg'].lower()}") from None
+        config._check()
+        return config
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return every setting by its dotted kebab-case key."""
+        nested = self.model_dump(by_alias=True)
+        return {f"{section}.{name}": value for section, values in nested.items() for name, value in values.items()}
+
+    def _check(self) -> None:
+        moe, cohort, partition = self.moe, self.cohort, self.partition
+        anchors = self.num_anchors
+        rules = [
+            (moe.top_k <= moe.experts, f"moe.top-k = {moe.top_k}: more than moe.experts = {moe.experts}; lower it"),
+            (
+                cohort.anchors <= anchors,
+                f"cohort.anchors = {cohort.anchors}: only {anchors} anchor clients exist (one per expert); lower it",
+            ),
+            (
+                partition.clients >= anchors,
+                f"partition.clients = {partition.clients}: fewer than the {anchors} anchor clients; raise it",
+            ),
+            (
+                cohort.anchors + cohort.normals >= 1,
+                "cohort.anchors + cohort.normals = 0: a round needs at least one client; raise one of them",
+            ),
+            (
+                cohort.normals <= partition.clients - anchors,
+                f"cohort.normals = {cohort.normals}: only {partition.clients - anchors} normal clients exist"
+                f" (partition.clients - anchors); lower it",
+            ),
+            (
+                moe.trainable == "all" or self.data.augment == "none",
+                f"data.augment = {self.data.augment!r}: tails over a frozen trunk read cached features;"
+                " set it to 'none' or moe.trainable to 'all'",
+            ),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise FedjetsError(message)
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchor clients of the partition: client m is the anchor of expert m."""
+        return self.partition.anchors or self.moe.experts
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder of the data set (setting, environment, default)."""
+        return Path(self.data.dir or os.environ.get("FEDJETS_DATA") or "~/.cache/fedjets/data").expanduser()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of embeddings and common experts (setting, environment, default)."""
+        return Path(self.run.cache_dir or os.environ.get("FEDJETS_CACHE") or "~/.cache/fedjets").expanduser()
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.run.output_dir or "runs").expanduser().absolute() / self.run_name
+
+    @property
+    def run_name(self) -> str:
+        """Name of this run: the setting, or one made from what determines the result."""
+        return self.run.name or f"{self.strategy.name}-{self.data.name}-{self.identity()[:8]}"
+
+    def identity(self) -> str:
+        """Return a SHA-256 over the settings that determine the result: a resumed run must agree in it.
+
+        Left out: folders, nodes, transport, and the number of rounds where no schedule depends on it.
+        """
+        flat = self.flat()
+        free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
+        free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
+        free |= {key for key in flat if key.startswith(("transport.", "limits."))}
+        if self.train.schedule == "constant":
+            free.add("run.rounds")
+        return hashlib.sha256(
+            json.dumps({k: v for k, v in flat.items() if k not in free}, sort_keys=True).encode()
+        ).hexdigest()
+
+
+def settings() -> Iterator[tuple[str, tuple[Any, str, str]]]:
+    """Yield (key, (default, allowed values, description)) of every setting, in order."""
+    defaults = Config().flat()
+    for section, outer in Config.model_fields.items():
+        model: type[Section] = outer.annotation  # type: ignore[assignment]
+        properties = model.model_json_schema()["properties"]
+        for name, field in model.model_fields.items():
+            key = f"{kebab(section)}.{kebab(name)}"
+            yield key, (defaults[key], _allowed(properties[kebab(name)]), field.description or "")
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(value or "(empty)" for value in schema["enum"])
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    kind = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}[schema["type"]]
+    return " ".join([kind, *bounds])
+
+
+def _closest(key: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}?" if match else "`fedjets settings` lists them all"

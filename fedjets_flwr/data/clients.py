@@ -1,0 +1,38 @@
+"""What one client holds."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fedjets_flwr.config import Config
+from fedjets_flwr.data.datasets import Dataset, Images, load_dataset
+from fedjets_flwr.data.partition import Split, make_split
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """The local data of a client; ``training`` is false for an unseen client, whose labels only score."""
+
+    client: int
+    images: Images
+    training: bool
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Return the data set of the settings."""
+    return load_dataset(config.data.name, config.data_dir, config.data.download)
+
+
+@lru_cache(maxsize=2)
+def open_split(config: Config) -> Split:
+    """Return the partition of the settings, made once per process."""
+    dataset = open_dataset(config)
+    return make_split(config, dataset.train.labels.numpy(), dataset.test.labels.numpy(), len(dataset.classes))
+
+
+@lru_cache(maxsize=256)
+def open_client(config: Config, client: int) -> ClientData:
+    """Return the data of one client of the shared data set."""
+    dataset, split = open_dataset(config), open_split(config)
+    training = client < split.training
+    images = (dataset.train if training else dataset.test).subset(split.samples[client])
+    return ClientData(client, images, training)

@@ -1,0 +1,175 @@
+"""Who holds which samples: anchors, normal clients and unseen clients.
+
+The splits of FedJETs, appendix A: ``quantity`` (strategy 1), ``dirichlet`` (strategy 2), and ``label-groups``, where a
+client's labels are the union of whole anchor groups. The paper draws *with replacement* between clients and keeps the
+unseen clients' label combinations out of training; no partitioner of flwr-datasets does either, so they are here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedjets_flwr.config import Config
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.seeds import numpy_generator
+
+Indices = np.ndarray
+Labels = frozenset[int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sample indices by client id.
+
+    Training clients are 0..S-1 (client m is the anchor of expert m for m < anchors) and index the train split; unseen
+    clients are S..S+U-1 and index the test split.
+    """
+
+    samples: tuple[Indices, ...]
+    anchors: int
+    training: int
+
+    @property
+    def unseen_ids(self) -> range:
+        """Ids of the unseen clients."""
+        return range(self.training, len(self.samples))
+
+
+def make_split(config: Config, train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> Split:
+    """Return the split that the settings describe; the same settings give the same split in every process.
+
+    Raises:
+        FedjetsError: the labels or samples do not suffice.
+    """
+    build = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet}[config.partition.name]
+    samples = build(config, train_labels, test_labels, num_classes)
+    for client, indices in enumerate(samples):
+        if len(indices) == 0:
+            raise FedjetsError(
+                f"partition.samples-per-client = {config.partition.samples_per_client}: client {client} holds no sample;"
+                " raise it or lower partition.clients"
+            )
+    return Split(tuple(samples), config.num_anchors, config.partition.clients)
+
+
+def anchor_groups(num_classes: int, anchors: int, generator: np.random.Generator) -> list[Labels]:
+    """Return disjoint label sets, one per anchor, that cover all classes; sizes differ by one at most."""
+    if anchors > num_classes:
+        raise FedjetsError(
+            f"partition.anchors = {anchors}: {num_classes} classes cannot be shared out to so many anchors;"
+            " set it to at most the number of classes, or use partition.name = 'dirichlet'"
+        )
+    return [frozenset(map(int, part)) for part in np.array_split(generator.permutation(num_classes), anchors)]
+
+
+def _quantity(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+    rng = numpy_generator(config.run.seed, "partition")
+    groups = anchor_groups(num_classes, config.num_anchors, rng)
+    k = config.partition.labels_per_client
+    if k > num_classes:
+        raise FedjetsError(f"partition.labels-per-client = {k}: there are only {num_classes} classes; lower it")
+    units = [frozenset([label]) for label in range(num_classes)]
+    return _by_combination(config, train, test, groups, units, k, rng)
+
+
+def _label_groups(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+    rng = numpy_generator(config.run.seed, "partition")
+    groups = anchor_groups(num_classes, config.num_anchors, rng)
+    per_client, rest = divmod(config.partition.labels_per_client * len(groups), num_classes)
+    if rest or not 1 <= per_client <= len(groups) or num_classes % len(groups):
+        raise FedjetsError(
+            f"partition.labels-per-client = {config.partition.labels_per_client}: not a union of whole groups"
+            f" ({len(groups)} anchors share {num_classes} classes); set it to a multiple of classes / anchors"
+        )
+    return _by_combination(config, train, test, groups, groups, per_client, rng)
+
+
+def _by_combination(
+    config: Config,
+    train: np.ndarray,
+    test: np.ndarray,
+    groups: Sequence[Labels],
+    units: Sequence[Labels],
+    per_client: int,
+    rng: np.random.Generator,
+) -> list[Indices]:
+    """Give every normal client ``per_client`` random units; unseen clients get combinations kept out of training."""
+    part = config.partition
+    # Anchors train, so a combination that an anchor holds is not unseen.
+    held_by_anchors = [group for group in groups if sum(unit <= group for unit in units) == per_client]
+    free = math.comb(len(units), per_client) - len(held_by_anchors)
+    if part.unseen_clients >= free:
+        raise FedjetsError(
+            f"partition.unseen-clients = {part.unseen_clients}: only {free} label combinations are free of anchors and some"
+            " must be left for training; lower it or change partition.labels-per-client"
+        )
+    reserved: list[Labels] = []
+    while len(reserved) < part.unseen_clients:
+        combination = _draw(units, per_client, rng)
+        if combination not in reserved and combination not in held_by_anchors:
+            reserved.append(combination)
+    normals: list[Labels] = []
+    while len(normals) < part.clients - len(groups):
+        combination = _draw(units, per_client, rng)
+        if combination not in reserved:
+            normals.append(combination)
+    holders = [*groups, *normals]
+    train_pool, test_pool = _by_label(train), _by_label(test)
+    samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
+    return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in reserved]
+
+
+def _draw(units: Sequence[Labels], count: int, rng: np.random.Generator) -> Labels:
+    return frozenset().union(*(units[i] for i in rng.choice(len(units), count, replace=False)))
+
+
+def _by_label(labels: np.ndarray) -> list[Indices]:
+    return [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+
+
+def _take(
+    labels: Labels, pool: Sequence[Indices], holders: Sequence[Labels], total: int, rng: np.random.Generator
+) -> Indices:
+    """Draw ``total`` samples spread evenly over ``labels``; 0: an equal share of each label among its holders.
+
+    Clients draw from the whole pool (with replacement between clients); one client repeats a sample only when its
+    label has too few.
+    """
+    parts = []
+    for position, label in enumerate(sorted(labels)):
+        if total:
+            count = total // len(labels) + (position < total % len(labels))
+        else:
+            count = len(pool[label]) // sum(label in held for held in holders)
+        parts.append(rng.choice(pool[label], count, replace=count > len(pool[label])))
+    return np.sort(np.concatenate(parts))
+
+
+def _dirichlet(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+    part = config.partition
+    rng = numpy_generator(config.run.seed, "partition")
+    training = _proportions(train, part.clients, part.samples_per_client, part.alpha, rng)
+    return training + _proportions(test, part.unseen_clients, part.unseen_samples, part.alpha, rng)
+
+
+def _proportions(
+    labels: np.ndarray, clients: int, per_client: int, alpha: float, rng: np.random.Generator, smallest: int = 8
+) -> list[Indices]:
+    """Share every label out by Dirichlet(alpha) proportions over the clients, drawing with replacement between them."""
+    pool = _by_label(labels)
+    budget = (per_client * clients or len(labels)) / len(pool)
+    for _ in range(200):
+        counts = np.rint(rng.dirichlet(np.full(clients, alpha), size=len(pool)) * budget).astype(int)
+        if counts.sum(axis=0).min() >= smallest:
+            break
+    else:
+        raise FedjetsError(
+            f"partition.alpha = {alpha}: some of the {clients} clients always get fewer than {smallest} samples;"
+            " raise it or partition.samples-per-client, or lower the number of clients"
+        )
+    return [
+        np.sort(np.concatenate([rng.choice(p, c, replace=c > len(p)) for p, c in zip(pool, column, strict=True)]))
+        for column in counts.T
+    ]

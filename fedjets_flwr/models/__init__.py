@@ -1,0 +1,1 @@
+"""Architectures, the common expert and the gate."""

@@ -1,0 +1,136 @@
+"""Architectures by name.
+
+Every model is an ``nn.Sequential`` of named stages that ends in ``pool`` (to a flat feature vector) and ``head`` (a
+linear classifier), so that a trunk and a tail are slices of it and the penultimate features are ``model[:-1](x)``.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What determines a model's layout."""
+
+    name: str
+    width: int
+    norm: str
+    stem: str
+    channels: int
+    num_classes: int
+
+
+def build(architecture: Architecture, generator_seed: int) -> nn.Sequential:
+    """Return a freshly initialised float32 model; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_seed)
+        return _BUILDERS[architecture.name](architecture)
+
+
+def tail_start(model: nn.Sequential, trainable: str) -> int:
+    """Return the index of the first stage that belongs to an expert (0: the whole model)."""
+    return {"all": 0, "stage": len(model) - 3, "head": len(model) - 1}[trainable]
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    """Batch norm, or group norm with 8 channels a group (2 groups at least)."""
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(max(2, channels // 8), channels)
+
+
+def _pool() -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _cnn(a: Architecture) -> nn.Sequential:
+    """Two convolutions with normalisation, each followed by max pooling."""
+
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), _norm(a.norm, outputs), nn.ReLU(), nn.MaxPool2d(2)
+        )
+
+    stages = [("layer1", block(a.channels, a.width)), ("layer2", block(a.width, 2 * a.width)), ("pool", _pool())]
+    return nn.Sequential(OrderedDict([*stages, ("head", nn.Linear(2 * a.width, a.num_classes))]))
+
+
+class BasicBlock(nn.Module):
+    """Residual block of the CIFAR ResNets with a parameter-free shortcut (He et al. 2016, option A)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = _norm(norm, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = _norm(norm, outputs)
+        self.stride, self.extra = stride, (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(f(x) + x), x subsampled and zero-padded in channels where the shape changes."""
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x
+        if self.stride != 1 or self.extra:
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
+        return F.relu(out + shortcut)
+
+
+def _cifar_resnet(blocks: int) -> Callable[[Architecture], nn.Sequential]:
+    """The 6n+2 layer ResNets for 32x32 images (He et al. 2016, section 4.2)."""
+
+    def make(a: Architecture) -> nn.Sequential:
+        widths = (a.width, 2 * a.width, 4 * a.width)
+        stem = nn.Sequential(
+            OrderedDict(conv1=nn.Conv2d(a.channels, a.width, 3, 1, 1, bias=False), bn1=_norm(a.norm, a.width), relu=nn.ReLU())
+        )
+        stages: list[tuple[str, nn.Module]] = [("stem", stem)]
+        inputs = a.width
+        for number, outputs in enumerate(widths, start=1):
+            strides = [1 if number == 1 else 2, *[1] * (blocks - 1)]
+            layer = []
+            for stride in strides:
+                layer.append(BasicBlock(inputs, outputs, stride, a.norm))
+                inputs = outputs
+            stages.append((f"layer{number}", nn.Sequential(*layer)))
+        stages += [("pool", _pool()), ("head", nn.Linear(inputs, a.num_classes))]
+        model = nn.Sequential(OrderedDict(stages))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+        return model
+
+    return make
+
+
+def _torchvision_resnet(name: str) -> Callable[[Architecture], nn.Sequential]:
+    """torchvision's ResNet; the ``cifar`` stem is one 3x3 convolution of stride 1 without pooling."""
+
+    def make(a: Architecture) -> nn.Sequential:
+        net = getattr(torchvision.models, name)(num_classes=a.num_classes, norm_layer=lambda c: _norm(a.norm, c))
+        stem: list[tuple[str, nn.Module]] = [("conv1", net.conv1), ("bn1", net.bn1), ("relu", net.relu)]
+        if a.stem == "cifar":
+            stem[0] = ("conv1", nn.Conv2d(a.channels, 64, 3, 1, 1, bias=False))
+        else:
+            stem[0] = ("conv1", nn.Conv2d(a.channels, 64, 7, 2, 3, bias=False))
+            stem.append(("maxpool", net.maxpool))
+        nn.init.kaiming_normal_(stem[0][1].weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        stages: list[tuple[str, nn.Module]] = [("stem", nn.Sequential(OrderedDict(stem)))]
+        stages += [(f"layer{number}", getattr(net, f"layer{number}")) for number in (1, 2, 3, 4)]
+        return nn.Sequential(OrderedDict([*stages, ("pool", _pool()), ("head", net.fc)]))
+
+    return make
+
+
+_BUILDERS: dict[str, Callable[[Architecture], nn.Sequential]] = {
+    "cnn": _cnn,
+    "resnet8": _cifar_resnet(1),
+    "resnet20": _cifar_resnet(3),
+    "resnet32": _cifar_resnet(5),
+    "resnet56": _cifar_resnet(9),
+    "resnet18": _torchvision_resnet("resnet18"),
+    "resnet34": _torchvision_resnet("resnet34"),
+}

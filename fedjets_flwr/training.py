@@ -1,0 +1,134 @@
+"""The local loops of a client. They know tensors and models, not messages."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedjets_flwr.config import Train
+from fedjets_flwr.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
+from fedjets_flwr.wire.vector import FlatModel
+
+Inputs = Callable[[Tensor], Tensor]
+"""Sample indices -> the experts' input batch (augmented images, or cached trunk features)."""
+
+
+def batches(count: int, size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield index batches of ``epochs`` shuffled passes over ``count`` samples; the last of a pass may be smaller."""
+    for _ in range(epochs):
+        yield from torch.randperm(count, generator=generator).split(size)
+
+
+def rate(train: Train, server_round: int, rounds: int) -> float:
+    """Return the experts' learning rate of a round (1-based): constant, or a half cosine that ends near zero."""
+    if train.schedule == "constant":
+        return train.lr
+    return train.lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / rounds))
+
+
+def sgd(model: FlatModel, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.SGD:
+    """Return SGD over the model's one weight vector, with empty momentum."""
+    return torch.optim.SGD([model.weights], lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def train_normal(
+    experts: Sequence[FlatModel],
+    ids: Sequence[int],
+    gate: FlatModel,
+    inputs: Inputs,
+    embedding: Tensor,
+    labels: Tensor,
+    order: Iterator[Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    mix: str,
+    renormalise: bool,
+) -> float:
+    """Train K experts and the gate jointly on the mixture's cross entropy (FedJETs, section 4, normal clients).
+
+    ``optimizers`` are stepped together once a batch. Returns the mean batch loss.
+    """
+    models = [*experts, gate]
+    for model in models:
+        model.module.train()
+    losses = []
+    for rows in order:
+        x = inputs(rows)
+        weights = chosen_weights(scores(gate.module(embedding[rows])), ids, renormalise)
+        logits = torch.stack([expert.module(x) for expert in experts])
+        loss = mixture_loss(logits, weights, labels[rows], mix)
+        _step(loss, models, optimizers)
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def train_anchor(
+    expert: FlatModel,
+    expert_id: int,
+    gate: FlatModel,
+    inputs: Inputs,
+    embedding: Tensor,
+    labels: Tensor,
+    order: Iterator[Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> float:
+    """Train the anchor's expert on its cross entropy and the gate to name that expert: two independent losses.
+
+    Returns the mean batch loss of the expert.
+    """
+    models = [expert, gate]
+    for model in models:
+        model.module.train()
+    losses = []
+    for rows in order:
+        loss = F.cross_entropy(expert.module(inputs(rows)), labels[rows])
+        # The two losses share no weight, so one backward pass of their sum is the two independent ones.
+        _step(loss + anchor_gate_loss(gate.module(embedding[rows]), expert_id), models, optimizers)
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def train_supervised(
+    model: FlatModel,
+    inputs: Inputs,
+    labels: Tensor,
+    order: Iterator[Tensor],
+    optimizer: torch.optim.Optimizer,
+    correct_gradient: Callable[[FlatModel], None] | None = None,
+) -> float:
+    """Train one model on its cross entropy (FedAvg's local loop); return the mean batch loss.
+
+    ``correct_gradient`` may change the gradient vector in place before each step (FedProx, SCAFFOLD).
+    """
+    model.module.train()
+    losses = []
+    for rows in order:
+        loss = F.cross_entropy(model.module(inputs(rows)), labels[rows])
+        model.zero_grad()
+        loss.backward()
+        if correct_gradient is not None:
+            correct_gradient(model)
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def _step(loss: Tensor, models: Sequence[FlatModel], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    for model in models:
+        model.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+@torch.inference_mode()
+def predict(models: Sequence[FlatModel], inputs: Inputs, count: int, batch_size: int = 512) -> Tensor:
+    """Return the models' class probabilities in eval mode, (K, count, C), on the CPU."""
+    for model in models:
+        model.module.eval()
+    parts = []
+    for rows in torch.arange(count).split(batch_size):
+        x = inputs(rows)
+        parts.append(torch.stack([model.module(x).softmax(dim=1) for model in models]).cpu())
+    return torch.cat(parts, dim=1)

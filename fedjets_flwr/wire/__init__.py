@@ -1,0 +1,1 @@
+"""How models and messages travel; the only part of this package that knows Flower."""
