@@ -33,7 +33,7 @@ class Section(BaseModel):
 class Run(Section):
     name: str = Field("", description="folder of the run below output-dir; empty: made from the configuration")
     output_dir: str = Field("", description="where runs are written; empty: `runs/` in the caller's folder")
-    cache_dir: str = Field("", description="embeddings and common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
+    cache_dir: str = Field("", description="embeddings, common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
     rounds: int = Field(40, ge=1, description="federated rounds (T)")
     evaluate_every: int = Field(5, ge=1, description="rounds between evaluations on the unseen clients")
     inspect_every: int = Field(
@@ -44,13 +44,15 @@ class Run(Section):
     seed: int = Field(1, ge=0, description="root of every random draw")
     resume: bool = Field(False, description="go on from the newest good checkpoint of this run")
     threads_per_client: int = Field(1, ge=1, description="torch threads of a client's process")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients compute; auto: a GPU if Ray gave one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where clients compute; auto: the GPU if there is one"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 
 
 class Data(Section):
     name: Literal["digits", "cifar10", "cifar100"] = Field("digits", description="data set")
-    dir: str = Field("", description="folder that holds the data set; empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`")
+    dir: str = Field("", description="folder of the data set; empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`")
     download: bool = Field(True, description="download a missing data set")
     augment: Literal["none", "crop-flip", "crop"] = Field(
         "none", description="training augmentation, drawn per image; only whole experts (`moe.trainable = all`) see it"
@@ -63,8 +65,8 @@ class Partition(Section):
     unseen_clients: int = Field(5, ge=1, description="clients that never train (U)")
     anchors: int = Field(0, ge=0, description="anchor clients; 0: as many as moe.experts")
     labels_per_client: int = Field(4, ge=1, description="labels k of a normal or unseen client (not for dirichlet)")
-    samples_per_client: int = Field(100, ge=0, description="training samples of a client; 0: an equal share of each label")
-    unseen_samples: int = Field(0, ge=0, description="test samples of an unseen client; 0: all test images of its labels")
+    samples_per_client: int = Field(100, ge=0, description="samples of a training client; 0: its share of each label")
+    unseen_samples: int = Field(0, ge=0, description="samples of an unseen client; 0: all test images of its labels")
     alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
 
 
@@ -80,7 +82,7 @@ class Model(Section):
 class CommonExpert(Section):
     path: str = Field("", description="safetensors file of the common expert; empty: train one and cache it")
     embedding: Literal["penultimate", "logits"] = Field("penultimate", description="what the gate reads")
-    target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops at the first crossing on the test split")
+    target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when the test split crosses it")
     max_epochs: int = Field(60, ge=1, description="upper limit of that training")
     lr: float = Field(0.1, gt=0, description="its peak learning rate (one cycle, Nesterov momentum 0.9)")
     batch_size: int = Field(128, ge=1, description="its batch size")

@@ -73,7 +73,7 @@ def read_top_1(probs: Tensor, weights: Tensor) -> Tensor:
 def read_mixture(probs: Tensor, weights: Tensor) -> Tensor:
     """Return the mixture of the K experts by their renormalised gate weights, (n, C)."""
     shares = weights / weights.sum(dim=1, keepdim=True)
-    return (shares.t().unsqueeze(2) * probs).sum(dim=0)
+    return torch.einsum("nk,knc->nc", shares, probs)
 
 
 def read_mean(probs: Tensor, weights: Tensor) -> Tensor:

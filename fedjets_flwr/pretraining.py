@@ -11,19 +11,13 @@ import torch.nn.functional as F
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.augment import AUGMENTATIONS
 from fedjets_flwr.data.clients import open_dataset
-from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import Architecture, build
+from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.common import CommonExpert, accuracy_of, freeze, load_common_expert
+from fedjets_flwr.models.experts import configured_architecture
 from fedjets_flwr.seeds import derive, torch_generator
 
 Progress = Callable[[str], None]
-
-
-def architecture_of(config: Config, dataset: Dataset) -> Architecture:
-    """Return the architecture that ``model.*`` describes for a data set."""
-    m = config.model
-    return Architecture(m.name, m.width, m.norm, m.stem, dataset.shape[0], len(dataset.classes))
 
 
 def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
@@ -38,8 +32,8 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
         have = (expert.architecture.channels, expert.architecture.num_classes)
         if have != (dataset.shape[0], len(dataset.classes)):
             raise FedjetsError(
-                f"common-expert.path = {config.common_expert.path!r}: made for {have[0]} channels and {have[1]} classes,"
-                f" but {dataset.name} has {dataset.shape[0]} and {len(dataset.classes)}"
+                f"common-expert.path = {config.common_expert.path!r}: made for {have[0]} channels and {have[1]}"
+                f" classes, but {dataset.name} has {dataset.shape[0]} and {len(dataset.classes)}"
             )
         return expert
     path = cached_path(config)
@@ -77,7 +71,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
         FedjetsError: the target was not reached in ``common-expert.max-epochs``.
     """
     settings, dataset = config.common_expert, open_dataset(config)
-    architecture = architecture_of(config, dataset)
+    architecture = configured_architecture(config, dataset)
     model = build(architecture, derive(config.run.seed, "common-expert"))
     expert = CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.0)
     generator = torch_generator(config.run.seed, "common-expert-batches")

@@ -107,7 +107,7 @@ def _cifar100(folder: Path, download: bool) -> Dataset:
 
     digests = _provide(CIFAR100, "cifar-100-python", "cifar100", folder, download)
 
-    class Checked(CIFAR100):
+    class Checked(CIFAR100):  # type: ignore[misc]
         """torchvision's loader, told which of the accepted files lie here."""
 
         train_list = [["train", digests["train"]]]
@@ -131,8 +131,8 @@ def _provide(loader: type, base: str, name: str, folder: Path, download: bool) -
     for file in files:
         if not (folder / file).is_file():
             raise FedjetsError(
-                f"data.dir = {str(folder)!r}: {file} is missing; set data.dir (or FEDJETS_DATA) to the folder that holds"
-                f" {base}/, or data.download to true, or use data.name = 'digits', which needs no download"
+                f"data.dir = {str(folder)!r}: {file} is missing; set data.dir (or FEDJETS_DATA) to the folder"
+                f" that holds {base}/, or data.download to true, or use data.name = 'digits', which needs no download"
             )
         digest = hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest()
         if digest not in _MD5[file]:

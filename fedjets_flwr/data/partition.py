@@ -48,8 +48,8 @@ def make_split(config: Config, train_labels: np.ndarray, test_labels: np.ndarray
     for client, indices in enumerate(samples):
         if len(indices) == 0:
             raise FedjetsError(
-                f"partition.samples-per-client = {config.partition.samples_per_client}: client {client} holds no sample;"
-                " raise it or lower partition.clients"
+                f"partition.samples-per-client = {config.partition.samples_per_client}: client {client} holds no"
+                " sample; raise it or lower partition.clients"
             )
     return Split(tuple(samples), config.num_anchors, config.partition.clients)
 
@@ -102,8 +102,8 @@ def _by_combination(
     free = math.comb(len(units), per_client) - len(held_by_anchors)
     if part.unseen_clients >= free:
         raise FedjetsError(
-            f"partition.unseen-clients = {part.unseen_clients}: only {free} label combinations are free of anchors and some"
-            " must be left for training; lower it or change partition.labels-per-client"
+            f"partition.unseen-clients = {part.unseen_clients}: only {free} label combinations are free of anchors and"
+            " some must be left for training; lower it or change partition.labels-per-client"
         )
     reserved: list[Labels] = []
     while len(reserved) < part.unseen_clients:

@@ -85,7 +85,9 @@ def _cifar_resnet(blocks: int) -> Callable[[Architecture], nn.Sequential]:
     def make(a: Architecture) -> nn.Sequential:
         widths = (a.width, 2 * a.width, 4 * a.width)
         stem = nn.Sequential(
-            OrderedDict(conv1=nn.Conv2d(a.channels, a.width, 3, 1, 1, bias=False), bn1=_norm(a.norm, a.width), relu=nn.ReLU())
+            OrderedDict(
+                conv1=nn.Conv2d(a.channels, a.width, 3, 1, 1, bias=False), bn1=_norm(a.norm, a.width), relu=nn.ReLU()
+            )
         )
         stages: list[tuple[str, nn.Module]] = [("stem", stem)]
         inputs = a.width

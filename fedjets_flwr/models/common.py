@@ -122,8 +122,6 @@ def _join(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-
-
 @torch.inference_mode()
 def accuracy_of(expert: CommonExpert, pixels: Tensor, labels: Tensor, batch_size: int = 1000) -> float:
     """Return the share of right answers on uint8 pixels."""

@@ -1,0 +1,33 @@
+# `make run` and `make test` work on a fresh clone with Python 3.11+ and pip alone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+
+.PHONY: setup run test test-slow lint bench
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev,tensorboard]'
+	touch $@
+
+run: setup
+	$(BIN)/fedjets run
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks

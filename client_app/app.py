@@ -1,0 +1,90 @@
+"""The ClientApp: one handler per message type; a client that fails reports its own error and harms no other."""
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+
+import ray
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client_app.local import Train, algorithms
+from client_app.measure import evaluate, inspect, prepare, route
+from client_app.site import Site, common_expert_path, open_site
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.wire.messages import Answer, Job, Request, decode_request, encode_reply
+
+app = ClientApp()
+log = logging.getLogger("flwr")
+
+
+@lru_cache(maxsize=1)
+def _config(items: tuple[tuple[str, Scalar], ...]) -> Config:
+    return Config.from_flat(dict(items))
+
+
+def config_of(context: Context) -> Config:
+    """Return the settings of the run, built once per process."""
+    return _config(tuple(sorted(context.run_config.items())))
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Say which clients this node can run, and whether it holds the common expert."""
+    digest = str(message.content.config_records["request"]["common-expert"])
+    simulated = ray.is_initialized()
+    client = context.node_config.get("client-id", context.node_config.get("partition-id"))
+    if client is None and not simulated:
+        raise FedjetsError("--node-config: give this SuperNode its client-id, e.g. 'client-id=3'")
+    host = ConfigRecord(
+        {
+            "any-client": simulated,
+            "clients": [] if simulated else [int(client)],  # type: ignore[arg-type]
+            "has-common-expert": bool(digest) and common_expert_path(config_of(context), digest).is_file(),
+        }
+    )
+    return Message(RecordDict({"host": host}), reply_to=message)
+
+
+def _serve(work: Train) -> Callable[[Message, Context], Message]:
+    """Return a handler that runs ``work`` for each client of the message."""
+
+    def handle(message: Message, context: Context) -> Message:
+        request = decode_request(message.content)
+        config = config_of(context)
+        site = _open(config, request.facts["common-expert"], message)
+        answers = (_answer(work, site, request, job) for job in request.jobs)
+        # Each answer is encoded before the next client overwrites the site's models.
+        return Message(encode_reply(answers), reply_to=message)
+
+    return handle
+
+
+def _answer(work: Train, site: Site, request: Request, job: Job) -> Answer:
+    try:
+        vectors, numbers = work(site, job, request.server_round, request.vectors)
+        return Answer(job.client, vectors, numbers)
+    except Exception as error:  # one client's failure must not take its node's other clients along
+        log.exception("client %d failed", job.client)
+        return Answer(job.client, {}, {}, error=f"{type(error).__name__}: {error}")
+
+
+def _open(config: Config, digest: str, message: Message) -> Site:
+    if (record := message.content.config_records.get("common-expert")) is not None:
+        path = common_expert_path(config, digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = record["safetensors"]
+        assert isinstance(data, bytes)
+        temporary = path.with_name(f".{path.name}.{message.metadata.message_id}")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    return open_site(config, digest)
+
+
+app.query("prepare")(_serve(prepare))
+app.query("route")(_serve(route))
+app.query("inspect")(_serve(inspect))
+app.evaluate()(_serve(evaluate))
+for _name, _train in algorithms().items():
+    app.train(_name)(_serve(_train))

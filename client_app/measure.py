@@ -1,0 +1,66 @@
+"""What clients compute without training: embeddings, expert choice, evaluation."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from client_app.site import Local, Site
+from fedjets_flwr.evaluation import count_answers, count_inspection, gate_facts, right_answers
+from fedjets_flwr.gating import chosen_weights, scores, top_k_experts
+from fedjets_flwr.training import predict
+from fedjets_flwr.wire.messages import Job, Number
+
+Result = tuple[dict[str, Tensor], dict[str, Number]]
+
+
+def prepare(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
+    """Embed the client's data; report its size and, of an unseen client, the controls' right answers."""
+    local = site.local(job.client)
+    numbers: dict[str, Number] = {"num-examples": len(local), "computed": int(local.computed)}
+    if not local.data.training:
+        numbers["common-right"] = right_answers(local.embedded.logits.softmax(1), local.data.images.labels)
+    return {}, numbers
+
+
+def route(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
+    """Choose the client's K experts by the gate it was sent."""
+    sample_scores = _scores(site, site.local(job.client), vectors)
+    return {}, {"experts": list(top_k_experts(sample_scores, site.config.moe.top_k))}
+
+
+def evaluate(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
+    """Answer every sample with the experts that the client received; labels only score."""
+    local = site.local(job.client)
+    ids, probs = _predict(site, local, job, vectors)
+    if "gate" in job.vectors:
+        sample_scores = _scores(site, local, vectors)
+    else:
+        sample_scores = torch.full((len(local), max(ids) + 1), 1 / (max(ids) + 1))
+    numbers: dict[str, Number] = {"num-examples": len(local), **gate_facts(sample_scores)}
+    weights = chosen_weights(sample_scores, ids, renormalise=False)
+    return {}, numbers | count_answers(probs, weights, ids, local.data.images.labels, len(site.dataset.classes))
+
+
+def inspect(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
+    """Count every expert's right answers by class: a diagnostic, not a part of any method."""
+    local = site.local(job.client)
+    _, probs = _predict(site, local, job, vectors)
+    return {}, {"right": count_inspection(probs, local.data.images.labels, len(site.dataset.classes))}
+
+
+def _predict(site: Site, local: Local, job: Job, vectors: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
+    ids = [int(name.removeprefix("expert.")) for name in job.vectors if name.startswith("expert.")]
+    experts = site.experts([vectors[f"expert.{m}"] for m in ids])
+    return ids, predict(experts, site.inputs(local), len(local))
+
+
+def _scores(site: Site, local: Local, vectors: Mapping[str, Tensor]) -> Tensor:
+    """Return the gate's scores of all samples, (n, M), on the CPU."""
+    if site.config.gate.mode == "oracle":
+        return torch.nn.functional.one_hot(
+            site.expert_of_label[local.data.images.labels], site.config.moe.experts
+        ).float()
+    gate = site.gate(vectors["gate"], site.config.moe.experts)
+    with torch.inference_mode():
+        return scores(gate.module(local.embedding)).cpu()

@@ -1,0 +1,126 @@
+"""What a client's process keeps between messages: settings, common expert, models, data and embeddings.
+
+In a simulation an actor lives for the whole run and serves many clients; deployed, a process serves one message. Both
+read the same disk cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedjets_flwr.config import Config
+from fedjets_flwr.data.augment import AUGMENTATIONS
+from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
+from fedjets_flwr.embedding import Embedded, embed
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.common import CommonExpert, load_common_expert
+from fedjets_flwr.models.experts import build_configured_gate, build_expert
+from fedjets_flwr.training import Inputs
+from fedjets_flwr.wire.vector import FlatModel
+
+
+@dataclass(frozen=True)
+class Local:
+    """One client's data on this site's device."""
+
+    data: ClientData
+    embedded: Embedded
+    embedding: Tensor
+    labels: Tensor
+    computed: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Site:
+    """Everything that a process needs to serve clients of one run."""
+
+    def __init__(self, config: Config, common: CommonExpert) -> None:
+        torch.set_num_threads(config.run.threads_per_client)
+        self.config, self.common = config, common
+        wanted = config.run.device
+        self.device = torch.device(
+            "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+        )
+        self.dataset = open_dataset(config)
+        self._experts: list[FlatModel] = []
+        self._gates: dict[int, FlatModel] = {}
+        self._locals: dict[int, Local] = {}
+
+    def experts(self, vectors: Sequence[Tensor]) -> list[FlatModel]:
+        """Return models that hold ``vectors``; the same objects are overwritten at each call."""
+        while len(self._experts) < len(vectors):
+            module = build_expert(self.config, self.common, self.dataset, 0, "random")
+            self._experts.append(FlatModel(module.to(self.device)))
+        chosen = self._experts[: len(vectors)]
+        for model, vector in zip(chosen, vectors, strict=True):
+            model.load(vector)
+        return chosen
+
+    def gate(self, vector: Tensor, experts: int) -> FlatModel:
+        """Return the gate over ``experts`` experts that holds ``vector``."""
+        if experts not in self._gates:
+            module = build_configured_gate(self.config, self.common, experts)
+            self._gates[experts] = FlatModel(module.to(self.device))
+        self._gates[experts].load(vector)
+        return self._gates[experts]
+
+    def local(self, client: int) -> Local:
+        """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""
+        if client not in self._locals:
+            c = self.config
+            data = open_client(c, client)
+            embedded, computed = embed(
+                self.common, data.images.pixels, c.common_expert.embedding, c.moe.trainable, c.cache_dir, self.device
+            )
+            self._locals[client] = Local(
+                data, embedded, embedded.embedding.to(self.device), data.images.labels.to(self.device), computed
+            )
+        return self._locals[client]
+
+    def inputs(self, local: Local, generator: torch.Generator | None = None) -> Inputs:
+        """Return how to get the experts' input batch; a generator turns training augmentation on."""
+        if local.embedded.features is not None:
+            features = local.embedded.features.to(self.device)
+            return lambda rows: features[rows]
+        pixels = local.data.images.pixels.to(self.device)
+        augment = AUGMENTATIONS[self.config.data.augment if generator is not None else "none"]
+        draw = generator if generator is not None else torch.Generator()
+        return lambda rows: self.common.normalise(augment(pixels[rows], draw))
+
+    @cached_property
+    def expert_of_label(self) -> Tensor:
+        """The expert whose anchor holds most samples of a label, (C,); only a simulation can know it."""
+        split = open_split(self.config)
+        held = torch.stack(
+            [
+                torch.bincount(open_client(self.config, m).images.labels, minlength=len(self.dataset.classes))
+                for m in range(split.anchors)
+            ]
+        )
+        return held.argmax(dim=0)
+
+
+def common_expert_path(config: Config, digest: str) -> Path:
+    """Return where a site keeps a common expert that it was sent."""
+    if not digest.isalnum():
+        raise FedjetsError("the server sent a malformed digest of the common expert")
+    return config.cache_dir / "common-experts" / f"{digest}.safetensors"
+
+
+@lru_cache(maxsize=1)
+def open_site(config: Config, digest: str) -> Site:
+    """Return this process's site for a run.
+
+    Raises:
+        FedjetsError: the common expert was never sent here, or is another one.
+    """
+    common = load_common_expert(common_expert_path(config, digest))
+    if common.digest != digest:
+        raise FedjetsError(f"{common_expert_path(config, digest)}: damaged; delete it and run again")
+    return Site(config, common)

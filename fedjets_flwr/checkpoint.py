@@ -1,0 +1,114 @@
+"""Checkpoints: vectors as safetensors, facts as JSON inside the same file, written in one step, the last n kept.
+
+A file's name carries the SHA-256 of its bytes, so a truncated or altered one is known before it is read.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from fedjets_flwr.config import Config
+from fedjets_flwr.errors import FedjetsError
+
+log = logging.getLogger("flwr")
+
+_NAME = re.compile(r"round-(\d{6})-([0-9a-f]{64})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a round."""
+
+    server_round: int
+    vectors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, config.run_dir / "checkpoints"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (config.run_dir / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FedjetsError(f"{config.run_dir}: another run writes there; stop it, or set run.name") from None
+        self._best = -1.0
+
+    def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
+        """Write the state if the round is due, or if it is the best so far on the unseen clients."""
+        accuracy = record.get("evaluation", {}).get("accuracy", -1.0)
+        better = accuracy > self._best
+        self._best = max(self._best, accuracy)
+        due = last or server_round % self.config.run.checkpoint_every == 0
+        if not (better or due):
+            return
+        facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
+        facts |= {"best": self._best}
+        data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
+        if due:
+            name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+            self._write(self.folder / name, data)
+            for _, old in self._files()[self.config.run.keep_checkpoints :]:
+                old.unlink(missing_ok=True)
+        if better:
+            self._write(self.folder / "best.safetensors", data)
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint whose bytes are whole, or None.
+
+        Raises:
+            FedjetsError: it is of another configuration.
+        """
+        for server_round, path in self._files():
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() not in path.name:
+                log.warning("%s is damaged; using the one before it", path)
+                continue
+            facts = self._facts(data)
+            self._same_run(facts)
+            self._best = facts["best"]
+            return Checkpoint(server_round, safetensors.torch.load(data), facts)
+        return None
+
+    def _files(self) -> list[tuple[int, Path]]:
+        found = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+    @staticmethod
+    def _facts(data: bytes) -> dict[str, Any]:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        facts: dict[str, Any] = json.loads(header["__metadata__"]["facts"])
+        return facts
+
+    def _same_run(self, facts: Mapping[str, Any]) -> None:
+        if facts["identity"] == self.config.identity():
+            return
+        mine, theirs = self.config.flat(), facts["settings"]
+        differ = [f"{k} ({theirs.get(k)!r} -> {v!r})" for k, v in mine.items() if theirs.get(k) != v]
+        raise FedjetsError(
+            f"run.resume: the checkpoint in {self.folder} is of another configuration: {', '.join(differ)};"
+            " set them back, or start afresh under another run.name"
+        )
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)

@@ -1,0 +1,46 @@
+"""What an expert is: a whole model, or a tail over the common expert's frozen trunk."""
+
+import copy
+
+from torch import nn
+
+from fedjets_flwr.config import Config
+from fedjets_flwr.data.datasets import Dataset
+from fedjets_flwr.models.architectures import Architecture, build, tail_start
+from fedjets_flwr.models.common import CommonExpert
+from fedjets_flwr.models.gate import build_gate
+from fedjets_flwr.seeds import derive
+
+
+def configured_architecture(config: Config, dataset: Dataset) -> Architecture:
+    """Return the architecture that ``model.*`` describes for a data set."""
+    m = config.model
+    return Architecture(m.name, m.width, m.norm, m.stem, dataset.shape[0], len(dataset.classes))
+
+
+def build_expert(config: Config, common: CommonExpert, dataset: Dataset, expert: int, init: str) -> nn.Sequential:
+    """Return expert ``expert`` at its start, trainable.
+
+    Args:
+        config: ``moe.trainable`` says which part of the model an expert is; a part, or a start ``common``, takes the
+            common expert's architecture.
+        common: the common expert.
+        dataset: shapes of a model of its own.
+        expert: its id; decides its random draw.
+        init: ``random`` or ``common``.
+    """
+    if init == "common":
+        model = copy.deepcopy(common.model).requires_grad_(True)
+    else:
+        own = config.moe.trainable == "all"
+        architecture = configured_architecture(config, dataset) if own else common.architecture
+        model = build(architecture, derive(config.run.seed, "expert", expert))
+    return model[tail_start(model, config.moe.trainable) :]
+
+
+def build_configured_gate(config: Config, common: CommonExpert, experts: int) -> nn.Sequential:
+    """Return the gate at its start."""
+    head = common.model[-1]
+    assert isinstance(head, nn.Linear)
+    inputs = head.out_features if config.common_expert.embedding == "logits" else head.in_features
+    return build_gate(inputs, config.gate.hidden, experts, derive(config.run.seed, "gate"))

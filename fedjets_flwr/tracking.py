@@ -1,0 +1,162 @@
+"""Results on disk: ``config.json``, ``metrics.jsonl`` (one object a round), ``summary.json``, TensorBoard events."""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedjets_flwr.config import Config
+
+log = logging.getLogger("flwr")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON in one step; refuses NaN."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of ``metrics.jsonl``; a half-written last line is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class Sink(Protocol):
+    """Anything that wants scalars by round (TensorBoard, or a tracker of your own)."""
+
+    def log(self, server_round: int, scalars: Mapping[str, float]) -> None:
+        """Take the scalars of a round."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoard:
+    """Scalars as TensorBoard events below ``<run>/tensorboard``."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard")
+
+    def log(self, server_round: int, scalars: Mapping[str, float]) -> None:
+        """Write the scalars of a round."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, server_round)
+
+    def close(self) -> None:
+        """Flush the events."""
+        self._writer.close()
+
+
+class Tracker:
+    """Writes a run's folder."""
+
+    def __init__(self, config: Config) -> None:
+        self.folder, self.config = config.run_dir, config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        write_json(self.folder / "config.json", config.flat())
+        self._sinks: list[Sink] = [TensorBoard(self.folder)] if config.run.tensorboard else []
+        self.prepared: dict[str, Any] = {}
+
+    def cut_back(self, server_round: int) -> None:
+        """Keep only the records up to a round: what a checkpoint does not hold never happened."""
+        kept = [record for record in read_metrics(self.folder) if record["round"] <= server_round]
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+        temporary = self.folder / f".metrics.jsonl.{os.getpid()}"
+        temporary.write_text(text)
+        temporary.replace(self.folder / "metrics.jsonl")
+
+    def say(self, text: str) -> None:
+        """Tell a reader of the log, and a watching launcher, what goes on before round 1."""
+        log.info("%s", text)
+        write_json(self.folder / "progress.json", {"text": text})
+
+    def set_controls(self, controls: Mapping[str, float], per_client: Mapping[int, float], computed: int) -> None:
+        """Keep what does not change over the rounds."""
+        self.prepared = {
+            "common_expert_accuracy": controls["common_expert"],
+            "common_expert_per_client": {str(k): v for k, v in per_client.items()},
+            "controls": dict(controls),
+            "embeddings_computed": computed,
+        }
+        write_json(self.folder / "prepared.json", self.prepared)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one round."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scalars = {"loss": record["loss"]} | {f"seconds/{k}": v for k, v in record["seconds"].items()}
+        if "evaluation" in record:
+            scalars |= {k: record["evaluation"][k] for k in ("accuracy", "gate_entropy")}
+        for sink in self._sinks:
+            sink.log(record["round"], scalars)
+
+    def finish(self, status: str, digest: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Write and return ``summary.json``."""
+        records, c = read_metrics(self.folder), self.config
+        evaluations = [(r["round"], r["evaluation"]) for r in records if "evaluation" in r]
+        inspections = [r["inspection"] for r in records if "inspection" in r]
+        seconds: dict[str, float] = {}
+        for record in records:
+            for name, value in record["seconds"].items():
+                seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+        last = evaluations[-1][1]
+        best_round, best = max(evaluations, key=lambda e: e[1]["accuracy"])
+        summary = {
+            "status": status,
+            "strategy": c.strategy.name,
+            "dataset": c.data.name,
+            "seed": c.run.seed,
+            "rounds": len(records),
+            **self.prepared,
+            "accuracy": last["accuracy"],
+            "best_accuracy": best["accuracy"],
+            "best_round": best_round,
+            "per_client_accuracy": last["per_client_accuracy"],
+            "readings": last["readings"],
+            "chosen": last["chosen"],
+            "routing": inspections[-1]["routing"] | {"expert_load": last["expert_load"]},
+            "gate_entropy": last["gate_entropy"],
+            "gate_collapsed": last["collapsed"],
+            "expert_class_accuracy": inspections[-1]["expert_class_accuracy"],
+            "bytes_down": sum(r["bytes_down"] for r in records),
+            "bytes_up": sum(r["bytes_up"] for r in records),
+            "wire_bytes": sum(r["wire_bytes"] for r in records),
+            "failures": sum(len(r["failures"]) for r in records),
+            "seconds": seconds,
+            "weights_hash": digest,
+            "versions": {name: version(name) for name in ("flwr", "torch", "torchvision", "numpy", "ray")}
+            | {"python": platform.python_version()},
+            **extra,
+        }
+        write_json(self.folder / "summary.json", finite(summary))
+        for sink in self._sinks:
+            sink.close()
+        return summary
+
+
+def finite(value: Any) -> Any:
+    """Return the value with every NaN and infinity as None, since JSON has neither."""
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value

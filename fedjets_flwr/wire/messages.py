@@ -1,0 +1,168 @@
+"""The message schema: what the server asks of clients and what they answer.
+
+One Flower message carries the jobs of all clients that one SuperNode runs in an exchange. Vectors that several of them
+need travel once. Everything is keyed by client id, never by Flower's random node id.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.wire.transport import decode, encode
+
+VERSION = 1
+Number = int | float | list[int] | list[float]
+
+
+class BadReply(FedjetsError):
+    """A reply that must not be used; its text is the reason."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one client is asked in one exchange.
+
+    Attributes:
+        client: client id.
+        vectors: names of the vectors that it receives, e.g. ``expert.3`` and ``gate``.
+        returns: names of the vectors that its answer must hold.
+        numbers: small integers of the method, by name.
+        cost: expected work in any unit; the longest job is handed out first.
+    """
+
+    client: int
+    vectors: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decoded request as a client's process sees it."""
+
+    server_round: int
+    facts: Mapping[str, str]
+    jobs: tuple[Job, ...]
+    vectors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one client answered: its vectors, its numbers, or why it could not."""
+
+    client: int
+    vectors: Mapping[str, Tensor]
+    numbers: Mapping[str, Number]
+    error: str = ""
+    bytes_up: int = 0
+
+    def integers(self, name: str, length: int | None = None) -> list[int]:
+        """Return a list of integers of the answer, of a given length.
+
+        Raises:
+            BadReply: missing, not integers, or of another length.
+        """
+        value = self.numbers.get(name)
+        if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
+            raise BadReply(f"{name}: expected integers")
+        if length is not None and len(value) != length:
+            raise BadReply(f"{name}: expected {length} values, got {len(value)}")
+        return [int(v) for v in value]
+
+    def number(self, name: str) -> float:
+        """Return a finite number of the answer.
+
+        Raises:
+            BadReply: missing or not finite.
+        """
+        value = self.numbers.get(name)
+        if not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+            raise BadReply(f"{name}: expected a finite number")
+        return value
+
+
+def encode_request(
+    server_round: int, facts: Mapping[str, str], jobs: Iterable[Job], vectors: Mapping[str, Tensor]
+) -> RecordDict:
+    """Return the content of a message that carries ``jobs`` and the vectors that they name, each one once."""
+    jobs = list(jobs)
+    content = RecordDict(
+        {
+            "request": ConfigRecord(
+                {"version": VERSION, "round": server_round, "clients": [job.client for job in jobs], **facts}
+            )
+        }
+    )
+    for job in jobs:
+        content[f"client.{job.client}"] = ConfigRecord({"vectors": list(job.vectors), **job.numbers})
+    names = sorted({name for job in jobs for name in job.vectors})
+    content["vectors"] = ArrayRecord({name: encode(vectors[name]) for name in names})
+    return content
+
+
+def decode_request(content: RecordDict) -> Request:
+    """Return what a message asks.
+
+    Raises:
+        FedjetsError: the server speaks another version.
+    """
+    head = dict(content.config_records["request"])
+    if head.pop("version") != VERSION:
+        raise FedjetsError("the server speaks another version of the message schema; install the same release")
+    server_round, clients = int(head.pop("round")), head.pop("clients")  # type: ignore[arg-type]
+    jobs = []
+    for client in map(int, clients):  # type: ignore[arg-type]
+        record = dict(content.config_records[f"client.{client}"])
+        names = tuple(str(name) for name in record.pop("vectors"))  # type: ignore[union-attr]
+        jobs.append(Job(client, names, numbers={k: int(v) for k, v in record.items()}))  # type: ignore[arg-type]
+    vectors = {name: decode(array) for name, array in content.array_records["vectors"].items()}
+    return Request(server_round, {k: str(v) for k, v in head.items()}, tuple(jobs), vectors)
+
+
+def encode_reply(answers: Iterable[Answer]) -> RecordDict:
+    """Return the content of a message that carries the answers of all clients of one SuperNode."""
+    content = RecordDict({"reply": ConfigRecord({"version": VERSION})})
+    arrays = ArrayRecord()
+    for answer in answers:
+        content[f"client.{answer.client}"] = MetricRecord(dict(answer.numbers))
+        if answer.error:
+            content[f"error.{answer.client}"] = ConfigRecord({"reason": answer.error})
+        for name, vector in answer.vectors.items():
+            arrays[f"{answer.client}/{name}"] = encode(vector)
+    content["vectors"] = arrays
+    return content
+
+
+def decode_answer(content: RecordDict, client: int, expected: Mapping[str, int]) -> Answer:
+    """Return one client's answer out of a reply; other clients' parts stay undecoded.
+
+    Args:
+        content: a reply, data from outside.
+        client: whose answer.
+        expected: the vectors that must be there, with their sizes.
+
+    Raises:
+        BadReply: the reason why it must not be used.
+    """
+    head = content.config_records.get("reply", ConfigRecord())
+    if head.get("version") != VERSION:
+        raise BadReply("another version of the message schema")
+    if (failed := content.config_records.get(f"error.{client}")) is not None:
+        return Answer(client, {}, {}, error=str(failed.get("reason", "no reason"))[:2000] or "no reason")
+    numbers = content.metric_records.get(f"client.{client}")
+    if numbers is None:
+        raise BadReply("no answer of this client in its node's reply")
+    arrays = content.array_records.get("vectors", ArrayRecord())
+    vectors = {}
+    for name, size in expected.items():
+        array = arrays.get(f"{client}/{name}")
+        if array is None:
+            raise BadReply(f"{name} is missing")
+        if array.dtype != "float32" or len(array.data) != 4 * size:
+            raise BadReply(f"{name} has {len(array.data)} bytes of {array.dtype}, not {size} floats")
+        vectors[name] = decode(array)
+    return Answer(client, vectors, dict(numbers), bytes_up=sum(4 * size for size in expected.values()))

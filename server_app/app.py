@@ -1,0 +1,56 @@
+"""The ServerApp: settings -> common expert -> method -> rounds -> results."""
+
+import logging
+import os
+import traceback
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedjets_flwr.aggregation import weights_hash
+from fedjets_flwr.checkpoint import Checkpoints
+from fedjets_flwr.config import Config
+from fedjets_flwr.data.clients import open_dataset, open_split
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.pretraining import provide_common_expert
+from fedjets_flwr.report import draw_plots
+from fedjets_flwr.tracking import Tracker, write_json
+from strategies import method
+
+app = ServerApp()
+log = logging.getLogger("flwr")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the method that the settings name; anything that fails ends the Flower run as failed."""
+    config = Config.from_flat(context.run_config)
+    try:
+        run(grid, config)
+    except Exception as error:
+        # Flower tells only that a run failed; the launcher reads the reason here.
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        reason = str(error) if isinstance(error, FedjetsError) else traceback.format_exc()
+        write_json(config.run_dir / "error.json", {"reason": reason, "expected": isinstance(error, FedjetsError)})
+        raise
+
+
+def run(grid: Grid, config: Config) -> None:
+    """Run all rounds and write the run folder."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    wanted = method(config.strategy.name)
+    checkpoints, tracker = Checkpoints(config), Tracker(config)
+    (config.run_dir / "error.json").unlink(missing_ok=True)
+    dataset = open_dataset(config)
+    open_split(config)
+    common = provide_common_expert(config, lambda text: tracker.say(text))
+    strategy = wanted(config, common, dataset, tracker, checkpoints)
+    strategy.summary()
+    strategy.start(grid)
+    summary = tracker.finish("completed", weights_hash(strategy.vectors), strategy.facts())
+    plots = draw_plots(config.run_dir)
+    log.info(
+        "unseen clients: accuracy %.4f (common expert %.4f); results in %s, %d plots",
+        summary["accuracy"], summary["common_expert_accuracy"], config.run_dir, len(plots),
+    )  # fmt: skip

@@ -1,0 +1,74 @@
+"""FedJETs (arXiv 2306.08586, Algorithm 1): the gate picks K of M experts for each client before it trains.
+
+A round takes two exchanges with the normal clients: the gate goes out and the ids of the chosen experts come back; then
+exactly those experts go out and come back trained. Anchors are bound to one expert and skip the first.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedjets_flwr.models.experts import build_configured_gate
+from fedjets_flwr.wire.messages import BadReply, Job
+from fedjets_flwr.wire.vector import FlatModel
+from strategies.base import Method
+
+
+class FedJets(Method):
+    """Gate-driven expert dispatch with per-expert averaging."""
+
+    local = "moe"
+    read_out = "top-1"
+    sampling = "anchored"
+
+    @property
+    def num_experts(self) -> int:
+        """M."""
+        return self.config.moe.experts
+
+    def initial_vectors(self) -> dict[str, Tensor]:
+        """Return M experts, and a gate at its random start."""
+        gate = FlatModel(build_configured_gate(self.config, self.common, self.num_experts))
+        self.exchange.sizes["gate"] = gate.layout.size
+        self.exchange.facts["gate-layout"] = gate.layout.digest
+        return super().initial_vectors() | {"gate": gate.vector}
+
+    def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+        """Give anchors their expert and normal clients the K that the gate chooses."""
+        trained = ("gate",) if self.config.gate.mode == "learned" else ()
+        chosen: dict[int, tuple[int, ...]] = {m: (m,) for m in anchors}
+        chosen |= self.choose(server_round, normals)
+        jobs = []
+        for client, experts in chosen.items():
+            names = tuple(f"expert.{m}" for m in experts)
+            numbers = {"anchor": client} if client in anchors else {}
+            cost = self.samples[client] * len(experts)
+            jobs.append(Job(client, (*names, "gate"), (*names, *trained), numbers, cost))
+        return jobs
+
+    def choose(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        """Ask clients which experts the current gate picks for their data; a client that fails is left out."""
+        jobs = [Job(client, ("gate",), cost=self.samples[client]) for client in clients]
+        chosen = {}
+        with self.clock("select"):
+            for answer in self.exchange.ask("query.route", server_round, jobs, self.vectors):
+                try:
+                    experts = answer.integers("experts", self.config.moe.top_k)
+                    if len(set(experts)) != len(experts) or not all(0 <= m < self.num_experts for m in experts):
+                        raise BadReply(f"experts {experts}: not {self.config.moe.top_k} different ids of experts")
+                except BadReply as error:
+                    self.exchange.reject(answer.client, str(error))
+                    continue
+                chosen[answer.client] = tuple(experts)
+        self.note_failures()
+        return chosen
+
+    def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """Return the K experts of each unseen client, and the gate that picks among them for each sample."""
+        return {
+            client: (*(f"expert.{m}" for m in experts), "gate")
+            for client, experts in self.choose(server_round, clients).items()
+        }
+
+
+METHOD = FedJets
