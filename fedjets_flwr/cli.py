@@ -1,5 +1,6 @@
 """The ``fedjets`` command."""
 
+import signal
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from fedjets_flwr.config import Config, Scalar, settings
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.tracking import facts_of
 
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
@@ -97,6 +99,8 @@ def run(
             console.print("stopping the Flower run")
             launched.stop()
             raise
+        finally:
+            launched.keep_log(c.run_dir / "run.log")
         summary = launched.outcome()
     _print_summary(summary, c.run_dir)
 
@@ -126,18 +130,11 @@ def _follow(launched: Any, config: Config) -> None:
                     console.print(text)
                 said = text
             if len(records) > shown:
-                facts = _facts(records)
+                facts = facts_of(records)
                 progress.update(task, description="round", completed=records[-1]["round"], facts=facts)
                 if not console.is_terminal and any("evaluation" in r for r in records[shown:]):
                     console.print(f"round {records[-1]['round']}/{config.run.rounds} {facts}")
                 shown = len(records)
-
-
-def _facts(records: list[dict[str, Any]]) -> str:
-    loss = records[-1]["loss"]
-    facts = f"loss {loss:.3f}" if loss is not None else "loss -"
-    evaluations = [r["evaluation"] for r in records if "evaluation" in r]
-    return facts + (f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else "")
 
 
 def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
@@ -242,6 +239,7 @@ def show_settings(
 
 def main() -> None:
     """Run the command; every expected error is one line and exit code 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     try:
         cli(standalone_mode=True)
     except FedjetsError as error:

@@ -110,7 +110,7 @@ class Gate(Section):
         "learned", description="random: frozen at its start; oracle: reads labels, an upper bound"
     )
     hidden: int = Field(128, ge=1, description="hidden units of the gate")
-    lr: float = Field(0.1, ge=0, description="learning rate of the gate (plain SGD)")
+    lr: float = Field(0.5, ge=0, description="learning rate of the gate (plain SGD)")
 
 
 class Train(Section):

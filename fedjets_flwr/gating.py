@@ -73,7 +73,8 @@ def read_top_1(probs: Tensor, weights: Tensor) -> Tensor:
 def read_mixture(probs: Tensor, weights: Tensor) -> Tensor:
     """Return the mixture of the K experts by their renormalised gate weights, (n, C)."""
     shares = weights / weights.sum(dim=1, keepdim=True)
-    return torch.einsum("nk,knc->nc", shares, probs)
+    mixed: Tensor = torch.einsum("nk,knc->nc", shares, probs)
+    return mixed
 
 
 def read_mean(probs: Tensor, weights: Tensor) -> Tensor:

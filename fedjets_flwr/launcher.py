@@ -104,8 +104,13 @@ class Launched:
         error = self.config.run_dir / "error.json"
         if error.is_file():
             raise FedjetsError(json.loads(error.read_text())["reason"])
-        log = self.config.run_dir / "flower.log"
-        raise FedjetsError(f"the run ended as {status} {details}; Flower's log: {log}")
+        log = self.config.run_dir / "run.log"
+        raise FedjetsError(f"the run ended as {status} {details}; its log: {log}")
+
+    def keep_log(self, path: Path) -> None:
+        """Write what server and clients logged to a file of the run folder."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            path.write_text(self._flwr.call("log", self.run_id, "own", "--show").stdout)
 
     def stop(self) -> None:
         """Ask Flower to stop the run."""
@@ -188,16 +193,20 @@ class LocalFlower:
         )  # fmt: skip
         return Launched(config, self, str(reply["run-id"]))
 
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``flwr`` against this SuperLink."""
+        command = ["flwr", *arguments]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=120, cwd=self._home, check=False
+        )
+
     def cli(self, *arguments: str) -> dict[str, Any]:
         """Run ``flwr`` and return its JSON.
 
         Raises:
             FedjetsError: it failed.
         """
-        done = subprocess.run(
-            ["flwr", *arguments], env=self.environment, capture_output=True, text=True, timeout=120, cwd=self._home,
-            check=False,
-        )  # fmt: skip
+        done = self.call(*arguments)
         try:
             reply: dict[str, Any] = json.loads(done.stdout)
         except json.JSONDecodeError:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the newest loss and accuracy of some records for a reader."""
+    loss = records[-1]["loss"]
+    facts = f"loss {loss:.3f}" if loss is not None else "loss -"
+    evaluations = [r["evaluation"] for r in records if "evaluation" in r]
+    return facts + (f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else "")
 
 
 class Sink(Protocol):

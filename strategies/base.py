@@ -8,7 +8,7 @@ A method says who trains what (:meth:`Method.plan`), how answers are merged, and
 import logging
 import time
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -27,7 +27,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import PRIORS, READINGS, ClientResult, routing, summarise
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.models.experts import build_expert
-from fedjets_flwr.tracking import Tracker
+from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
@@ -59,7 +59,7 @@ class Method(Strategy):
         self.exchange: Exchange
         self.vectors: dict[str, Tensor] = {}
         self.samples: dict[int, int] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
         self.cohort: tuple[list[int], list[int]] = ([], [])
 
@@ -174,7 +174,7 @@ class Method(Strategy):
         self._prepare()
         for server_round in range(first, c.run.rounds + 1):
             started, before = time.monotonic(), self.exchange.traffic.copy()
-            timed, self.round_failures = Counter(self.seconds), {}
+            timed, self.round_failures = self.seconds.copy(), {}
             messages = self.configure_train(server_round, arrays, settings, grid)
             with self.clock("train"):
                 self.aggregate_train(server_round, self.exchange.stream(messages))
@@ -189,10 +189,12 @@ class Method(Strategy):
                 record["evaluation"] = summarise(self.results, self.reading, self.num_experts)
                 if last or (c.run.inspect_every and server_round % c.run.inspect_every == 0):
                     record["inspection"] = self._inspect(server_round)
-            record |= spent | {"seconds": dict(self.seconds - timed) | {"round": time.monotonic() - started}}
+            seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
+            record |= spent | {"seconds": seconds | {"round": time.monotonic() - started}}
             record["failures"] = {str(client): reason for client, reason in self.round_failures.items()}
             self._too_many_failures(server_round)
             self.tracker.log(record)
+            log.info("round %d/%d: %s", server_round, c.run.rounds, facts_of([record]))
             self.checkpoints.save(server_round, self.vectors, record, last)
         return Result()
 
