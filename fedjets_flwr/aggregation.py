@@ -17,14 +17,15 @@ class RunningMeans:
         self._sums: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}
 
-    def add(self, vectors: Mapping[str, Tensor], weight: float) -> None:
-        """Fold in one reply's vectors with one weight > 0."""
-        for name, vector in vectors.items():
-            if name in self._sums:
-                self._sums[name].add_(vector, alpha=weight)
-            else:
-                self._sums[name] = vector * weight
-            self.weights[name] = self.weights.get(name, 0.0) + weight
+    def add(self, name: str, vector: Tensor, weight: float) -> None:
+        """Fold in one client's vector with a weight >= 0; one of weight 0 has no say."""
+        if weight == 0:
+            return
+        if name in self._sums:
+            self._sums[name].add_(vector, alpha=weight)
+        else:
+            self._sums[name] = vector * weight
+        self.weights[name] = self.weights.get(name, 0.0) + weight
 
     def means(self) -> dict[str, Tensor]:
         """Return the means; a name that nobody sent is absent, so its old vector stays bit-identical."""

@@ -122,6 +122,24 @@ class Train(Section):
     schedule: Literal["constant", "cosine"] = Field("constant", description="rates over the rounds")
 
 
+class Fedprox(Section):
+    mu: float = Field(0.01, ge=0, description="weight of the proximal term (FedProx)")
+
+
+class Scaffold(Section):
+    option: Literal["I", "II"] = Field("II", description="client variates: I full gradient at x, II from the local steps")
+
+
+class Fedmix(Section):
+    weighting: Literal["samples", "responsibility"] = Field(
+        "responsibility", description="weights of an expert's average (FedMix): samples, or samples x gate mass"
+    )
+
+
+class Ensembles(Section):
+    members: int = Field(2, ge=1, description="independent FedAvg models whose probabilities are averaged")
+
+
 class Cohort(Section):
     anchors: int = Field(5, ge=0, description="anchor clients of a round")
     normals: int = Field(5, ge=0, description="normal clients of a round")
@@ -160,6 +178,10 @@ class Config(Section):
     moe: Moe = Moe()
     gate: Gate = Gate()
     train: Train = Train()
+    fedprox: Fedprox = Fedprox()
+    scaffold: Scaffold = Scaffold()
+    fedmix: Fedmix = Fedmix()
+    ensembles: Ensembles = Ensembles()
     cohort: Cohort = Cohort()
     aggregation: Aggregation = Aggregation()
     limits: Limits = Limits()

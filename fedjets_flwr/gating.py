@@ -3,6 +3,7 @@
 Shapes: n samples, M experts, K chosen experts, C classes. FedJETs, section 4.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -93,5 +94,5 @@ def entropy(sample_scores: Tensor) -> Tensor:
     """Return each sample's gate entropy divided by log M, (n,): 0 is certain, 1 is uniform; 0 for M = 1."""
     if sample_scores.shape[1] == 1:
         return torch.zeros(len(sample_scores))
-    nats = -torch.special.xlogy(sample_scores, sample_scores).sum(dim=1)
-    return nats / torch.log(torch.tensor(float(sample_scores.shape[1])))
+    nats: Tensor = -torch.special.xlogy(sample_scores, sample_scores).sum(dim=1)
+    return nats / math.log(sample_scores.shape[1])

@@ -21,6 +21,11 @@ def batches(count: int, size: int, epochs: int, generator: torch.Generator) -> I
         yield from torch.randperm(count, generator=generator).split(size)
 
 
+def steps_of(count: int, size: int, epochs: int) -> int:
+    """Return how many batches :func:`batches` yields."""
+    return epochs * math.ceil(count / size)
+
+
 def rate(train: Train, server_round: int, rounds: int) -> float:
     """Return the experts' learning rate of a round (1-based): constant, or a half cosine that ends near zero."""
     if train.schedule == "constant":

@@ -43,13 +43,16 @@ class Method(Strategy):
         local: name of the clients' local algorithm (a module of ``client_app.local``).
         read_out: how an unseen client answers with its experts (a key of ``gating.READ_OUTS``).
         sampling: how a cohort is drawn unless ``cohort.sampling`` says otherwise.
+        init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.
         vectors: the global state.
+        extra: vectors of the current round that jobs may name besides the state's.
         samples: training samples or, of unseen clients, samples to classify, by client id.
     """
 
     local: ClassVar[str]
     read_out: ClassVar[str] = "top-1"
     sampling: ClassVar[str] = "uniform"
+    init: ClassVar[str] = ""
 
     def __init__(
         self, config: Config, common: CommonExpert, dataset: Dataset, tracker: Tracker, checkpoints: Checkpoints
@@ -58,6 +61,7 @@ class Method(Strategy):
         self.tracker, self.checkpoints = tracker, checkpoints
         self.exchange: Exchange
         self.vectors: dict[str, Tensor] = {}
+        self.extra: dict[str, Tensor] = {}
         self.samples: dict[int, int] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
@@ -70,17 +74,13 @@ class Method(Strategy):
         """Number of models that the server keeps."""
         return 1
 
-    @property
-    def init(self) -> str:
-        """How experts start: ``random`` or ``common``."""
-        return self.config.moe.init
-
     def initial_vectors(self) -> dict[str, Tensor]:
         """Return the state before round 1."""
         experts = [
-            FlatModel(build_expert(self.config, self.common, self.dataset, m, self.init))
+            FlatModel(build_expert(self.config, self.common, self.dataset, m, self.init or self.config.moe.init))
             for m in range(self.num_experts)
         ]
+        self.expert_layout = experts[0].layout
         self.exchange.sizes["expert"] = experts[0].layout.size
         self.exchange.facts["expert-layout"] = experts[0].layout.digest
         return {f"expert.{m}": expert.vector for m, expert in enumerate(experts)}
@@ -103,13 +103,18 @@ class Method(Strategy):
         for answer in answers:
             samples, loss = int(answer.number("num-examples")), answer.number("loss")
             with self.clock("aggregate"):
-                means.add(answer.vectors, samples if self.config.aggregation.weighting == "samples" else 1.0)
+                for name, vector in answer.vectors.items():
+                    means.add(name, vector, self.weight_of(name, answer, samples))
             trained.update(answer.vectors.keys())
             losses += samples * loss
             weight_sum += samples
         with self.clock("aggregate"):
             self.vectors |= means.means()
         return {"loss": losses / weight_sum if weight_sum else float("nan"), **trained}
+
+    def weight_of(self, name: str, answer: Answer, samples: int) -> float:
+        """Return the weight of one vector of an answer in its average."""
+        return samples if self.config.aggregation.weighting == "samples" else 1.0
 
     # Flower's hooks --------------------------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class Method(Strategy):
         self.cohort = draw_cohort(self.config, server_round, sampling)
         self.exchange.refresh()
         jobs = self.plan(server_round, *self.cohort)
-        return self.exchange.request(f"train.{self.local}", server_round, jobs, self.vectors)
+        return self.exchange.request(f"train.{self.local}", server_round, jobs, self.vectors | self.extra)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -20,9 +20,9 @@ def train(
     gate = site.gate(vectors["gate"], c.moe.experts)
     order = batches(
         len(local), c.train.batch_size, c.train.local_epochs,
-        torch_generator(c.run.seed, "batches", server_round, job.client),
+        torch_generator(c.run.seed, "batches", server_round, job.client, 0),
     )  # fmt: skip
-    inputs = site.inputs(local, torch_generator(c.run.seed, "augment", server_round, job.client, device=site.device))
+    inputs = site.inputs(local, torch_generator(c.run.seed, "augment", server_round, job.client, 0, device=site.device))
     lr = rate(c.train, server_round, c.run.rounds)
     optimizers = [sgd(expert, lr, c.train.momentum, c.train.weight_decay) for expert in experts]
     learned = c.gate.mode == "learned"

@@ -1,0 +1,22 @@
+"""FedMix-style local training: the mixture of all M experts, and how much of the client each expert answers for."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from client_app.local import moe
+from client_app.site import Site
+from fedjets_flwr.gating import scores
+from fedjets_flwr.wire.messages import Job, Number
+
+
+def train(
+    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Number]]:
+    """Train all experts and the gate jointly; report N_s p(z|s), the gate's mass per expert after training."""
+    trained, numbers = moe.train(site, job, server_round, vectors)
+    gate = site.gate(trained["gate"], site.config.moe.experts)
+    with torch.inference_mode():
+        mass = scores(gate.module(site.local(job.client).embedding)).double().sum(dim=0)
+    return trained, numbers | {"mass": mass.tolist()}

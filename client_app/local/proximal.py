@@ -1,0 +1,27 @@
+"""FedProx's local training (Li et al. 2020): cross entropy + mu/2 ||w - w_t||^2."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from client_app.local.supervised import train_one
+from client_app.site import Site
+from fedjets_flwr.wire.messages import Job, Number
+from fedjets_flwr.wire.vector import FlatModel
+
+
+def train(
+    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Number]]:
+    """Train ``expert.0``; the proximal term is on weights only, not on batch-norm statistics."""
+    start = vectors["expert.0"].to(site.device)
+    mu = site.config.fedprox.mu
+
+    @torch.no_grad()
+    def pull_back(model: FlatModel) -> None:
+        assert model.weights.grad is not None
+        model.weights.grad.add_(model.weights - start[: model.layout.trained], alpha=mu)
+
+    vector, loss = train_one(site, job.client, server_round, 0, start, pull_back)
+    return {"expert.0": vector}, {"num-examples": len(site.local(job.client)), "loss": loss}

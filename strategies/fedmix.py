@@ -1,0 +1,49 @@
+"""FedMix-style mixture (Reisser et al. 2021, as FedJETs describes its baseline): all M experts go to every client.
+
+A reconstruction: the method section of the original could not be read and it has no public code. Experts and a shared
+gate train jointly on the mixture; an expert's average weights a client by N_s p(z|s), its stake in that expert; unseen
+clients answer with the soft mixture. A gate kept at each client, as in the original, cannot serve an unseen client.
+"""
+
+import math
+from collections.abc import Sequence
+
+from fedjets_flwr.wire.messages import Answer, BadReply, Job
+from strategies.fedjets import FedJets
+
+
+class FedMix(FedJets):
+    """Every client trains every expert; with one expert it is FedAvg."""
+
+    local = "mixture"
+    read_out = "mixture"
+    sampling = "uniform"
+    init = "common"
+
+    def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+        """Give every client of the cohort all experts and the gate."""
+        names = (*(f"expert.{m}" for m in range(self.num_experts)), "gate")
+        clients = sorted([*anchors, *normals])
+        return [Job(c, names, names, cost=self.samples[c] * self.num_experts) for c in clients]
+
+    def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """Return everything for every unseen client."""
+        return dict.fromkeys(clients, tuple(self.vectors))
+
+    def weight_of(self, name: str, answer: Answer, samples: int) -> float:
+        """Weight an expert by the client's stake in it, if ``fedmix.weighting`` says so."""
+        if name == "gate" or self.config.fedmix.weighting == "samples":
+            return super().weight_of(name, answer, samples)
+        mass = answer.numbers["mass"]
+        assert isinstance(mass, list)
+        return float(mass[int(name.removeprefix("expert."))])
+
+    def check(self, answer: Answer) -> tuple[int, float]:
+        """Also refuse a mass that is not one finite number per expert."""
+        mass = answer.numbers.get("mass")
+        if not isinstance(mass, list) or len(mass) != self.num_experts or not all(0 <= m < math.inf for m in mass):
+            raise BadReply("mass: expected one finite number per expert")
+        return super().check(answer)
+
+
+METHOD = FedMix
