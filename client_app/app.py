@@ -1,7 +1,7 @@
 """The ClientApp: one handler per message type; a client that fails reports its own error and harms no other."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import ray
@@ -53,7 +53,7 @@ def _serve(work: Train) -> Callable[[Message, Context], Message]:
     def handle(message: Message, context: Context) -> Message:
         request = decode_request(message.content)
         config = config_of(context)
-        site = _open(config, request.facts["common-expert"], message)
+        site = _open(config, request.facts, message)
         answers = (_answer(work, site, request, job) for job in request.jobs)
         # Each answer is encoded before the next client overwrites the site's models.
         return Message(encode_reply(answers), reply_to=message)
@@ -70,7 +70,8 @@ def _answer(work: Train, site: Site, request: Request, job: Job) -> Answer:
         return Answer(job.client, {}, {}, error=f"{type(error).__name__}: {error}")
 
 
-def _open(config: Config, digest: str, message: Message) -> Site:
+def _open(config: Config, facts: Mapping[str, str], message: Message) -> Site:
+    digest = facts["common-expert"]
     if (record := message.content.config_records.get("common-expert")) is not None:
         path = common_expert_path(config, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def _open(config: Config, digest: str, message: Message) -> Site:
         temporary = path.with_name(f".{path.name}.{message.metadata.message_id}")
         temporary.write_bytes(data)
         temporary.replace(path)
-    return open_site(config, digest)
+    return open_site(config, digest, facts["expert-init"], facts["expert-layout"])
 
 
 app.query("prepare")(_serve(prepare))

@@ -39,7 +39,9 @@ def evaluate(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tens
         sample_scores = torch.full((len(local), max(ids) + 1), 1 / (max(ids) + 1))
     numbers: dict[str, Number] = {"num-examples": len(local), **gate_facts(sample_scores)}
     weights = chosen_weights(sample_scores, ids, renormalise=False)
-    return {}, numbers | count_answers(probs, weights, ids, local.data.images.labels, len(site.dataset.classes))
+    return {}, numbers | count_answers(
+        probs, weights, local.embedded.logits.softmax(1), ids, local.data.images.labels, len(site.dataset.classes)
+    )
 
 
 def inspect(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
@@ -57,10 +59,8 @@ def _predict(site: Site, local: Local, job: Job, vectors: Mapping[str, Tensor]) 
 
 def _scores(site: Site, local: Local, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the gate's scores of all samples, (n, M), on the CPU."""
-    if site.config.gate.mode == "oracle":
-        return torch.nn.functional.one_hot(
-            site.expert_of_label[local.data.images.labels], site.config.moe.experts
-        ).float()
+    if (oracle := site.oracle_scores(local)) is not None:
+        return oracle.cpu()
     gate = site.gate(vectors["gate"], site.config.moe.experts)
     with torch.inference_mode():
         return scores(gate.module(local.embedding)).cpu()

@@ -17,10 +17,11 @@ from fedjets_flwr.data.augment import AUGMENTATIONS
 from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
 from fedjets_flwr.embedding import Embedded, embed
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.gating import label_offset
 from fedjets_flwr.models.common import CommonExpert, load_common_expert
 from fedjets_flwr.models.experts import build_configured_gate, build_expert
 from fedjets_flwr.training import Inputs
-from fedjets_flwr.wire.vector import FlatModel
+from fedjets_flwr.wire.vector import FlatModel, Layout
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Local:
     embedded: Embedded
     embedding: Tensor
     labels: Tensor
+    offset: Tensor | float
     computed: bool
 
     def __len__(self) -> int:
@@ -40,9 +42,9 @@ class Local:
 class Site:
     """Everything that a process needs to serve clients of one run."""
 
-    def __init__(self, config: Config, common: CommonExpert) -> None:
+    def __init__(self, config: Config, common: CommonExpert, init: str = "") -> None:
         torch.set_num_threads(config.run.threads_per_client)
-        self.config, self.common = config, common
+        self.config, self.common, self.init = config, common, init or config.moe.init
         wanted = config.run.device
         self.device = torch.device(
             "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
@@ -55,12 +57,17 @@ class Site:
     def experts(self, vectors: Sequence[Tensor]) -> list[FlatModel]:
         """Return models that hold ``vectors``; the same objects are overwritten at each call."""
         while len(self._experts) < len(vectors):
-            module = build_expert(self.config, self.common, self.dataset, 0, "random")
+            module = build_expert(self.config, self.common, self.dataset, 0, self.init)
             self._experts.append(FlatModel(module.to(self.device)))
         chosen = self._experts[: len(vectors)]
         for model, vector in zip(chosen, vectors, strict=True):
             model.load(vector)
         return chosen
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What an expert's vector holds."""
+        return FlatModel(build_expert(self.config, self.common, self.dataset, 0, self.init)).layout
 
     def gate(self, vector: Tensor, experts: int) -> FlatModel:
         """Return the gate over ``experts`` experts that holds ``vector``."""
@@ -78,9 +85,9 @@ class Site:
             embedded, computed = embed(
                 self.common, data.images.pixels, c.common_expert.embedding, c.moe.trainable, c.cache_dir, self.device
             )
-            self._locals[client] = Local(
-                data, embedded, embedded.embedding.to(self.device), data.images.labels.to(self.device), computed
-            )
+            labels = data.images.labels.to(self.device)
+            offset = label_offset(labels, len(self.dataset.classes)) if c.train.logit_adjust else 0.0
+            self._locals[client] = Local(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
         return self._locals[client]
 
     def inputs(self, local: Local, generator: torch.Generator | None = None) -> Inputs:
@@ -92,6 +99,13 @@ class Site:
         augment = AUGMENTATIONS[self.config.data.augment if generator is not None else "none"]
         draw = generator if generator is not None else torch.Generator()
         return lambda rows: self.common.normalise(augment(pixels[rows], draw))
+
+    def oracle_scores(self, local: Local) -> Tensor | None:
+        """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""
+        if self.config.gate.mode != "oracle":
+            return None
+        one_hot = torch.nn.functional.one_hot(self.expert_of_label[local.data.images.labels], self.config.moe.experts)
+        return one_hot.float().to(self.device)
 
     @cached_property
     def expert_of_label(self) -> Tensor:
@@ -114,8 +128,14 @@ def common_expert_path(config: Config, digest: str) -> Path:
 
 
 @lru_cache(maxsize=1)
-def open_site(config: Config, digest: str) -> Site:
+def open_site(config: Config, digest: str, init: str, layout: str) -> Site:
     """Return this process's site for a run.
+
+    Args:
+        config: the settings.
+        digest: of the common expert.
+        init: how the method's experts start; decides their architecture.
+        layout: digest of an expert's vector at the server; empty: not yet known.
 
     Raises:
         FedjetsError: the common expert was never sent here, or is another one.
@@ -123,4 +143,7 @@ def open_site(config: Config, digest: str) -> Site:
     common = load_common_expert(common_expert_path(config, digest))
     if common.digest != digest:
         raise FedjetsError(f"{common_expert_path(config, digest)}: damaged; delete it and run again")
-    return Site(config, common)
+    site = Site(config, common, init)
+    if layout and site.layout.digest != layout:
+        raise FedjetsError("server and client build different experts; install the same release on both")
+    return site

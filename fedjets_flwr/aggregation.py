@@ -29,7 +29,7 @@ class RunningMeans:
 
     def means(self) -> dict[str, Tensor]:
         """Return the means; a name that nobody sent is absent, so its old vector stays bit-identical."""
-        return {name: total.div_(self.weights[name]) for name, total in self._sums.items()}
+        return {name: total / self.weights[name] for name, total in self._sums.items()}
 
 
 def weights_hash(vectors: Mapping[str, Tensor]) -> str:

@@ -66,6 +66,11 @@ class Checkpoints:
         if better:
             self._write(self.folder / "best.safetensors", data)
 
+    def clear(self) -> None:
+        """Delete all checkpoints: a fresh run must not go on from an older one later."""
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink()
+
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint whose bytes are whole, or None.
 
@@ -79,6 +84,11 @@ class Checkpoints:
                 continue
             facts = self._facts(data)
             self._same_run(facts)
+            if server_round > self.config.run.rounds:
+                raise FedjetsError(
+                    f"run.rounds = {self.config.run.rounds}: the checkpoint in {self.folder} is of round"
+                    f" {server_round}; raise it, or start afresh without run.resume"
+                )
             self._best = facts["best"]
             return Checkpoint(server_round, safetensors.torch.load(data), facts)
         return None

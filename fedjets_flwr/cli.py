@@ -78,12 +78,12 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
 ) -> None:
     """Run a federated training through Flower and follow it to its end."""
-    from fedjets_flwr.launcher import LocalFlower, Resources
-    from strategies import method
-
     pairs = [*(set_ or []), *(["run.resume=true"] if resume else [])]
     c = read_settings(config, pairs, output_dir)
-    method(c.strategy.name)
+    from fedjets_flwr.launcher import LocalFlower, Resources  # after the settings: a typo is told at once
+    from strategies import method
+
+    method(c.strategy.name).validate(c)
     _check_data(c)
     resources = Resources(supernodes, cpus_per_client, gpus_per_client)
     resources.federation_config()
@@ -108,11 +108,11 @@ def run(
 def _check_data(config: Config) -> None:
     """Find what is wrong with data and partition here, before Flower starts."""
     from fedjets_flwr.data.clients import open_split
-    from fedjets_flwr.models.common import load_common_expert
+    from fedjets_flwr.pretraining import named_common_expert
 
     open_split(config)
     if config.common_expert.path:
-        load_common_expert(Path(config.common_expert.path).expanduser())
+        named_common_expert(config)
 
 
 def _follow(launched: Any, config: Config) -> None:
@@ -184,7 +184,10 @@ def pretrain(
     from fedjets_flwr.pretraining import cached_path, save_common_expert
     from fedjets_flwr.pretraining import pretrain as train
 
-    pairs = [*(set_ or []), *([f"common-expert.target-accuracy={target_accuracy}"] if target_accuracy else [])]
+    pairs = [
+        *(set_ or []),
+        *([f"common-expert.target-accuracy={target_accuracy}"] if target_accuracy is not None else []),
+    ]
     c = read_settings(config, pairs)
     torch.set_num_threads(os.cpu_count() or 1)
     expert = train(c, lambda text: console.print(text))

@@ -27,7 +27,7 @@ def kebab(name: str) -> str:
 class Section(BaseModel):
     """A group of settings: immutable, no unknown keys, kebab-case outside."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=kebab, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=kebab, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -107,7 +107,7 @@ class Moe(Section):
 
 class Gate(Section):
     mode: Literal["learned", "random", "oracle"] = Field(
-        "learned", description="random: frozen at its start; oracle: reads labels, an upper bound"
+        "learned", description="random: frozen at its start; oracle: reads labels to dispatch, an upper bound"
     )
     hidden: int = Field(128, ge=1, description="hidden units of the gate")
     lr: float = Field(0.5, ge=0, description="learning rate of the gate (plain SGD)")
@@ -119,6 +119,9 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the experts")
     batch_size: int = Field(32, ge=1, description="batch size")
     local_epochs: int = Field(1, ge=1, description="local epochs of a round")
+    logit_adjust: bool = Field(
+        False, description="cross entropy of logits + log local label shares: experts learn no local prior"
+    )
     schedule: Literal["constant", "cosine"] = Field("constant", description="rates over the rounds")
 
 
@@ -127,7 +130,9 @@ class Fedprox(Section):
 
 
 class Scaffold(Section):
-    option: Literal["I", "II"] = Field("II", description="client variates: I full gradient at x, II from the local steps")
+    option: Literal["I", "II"] = Field(
+        "II", description="client variates: I full gradient at x, II from the local steps"
+    )
 
 
 class Fedmix(Section):
@@ -163,6 +168,9 @@ class Transport(Section):
 
 
 class Personalize(Section):
+    read_out: Literal["", "top-1", "mixture", "blend", "mean"] = Field(
+        "", description="how K experts answer; blend: mixture x common expert; empty: the method's own way"
+    )
     prior: Literal["none", "em"] = Field("none", description="label-prior correction on the client's unlabelled data")
 
 

@@ -72,9 +72,10 @@ def _open(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor] | None:
     """Return a memory-mapped entry, or None where there is none or it is damaged (it is then made anew)."""
     try:
-        return _open(path) if path.is_file() else None
+        entry = _open(path) if path.is_file() else None
     except (SafetensorError, OSError):
         return None
+    return entry if entry is None or {"logits", "penultimate"} <= entry.keys() else None
 
 
 @torch.inference_mode()

@@ -31,13 +31,14 @@ def right_answers(probs: Tensor, labels: Tensor) -> list[int]:
 
 
 def count_answers(
-    probs: Tensor, weights: Tensor, experts: Sequence[int], labels: Tensor, num_classes: int
+    probs: Tensor, weights: Tensor, common: Tensor, experts: Sequence[int], labels: Tensor, num_classes: int
 ) -> dict[str, list[int]]:
     """Return a client's counts.
 
     Args:
         probs: (K, n, C) of the K experts.
         weights: gate weights of the K experts, (n, K).
+        common: the common expert's probabilities, (n, C).
         experts: their ids.
         labels: (n,), for scoring.
         num_classes: C.
@@ -46,10 +47,10 @@ def count_answers(
         ``right``: right answers by :data:`READINGS`; ``answered``: samples by (position among the K, class), flat;
         ``answered-right``: the right ones among them; ``classes``: samples by class.
     """
-    right = [count for read in READ_OUTS.values() for count in right_answers(read(probs, weights), labels)]
+    right = [count for read in READ_OUTS.values() for count in right_answers(read(probs, weights, common), labels)]
     best = top_1_of(weights)
     cells = best * num_classes + labels
-    hit = READ_OUTS["top-1"](probs, weights).argmax(1) == labels
+    hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels
     size = len(experts) * num_classes
     return {
         "right": right,

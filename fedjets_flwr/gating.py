@@ -27,11 +27,11 @@ def top_k_experts(sample_scores: Tensor, k: int) -> tuple[int, ...]:
 
 def chosen_weights(sample_scores: Tensor, experts: Sequence[int], renormalise: bool) -> Tensor:
     """Return [g(x_j)]_i for i in ``experts``, (n, K): raw entries of the softmax over M, or renormalised over the K."""
-    weights = sample_scores[:, list(experts)]
+    weights = sample_scores[:, list(experts)].clamp_min(torch.finfo(sample_scores.dtype).tiny)
     return weights / weights.sum(dim=1, keepdim=True) if renormalise else weights
 
 
-def mixture_loss(logits: Tensor, weights: Tensor, labels: Tensor, mix: str) -> Tensor:
+def mixture_loss(logits: Tensor, weights: Tensor, labels: Tensor, mix: str, offset: Tensor | float = 0.0) -> Tensor:
     """Return a normal client's loss, CE(sum_i [g]_i f(x, W_i), y), averaged over the batch.
 
     Args:
@@ -39,20 +39,34 @@ def mixture_loss(logits: Tensor, weights: Tensor, labels: Tensor, mix: str) -> T
         weights: gate weights, (n, K).
         labels: (n,) int64.
         mix: ``logits`` as the paper's "standard cross entropy" implies, or ``probs``.
+        offset: added to the logits of each class, (C,) (see :func:`label_offset`).
     """
-    return _MIXES[mix](logits, weights.t().unsqueeze(2), labels)
+    return _MIXES[mix](logits, weights.t().unsqueeze(2), labels, offset)
 
 
-def _mix_logits(logits: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy((weights * logits).sum(dim=0), labels)
+def label_offset(labels: Tensor, num_classes: int) -> Tensor:
+    """Return log local label shares, (C,), for logit-adjusted training (Menon et al. 2021; balanced softmax).
+
+    Trained on ``logits + offset``, a model leaves the client's label shares to the offset and its own logits are free
+    of them. An absent class counts as a share of 1e-6.
+    """
+    shares = torch.bincount(labels, minlength=num_classes) / len(labels)
+    return (shares + 1e-6).log()
 
 
-def _mix_probs(logits: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
-    log_mixture = (weights.log() + logits.log_softmax(dim=2)).logsumexp(dim=0)
+def _mix_logits(logits: Tensor, weights: Tensor, labels: Tensor, offset: Tensor | float) -> Tensor:
+    return F.cross_entropy((weights * logits).sum(dim=0) + offset, labels)
+
+
+def _mix_probs(logits: Tensor, weights: Tensor, labels: Tensor, offset: Tensor | float) -> Tensor:
+    log_mixture = (weights.log() + (logits + offset).log_softmax(dim=2)).logsumexp(dim=0)
     return F.nll_loss(log_mixture, labels)
 
 
-_MIXES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"logits": _mix_logits, "probs": _mix_probs}
+_MIXES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | float], Tensor]] = {
+    "logits": _mix_logits,
+    "probs": _mix_probs,
+}
 
 
 def anchor_gate_loss(gate_logits: Tensor, expert: int) -> Tensor:
@@ -65,29 +79,42 @@ def top_1_of(weights: Tensor) -> Tensor:
     return weights.argmax(dim=1)
 
 
-def read_top_1(probs: Tensor, weights: Tensor) -> Tensor:
+def read_top_1(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
     """Return each sample's best expert's probabilities (the paper's test rule): (K, n, C), (n, K) -> (n, C)."""
     best = top_1_of(weights)
     return probs[best, torch.arange(len(best), device=best.device)]
 
 
-def read_mixture(probs: Tensor, weights: Tensor) -> Tensor:
-    """Return the mixture of the K experts by their renormalised gate weights, (n, C)."""
+def read_mixture(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+    """Return the mixture of the K experts by their renormalised gate weights, (n, C); equal ones if all are zero."""
+    weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones_like(weights))
     shares = weights / weights.sum(dim=1, keepdim=True)
     mixed: Tensor = torch.einsum("nk,knc->nc", shares, probs)
     return mixed
 
 
-def read_mean(probs: Tensor, weights: Tensor) -> Tensor:
+def read_blend(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+    """Return the geometric mean of the mixture and the common expert, (n, C): an expert that every client has.
+
+    Not in the paper. The common expert knows all classes, so that a label outside the K experts is not lost.
+    """
+    tiny = torch.finfo(torch.float32).tiny  # never 0 / 0, however sure the two are of different classes
+    blend = (read_mixture(probs, weights, common).double() * common.double()).sqrt().clamp_min(tiny)
+    return (blend / blend.sum(dim=1, keepdim=True)).to(common.dtype)
+
+
+def read_mean(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
     """Return the plain mean of the K models' probabilities, (n, C): an ensemble."""
     return probs.mean(dim=0)
 
 
-READ_OUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "top-1": read_top_1,
     "mixture": read_mixture,
+    "blend": read_blend,
     "mean": read_mean,
 }
+"""Read-outs by name: (probabilities of the K (K, n, C), gate weights (n, K), the common expert's (n, C)) -> (n, C)."""
 
 
 def entropy(sample_scores: Tensor) -> Tensor:

@@ -26,16 +26,8 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     Raises:
         FedjetsError: the file does not fit the data set, or training never reached the target.
     """
-    dataset = open_dataset(config)
     if config.common_expert.path:
-        expert = load_common_expert(Path(config.common_expert.path).expanduser())
-        have = (expert.architecture.channels, expert.architecture.num_classes)
-        if have != (dataset.shape[0], len(dataset.classes)):
-            raise FedjetsError(
-                f"common-expert.path = {config.common_expert.path!r}: made for {have[0]} channels and {have[1]}"
-                f" classes, but {dataset.name} has {dataset.shape[0]} and {len(dataset.classes)}"
-            )
-        return expert
+        return named_common_expert(config)
     path = cached_path(config)
     if not path.is_file():
         progress(f"training a common expert ({config.model.name}) to {config.common_expert.target_accuracy:.0%}")
@@ -44,11 +36,30 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     return load_common_expert(path)
 
 
+def named_common_expert(config: Config) -> CommonExpert:
+    """Return the common expert in the file ``common-expert.path``.
+
+    Raises:
+        FedjetsError: it cannot be read, or does not fit the data set.
+    """
+    dataset = open_dataset(config)
+    expert = load_common_expert(Path(config.common_expert.path).expanduser())
+    have = (expert.architecture.channels, expert.architecture.num_classes)
+    if have != (dataset.shape[0], len(dataset.classes)):
+        raise FedjetsError(
+            f"common-expert.path = {config.common_expert.path!r}: made for {have[0]} channels and {have[1]}"
+            f" classes, but {dataset.name} has {dataset.shape[0]} and {len(dataset.classes)}"
+        )
+    return expert
+
+
 def cached_path(config: Config) -> Path:
     """Return where a common expert trained for these settings is kept."""
     flat = config.flat()
-    prefixes = ("model.", "common-expert.")
-    decides = [(k, v) for k, v in sorted(flat.items()) if k.startswith(prefixes)]
+    unused = ("common-expert.path", "common-expert.embedding")
+    decides = [
+        (k, v) for k, v in sorted(flat.items()) if k.startswith(("model.", "common-expert.")) and k not in unused
+    ]
     digest = derive(config.run.seed, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 

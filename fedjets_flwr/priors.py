@@ -24,9 +24,10 @@ def em_prior(probs: Tensor, iterations: int = 500, tolerance: float = 1e-7) -> T
 
 
 def with_prior(probs: Tensor, prior: Tensor) -> Tensor:
-    """Return normalise(prior * probs) per sample, (n, C), computed in float64."""
+    """Return normalise(prior * probs) per sample, (n, C), in float64; the prior itself where the product is zero."""
     weighted = probs.double() * prior.double()
-    return weighted / weighted.sum(dim=1, keepdim=True).clamp_min(1e-300)
+    total = weighted.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, weighted / total.clamp_min(1e-300), prior.double())
 
 
 def correct(probs: Tensor) -> Tensor:

@@ -102,5 +102,5 @@ def _clients(summary: Mapping[str, Any]) -> Any:
     axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
     axes.set_xticks(x, clients)
     axes.set(xlabel="unseen client", ylabel="accuracy", ylim=(0, 1), title="each unseen client")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     return figure

@@ -49,10 +49,13 @@ def train_normal(
     optimizers: Sequence[torch.optim.Optimizer],
     mix: str,
     renormalise: bool,
+    offset: Tensor | float = 0.0,
+    fixed_scores: Tensor | None = None,
 ) -> float:
     """Train K experts and the gate jointly on the mixture's cross entropy (FedJETs, section 4, normal clients).
 
-    ``optimizers`` are stepped together once a batch. Returns the mean batch loss.
+    ``optimizers`` are stepped together once a batch; ``offset`` is that of :func:`gating.label_offset`;
+    ``fixed_scores``, (n, M), stand in for the gate's (an oracle). Returns the mean batch loss.
     """
     models = [*experts, gate]
     for model in models:
@@ -60,9 +63,10 @@ def train_normal(
     losses = []
     for rows in order:
         x = inputs(rows)
-        weights = chosen_weights(scores(gate.module(embedding[rows])), ids, renormalise)
+        gate_scores = scores(gate.module(embedding[rows])) if fixed_scores is None else fixed_scores[rows]
+        weights = chosen_weights(gate_scores, ids, renormalise)
         logits = torch.stack([expert.module(x) for expert in experts])
-        loss = mixture_loss(logits, weights, labels[rows], mix)
+        loss = mixture_loss(logits, weights, labels[rows], mix, offset)
         _step(loss, models, optimizers)
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
@@ -77,6 +81,7 @@ def train_anchor(
     labels: Tensor,
     order: Iterator[Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
+    offset: Tensor | float = 0.0,
 ) -> float:
     """Train the anchor's expert on its cross entropy and the gate to name that expert: two independent losses.
 
@@ -87,7 +92,7 @@ def train_anchor(
         model.module.train()
     losses = []
     for rows in order:
-        loss = F.cross_entropy(expert.module(inputs(rows)), labels[rows])
+        loss = F.cross_entropy(expert.module(inputs(rows)) + offset, labels[rows])
         # The two losses share no weight, so one backward pass of their sum is the two independent ones.
         _step(loss + anchor_gate_loss(gate.module(embedding[rows]), expert_id), models, optimizers)
         losses.append(loss.detach())
@@ -101,6 +106,7 @@ def train_supervised(
     order: Iterator[Tensor],
     optimizer: torch.optim.Optimizer,
     correct_gradient: Callable[[FlatModel], None] | None = None,
+    offset: Tensor | float = 0.0,
 ) -> float:
     """Train one model on its cross entropy (FedAvg's local loop); return the mean batch loss.
 
@@ -109,7 +115,7 @@ def train_supervised(
     model.module.train()
     losses = []
     for rows in order:
-        loss = F.cross_entropy(model.module(inputs(rows)), labels[rows])
+        loss = F.cross_entropy(model.module(inputs(rows)) + offset, labels[rows])
         model.zero_grad()
         loss.backward()
         if correct_gradient is not None:

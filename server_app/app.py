@@ -40,6 +40,7 @@ def run(grid: Grid, config: Config) -> None:
     """Run all rounds and write the run folder."""
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = method(config.strategy.name)
+    wanted.validate(config)
     checkpoints, tracker = Checkpoints(config), Tracker(config)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     dataset = open_dataset(config)

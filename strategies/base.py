@@ -69,6 +69,10 @@ class Method(Strategy):
 
     # What a method decides -------------------------------------------------------------------------------------------
 
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """Raise FedjetsError if the settings make no sense for this method."""
+
     @property
     def num_experts(self) -> int:
         """Number of models that the server keeps."""
@@ -82,7 +86,7 @@ class Method(Strategy):
         ]
         self.expert_layout = experts[0].layout
         self.exchange.sizes["expert"] = experts[0].layout.size
-        self.exchange.facts["expert-layout"] = experts[0].layout.digest
+        self.exchange.facts |= {"expert-init": self.init, "expert-layout": experts[0].layout.digest}
         return {f"expert.{m}": expert.vector for m, expert in enumerate(experts)}
 
     @abstractmethod
@@ -205,7 +209,9 @@ class Method(Strategy):
 
     def _resume(self) -> int:
         """Load the newest good checkpoint if asked to; return the last finished round."""
-        found = self.checkpoints.newest() if self.config.run.resume else None
+        if not self.config.run.resume:
+            self.checkpoints.clear()
+        found = self.checkpoints.newest()
         self.tracker.cut_back(found.server_round if found else 0)
         if found is None:
             return 0
@@ -258,7 +264,7 @@ class Method(Strategy):
     @property
     def reading(self) -> str:
         """The read-out and prior correction that count as the method's accuracy."""
-        return f"{self.read_out}/{self.config.personalize.prior}"
+        return f"{self.config.personalize.read_out or self.read_out}/{self.config.personalize.prior}"
 
     def check(self, answer: Answer) -> tuple[int, float]:
         """Return an answer's sample count and loss.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fedjets_flwr.config import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.experts import build_configured_gate
 from fedjets_flwr.wire.messages import BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
@@ -20,6 +22,15 @@ class FedJets(Method):
     local = "moe"
     read_out = "top-1"
     sampling = "anchored"
+
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """Every anchor client needs an expert of its own."""
+        if config.num_anchors > config.moe.experts and (config.cohort.sampling or cls.sampling) == "anchored":
+            raise FedjetsError(
+                f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
+                " lower it, or set cohort.sampling to 'uniform'"
+            )
 
     @property
     def num_experts(self) -> int:

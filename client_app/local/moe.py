@@ -28,11 +28,12 @@ def train(
     learned = c.gate.mode == "learned"
     if learned:
         optimizers.append(sgd(gate, c.gate.lr))
+    data = (inputs, local.embedding, local.labels, order, optimizers)
     if "anchor" in job.numbers:
-        loss = train_anchor(experts[0], ids[0], gate, inputs, local.embedding, local.labels, order, optimizers)
+        loss = train_anchor(experts[0], ids[0], gate, *data, local.offset)
     else:
         loss = train_normal(
-            experts, ids, gate, inputs, local.embedding, local.labels, order, optimizers, c.moe.mix, c.moe.renormalise
+            experts, ids, gate, *data, c.moe.mix, c.moe.renormalise, local.offset, site.oracle_scores(local)
         )
     trained = {f"expert.{m}": expert.vector for m, expert in zip(ids, experts, strict=True)}
     if learned:

@@ -45,6 +45,7 @@ def _full_gradient(site: Site, client: int, vector: Tensor) -> Tensor:
     model.zero_grad()
     inputs = site.inputs(local)
     for rows in torch.arange(len(local)).split(site.config.train.batch_size):
-        F.cross_entropy(model.module(inputs(rows)), local.labels[rows], reduction="sum").div(len(local)).backward()
+        logits = model.module(inputs(rows)) + local.offset
+        F.cross_entropy(logits, local.labels[rows], reduction="sum").div(len(local)).backward()
     assert model.weights.grad is not None
     return model.weights.grad.clone()

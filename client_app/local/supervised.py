@@ -42,9 +42,7 @@ def train_one(
     c, local = site.config, site.local(client)
     (model,) = site.experts([vector])
     ids = (server_round, client, member)
-    order = batches(
-        len(local), c.train.batch_size, c.train.local_epochs, torch_generator(c.run.seed, "batches", *ids)
-    )
+    order = batches(len(local), c.train.batch_size, c.train.local_epochs, torch_generator(c.run.seed, "batches", *ids))
     inputs = site.inputs(local, torch_generator(c.run.seed, "augment", *ids, device=site.device))
     optimizer = sgd(model, rate(c.train, server_round, c.run.rounds), c.train.momentum, c.train.weight_decay)
-    return model.vector, train_supervised(model, inputs, local.labels, order, optimizer, correct)
+    return model.vector, train_supervised(model, inputs, local.labels, order, optimizer, correct, local.offset)

@@ -100,13 +100,23 @@ def _by_combination(
     # Anchors train, so a combination that an anchor holds is not unseen.
     held_by_anchors = [group for group in groups if sum(unit <= group for unit in units) == per_client]
     free = math.comb(len(units), per_client) - len(held_by_anchors)
-    if part.unseen_clients >= free:
+    labels = per_client * max(map(len, units))
+    for name, count in (("samples-per-client", part.samples_per_client), ("unseen-samples", part.unseen_samples)):
+        if 0 < count < labels:
+            raise FedjetsError(f"partition.{name} = {count}: a client holds {labels} labels; raise it to that at least")
+    distinct = min(part.unseen_clients, free // 2)
+    if distinct == 0:
         raise FedjetsError(
-            f"partition.unseen-clients = {part.unseen_clients}: only {free} label combinations are free of anchors and"
-            " some must be left for training; lower it or change partition.labels-per-client"
+            f"partition.labels-per-client = {part.labels_per_client}: only {free} label combinations are free of"
+            " anchors, none can be kept out of training; change it or partition.anchors"
+        )
+    if distinct < part.unseen_clients and part.unseen_samples == 0:
+        raise FedjetsError(
+            f"partition.unseen-clients = {part.unseen_clients}: {distinct} label combinations are kept out of"
+            " training, so clients share them and would be the same; lower it, or set partition.unseen-samples"
         )
     reserved: list[Labels] = []
-    while len(reserved) < part.unseen_clients:
+    while len(reserved) < distinct:
         combination = _draw(units, per_client, rng)
         if combination not in reserved and combination not in held_by_anchors:
             reserved.append(combination)
@@ -118,7 +128,8 @@ def _by_combination(
     holders = [*groups, *normals]
     train_pool, test_pool = _by_label(train), _by_label(test)
     samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
-    return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in reserved]
+    unseen = [reserved[u % distinct] for u in range(part.unseen_clients)]
+    return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in unseen]
 
 
 def _draw(units: Sequence[Labels], count: int, rng: np.random.Generator) -> Labels:

@@ -4,6 +4,7 @@ Every model is an ``nn.Sequential`` of named stages that ends in ``pool`` (to a 
 linear classifier), so that a trunk and a tail are slices of it and the penultimate features are ``model[:-1](x)``.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,8 +40,10 @@ def tail_start(model: nn.Sequential, trainable: str) -> int:
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    """Batch norm, or group norm with 8 channels a group (2 groups at least)."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(max(2, channels // 8), channels)
+    """Batch norm, or group norm with about 8 channels a group."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(math.gcd(max(2, channels // 8), channels), channels)
 
 
 def _pool() -> nn.Sequential:

@@ -119,7 +119,7 @@ def _stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _join(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+    return ",".join(repr(float(value)) for value in values)
 
 
 @torch.inference_mode()

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjets_flwr.aggregation import RunningMeans, all_finite, weights_hash
+
+
+def test_weighted_mean_by_hand() -> None:
+    """(1 * (1, 2) + 3 * (5, 6)) / 4 = (4, 5); the gate came from one client alone."""
+    means = RunningMeans()
+    means.add("expert.0", torch.tensor([1.0, 2.0]), 1)
+    means.add("gate", torch.tensor([7.0]), 1)
+    means.add("expert.0", torch.tensor([5.0, 6.0]), 3)
+    found = means.means()
+    assert found["expert.0"].tolist() == [4, 5]
+    assert found["gate"].tolist() == [7]
+
+
+def test_what_nobody_sent_is_absent() -> None:
+    means = RunningMeans()
+    assert means.means() == {}
+    means.add("expert.1", torch.ones(2), 5)
+    assert set(means.means()) == {"expert.1"}
+
+
+def test_a_weight_of_zero_has_no_say() -> None:
+    means = RunningMeans()
+    means.add("a", torch.tensor([9.0]), 0)
+    means.add("b", torch.tensor([9.0]), 0)
+    means.add("b", torch.tensor([3.0]), 0.5)
+    found = means.means()
+    assert set(found) == {"b"}
+    assert found["b"].tolist() == [3]
+
+
+def test_adding_leaves_the_sent_vectors_alone() -> None:
+    first, second = torch.tensor([1.0]), torch.tensor([3.0])
+    means = RunningMeans()
+    means.add("a", first, 2)
+    means.add("a", second, 2)
+    means.means()
+    assert (first.item(), second.item()) == (1, 3)
+
+
+def test_means_can_be_read_twice() -> None:
+    means = RunningMeans()
+    means.add("a", torch.tensor([6.0]), 2)
+    means.means()
+    assert means.means()["a"].tolist() == [6]
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda size: st.lists(
+            st.tuples(st.lists(st.floats(-100, 100, width=32), min_size=size, max_size=size), st.integers(1, 10_000)),
+            min_size=1,
+            max_size=12,
+        )
+    )
+)
+def test_equals_the_average_in_float64(replies: list[tuple[list[float], int]]) -> None:
+    means = RunningMeans()
+    for vector, weight in replies:
+        means.add("a", torch.tensor(vector), weight)
+    values = np.array([vector for vector, _ in replies], dtype=np.float64)
+    weights = np.array([weight for _, weight in replies], dtype=np.float64)
+    # Float32 rounding grows with the number of replies and the largest value, cancellation included.
+    tolerance = 1e-6 * len(replies) * max(1.0, float(np.abs(values).max()))
+    np.testing.assert_allclose(means.means()["a"].numpy(), np.average(values, axis=0, weights=weights), atol=tolerance)
+
+
+def test_hash_sees_every_bit_and_name_but_not_the_order() -> None:
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+    found = weights_hash({"a": a, "b": b})
+    assert weights_hash({"b": b.clone(), "a": a.clone()}) == found
+    flipped = a.clone()
+    flipped.view(torch.int32)[1] ^= 1
+    assert weights_hash({"a": flipped, "b": b}) != found
+    assert weights_hash({"a": a, "c": b}) != found
+    assert weights_hash({"a": torch.tensor([-0.0])}) != weights_hash({"a": torch.tensor([0.0])})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, -2.0], True),
+        ([3e38, 3e38], True),  # the sum overflows, the vector does not
+        ([1.0, float("nan")], False),
+        ([float("inf"), float("-inf")], False),
+        ([float("inf"), 1.0], False),
+    ],
+)
+def test_all_finite(values: list[float], expected: bool) -> None:
+    assert all_finite(torch.tensor(values)) is expected

@@ -1,0 +1,179 @@
+import contextlib
+import math
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.wire.messages import (
+    VERSION,
+    Answer,
+    BadReply,
+    Job,
+    decode_answer,
+    decode_request,
+    encode_reply,
+    encode_request,
+)
+from fedjets_flwr.wire.transport import decode, encode
+
+VECTORS = {"expert.0": torch.arange(3.0), "expert.1": torch.tensor([-0.0, 1e-45, 3e38]), "gate": torch.ones(2)}
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def request() -> RecordDict:
+    jobs = [
+        Job(3, ("expert.0", "gate"), ("expert.0", "gate"), {"anchor": 0}),
+        Job(7, ("expert.0", "expert.1", "gate")),
+        Job(9),
+    ]
+    return encode_request(4, {"layout": "abc"}, jobs, VECTORS | {"expert.2": torch.zeros(9)})
+
+
+def test_request_round_trip() -> None:
+    found = decode_request(request())
+    assert (found.server_round, found.facts) == (4, {"layout": "abc"})
+    assert [(job.client, job.vectors, dict(job.numbers)) for job in found.jobs] == [
+        (3, ("expert.0", "gate"), {"anchor": 0}),
+        (7, ("expert.0", "expert.1", "gate"), {}),
+        (9, (), {}),
+    ]
+    assert set(found.vectors) == set(VECTORS)
+    assert all(same_bits(found.vectors[name], vector) for name, vector in VECTORS.items())
+
+
+def test_a_vector_travels_once_and_only_if_a_job_names_it() -> None:
+    arrays = request().array_records["vectors"]
+    assert sorted(arrays) == ["expert.0", "expert.1", "gate"]
+    assert sum(len(array.data) for array in arrays.values()) == 4 * (3 + 3 + 2)
+
+
+def test_a_request_of_another_version_is_refused() -> None:
+    content = request()
+    content["request"] = ConfigRecord(dict(content.config_records["request"]) | {"version": VERSION + 1})
+    with pytest.raises(FedjetsError, match="version"):
+        decode_request(content)
+
+
+def reply() -> RecordDict:
+    good = Answer(3, {"expert.0": VECTORS["expert.0"], "gate": VECTORS["gate"]}, {"loss": 0.5, "experts": [1, 0]})
+    return encode_reply([good, Answer(7, {}, {}, error="RuntimeError: out of memory"), Answer(9, {}, {"n": 4})])
+
+
+SIZES = {"expert.0": 3, "gate": 2}
+
+
+def test_reply_round_trip() -> None:
+    found = decode_answer(reply(), 3, SIZES)
+    assert (found.client, found.error, found.bytes_up) == (3, "", 4 * 5)
+    assert found.numbers == {"loss": 0.5, "experts": [1, 0]}
+    assert set(found.vectors) == set(SIZES)
+    assert all(same_bits(found.vectors[name], VECTORS[name]) for name in SIZES)
+    assert decode_answer(reply(), 9, {}).numbers == {"n": 4}
+
+
+def test_an_error_is_passed_on() -> None:
+    found = decode_answer(reply(), 7, SIZES)
+    assert found.error == "RuntimeError: out of memory"
+    assert (found.vectors, found.numbers, found.bytes_up) == ({}, {}, 0)
+
+
+def test_a_reply_of_another_version_is_refused() -> None:
+    for head in (ConfigRecord({"version": VERSION + 1}), ConfigRecord({}), None):
+        content = reply()
+        del content["reply"]
+        if head is not None:
+            content["reply"] = head
+        with pytest.raises(BadReply, match="version"):
+            decode_answer(content, 3, SIZES)
+
+
+@pytest.mark.parametrize(
+    ("client", "expected", "reason"),
+    [
+        (4, SIZES, "no answer"),
+        (3, SIZES | {"expert.5": 3}, "expert.5 is missing"),
+        (9, SIZES, "expert.0 is missing"),
+        (3, {"expert.0": 4}, "expert.0 has 12 bytes of float32, not 4 floats"),
+        (3, {"gate": 1}, "gate has 8 bytes"),
+    ],
+)
+def test_what_is_missing_or_of_another_size_is_refused(client: int, expected: dict[str, int], reason: str) -> None:
+    with pytest.raises(BadReply, match=reason):
+        decode_answer(reply(), client, expected)
+
+
+def with_array(array: Array) -> RecordDict:
+    content = encode_reply([Answer(1, {}, {"loss": 1.0})])
+    content["vectors"] = ArrayRecord({"1/gate": array})
+    return content
+
+
+def test_another_type_of_the_right_length_is_refused() -> None:
+    for dtype in ("float64", "int32", "float16", ">f4"):
+        with pytest.raises(BadReply, match=dtype):
+            decode_answer(with_array(Array(dtype=dtype, shape=(2,), stype="x", data=b"\0" * 8)), 1, {"gate": 2})
+
+
+@given(
+    st.binary(max_size=40),
+    st.sampled_from(["float32", "float64", "object", "", "garbage"]),
+    st.lists(st.integers(-3, 1000), max_size=3),
+    st.integers(1, 8),
+)
+def test_whatever_bytes_come_are_decoded_or_refused(data: bytes, dtype: str, shape: list[int], size: int) -> None:
+    content = with_array(Array(dtype=dtype, shape=tuple(shape), stype="numpy.ndarray", data=data))
+    if dtype == "float32" and len(data) == 4 * size:
+        found = decode_answer(content, 1, {"gate": size}).vectors["gate"]
+        assert found.numpy().tobytes() == data
+    else:
+        with pytest.raises(BadReply):
+            decode_answer(content, 1, {"gate": size})
+
+
+values = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.lists(st.integers(-5, 5), max_size=3),
+    st.lists(st.floats(), max_size=3),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), values))
+def test_numbers_are_read_or_refused(numbers: dict[str, int | float | list[int] | list[float]]) -> None:
+    content = encode_reply([Answer(1, {}, {})])
+    content["client.1"] = MetricRecord(numbers)
+    answer = decode_answer(content, 1, {})
+    with contextlib.suppress(BadReply):
+        assert math.isfinite(answer.number("a"))
+    with contextlib.suppress(BadReply):
+        found = answer.integers("b", 2)
+        assert len(found) == 2
+        assert all(isinstance(value, int) for value in found)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1], None])
+def test_a_number_must_be_finite(value: float | None) -> None:
+    with pytest.raises(BadReply, match="loss"):
+        Answer(1, {}, {} if value is None else {"loss": value}).number("loss")
+
+
+@pytest.mark.parametrize("value", [3, [1.0, 2.0], [1], None])
+def test_integers_must_be_as_many_as_wanted(value: int | None) -> None:
+    with pytest.raises(BadReply, match="experts"):
+        Answer(1, {}, {} if value is None else {"experts": value}).integers("experts", 2)
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_a_vector_keeps_its_bits(floats: list[float]) -> None:
+    vector = torch.tensor(floats)
+    array = encode(vector)
+    assert len(array.data) == 4 * len(floats)
+    assert same_bits(decode(array), vector)
