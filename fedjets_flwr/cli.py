@@ -3,18 +3,16 @@
 import signal
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedjets_flwr.config import Config, Scalar, settings
+from fedjets_flwr.config import Config, Scalar, flatten, settings
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.tracking import facts_of
 
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
@@ -35,28 +33,31 @@ def read_settings(path: Path | None, pairs: list[str] | None, output_dir: Path |
     flat: dict[str, Scalar] = {}
     if path is not None:
         try:
-            flat |= dict(_flatten(tomllib.loads(path.read_text())))
+            flat |= dict(flatten(tomllib.loads(path.read_text())))
         except (OSError, UnicodeDecodeError) as error:
             raise FedjetsError(f"--config {path}: cannot be read ({getattr(error, 'strerror', error)})") from None
         except tomllib.TOMLDecodeError as error:
             raise FedjetsError(f"--config {path}: not TOML: {error}") from None
-    for pair in pairs or []:
-        key, sign, text = pair.partition("=")
-        if not sign:
-            raise FedjetsError(f"-c {pair}: write it as key=value, e.g. -c run.rounds=10")
-        flat[key.strip()] = _scalar(text.strip())
+    flat |= parse_pairs(pairs or [])
     flat["run.output-dir"] = str(
         (output_dir or Path(str(flat.get("run.output-dir") or "runs"))).expanduser().absolute()
     )
     return Config.from_flat(flat)
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Scalar]:
+    """Return the settings in ``key=value`` pairs.
+
+    Raises:
+        FedjetsError: a pair has no ``=``.
+    """
+    flat: dict[str, Scalar] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign:
+            raise FedjetsError(f"-c {pair}: write it as key=value, e.g. -c run.rounds=10")
+        flat[key.strip()] = _scalar(text.strip())
+    return flat
 
 
 def _scalar(text: str) -> Scalar:
@@ -80,93 +81,29 @@ def run(
     """Run a federated training through Flower and follow it to its end."""
     pairs = [*(set_ or []), *(["run.resume=true"] if resume else [])]
     c = read_settings(config, pairs, output_dir)
-    from fedjets_flwr.launcher import LocalFlower, Resources  # after the settings: a typo is told at once
-    from strategies import method
+    from fedjets_flwr.launcher import Resources  # after the settings: a typo is told at once
+    from fedjets_flwr.session import print_summary, run_and_follow
 
-    method(c.strategy.name).validate(c)
-    _check_data(c)
-    resources = Resources(supernodes, cpus_per_client, gpus_per_client)
-    resources.federation_config()
-    c.run_dir.mkdir(parents=True, exist_ok=True)
-    for stale in ("summary.json", "error.json", "progress.json", *([] if c.run.resume else ["metrics.jsonl"])):
-        (c.run_dir / stale).unlink(missing_ok=True)
-    console.print(f"[bold]{c.strategy.name}[/] on {c.data.name}: {c.run_dir}")
-    with LocalFlower(c.run_dir / "flower.log") as flower:
-        launched = flower.run(c, resources)
-        try:
-            _follow(launched, c)
-        except KeyboardInterrupt:
-            console.print("stopping the Flower run")
-            launched.stop()
-            raise
-        finally:
-            launched.keep_log(c.run_dir / "run.log")
-        summary = launched.outcome()
-    _print_summary(summary, c.run_dir)
+    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus_per_client), console)
+    print_summary(summary, c.run_dir, console)
 
 
-def _check_data(config: Config) -> None:
-    """Find what is wrong with data and partition here, before Flower starts."""
-    from fedjets_flwr.data.clients import open_split
-    from fedjets_flwr.pretraining import named_common_expert
+@cli.command()
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="comparison, e.g. experiments/table1-cifar10-laptop.yaml")],
+    output: Annotated[Path | None, typer.Option(help="folder of table and figures (default: results/<name>)")] = None,
+    output_dir: OutputOption = None,
+    set_: SetOption = None,
+    cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
+    gpus_per_client: Annotated[float, typer.Option(help="GPUs of a client's process; a fraction shares one")] = 0.0,
+) -> None:
+    """Run presets x seeds, skipping what is done, and write one table and its figures."""
+    from fedjets_flwr.comparison import read_experiment, run_experiment
+    from fedjets_flwr.launcher import Resources
 
-    open_split(config)
-    if config.common_expert.path:
-        named_common_expert(config)
-
-
-def _follow(launched: Any, config: Config) -> None:
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting", total=config.run.rounds, facts="")
-        said, shown = "", 0
-        for text, records in launched.watch():
-            if text != said and not records:
-                progress.update(task, description=text)
-                if not console.is_terminal:
-                    console.print(text)
-                said = text
-            if len(records) > shown:
-                facts = facts_of(records)
-                progress.update(task, description="round", completed=records[-1]["round"], facts=facts)
-                if not console.is_terminal and any("evaluation" in r for r in records[shown:]):
-                    console.print(f"round {records[-1]['round']}/{config.run.rounds} {facts}")
-                shown = len(records)
-
-
-def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    common, accuracy = summary["common_expert_accuracy"], summary["accuracy"]
-    table = Table(title="unseen clients", show_header=True)
-    table.add_column("")
-    table.add_column("accuracy", justify="right")
-    table.add_column("gain", justify="right")
-    rows = {
-        f"[bold]{summary['strategy']}[/], last round": accuracy,
-        f"{summary['strategy']}, best (round {summary['best_round']})": summary["best_accuracy"],
-        "common expert": common,
-        "common expert + EM prior (control)": summary["controls"]["common_expert_em"],
-        "common expert, classes known (bound)": summary["controls"]["common_expert_masked"],
-    }
-    for name, value in rows.items():
-        table.add_row(name, f"{value:.4f}", f"{value - common:+.4f}")
-    console.print(table)
-    routing, seconds = summary["routing"], summary["seconds"]
-    load = " ".join(f"{share:.2f}" for share in routing["expert_load"])
-    console.print(
-        f"right expert for {routing['sample_share']:.1%} of samples; the chosen experts are the right ones for"
-        f" {routing['coverage']:.1%}; load {load}; gate entropy {summary['gate_entropy']:.2f}"
-    )
-    if summary["gate_collapsed"]:
-        console.print("[bold red]warning[/]: the gate collapsed to one expert; raise cohort.anchors or lower gate.lr")
-    console.print(
-        f"{summary['rounds']} rounds, {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up,"
-        f" {seconds['round']:.0f} s in rounds, {summary['embeddings_computed']} embeddings computed"
-    )
-    for path in sorted((folder / "plots").glob("*.png")):
-        console.print(str(path), soft_wrap=True)
+    wanted = read_experiment(experiment, set_ or [], output_dir)
+    folder = output or Path("results") / experiment.stem
+    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus_per_client), console)
 
 
 @cli.command()

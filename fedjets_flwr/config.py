@@ -82,6 +82,7 @@ class Model(Section):
 class CommonExpert(Section):
     path: str = Field("", description="safetensors file of the common expert; empty: train one and cache it")
     embedding: Literal["penultimate", "logits"] = Field("penultimate", description="what the gate reads")
+    seed: int = Field(1, ge=0, description="root of the draws of its training; runs of all seeds share it")
     target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when the test split crosses it")
     max_epochs: int = Field(60, ge=1, description="upper limit of that training")
     lr: float = Field(0.1, gt=0, description="its peak learning rate (one cycle, Nesterov momentum 0.9)")
@@ -282,14 +283,15 @@ class Config(Section):
         return self.run.name or f"{self.strategy.name}-{self.data.name}-{self.identity()[:8]}"
 
     def identity(self) -> str:
-        """Return a SHA-256 over the settings that determine the result: a resumed run must agree in it.
+        """Return a SHA-256 over the settings that determine the weights: a resumed run must agree in it.
 
-        Left out: folders, nodes, transport, and the number of rounds where no schedule depends on it.
+        Left out: folders, nodes, transport, how experts are read out, and the number of rounds where no schedule
+        depends on it.
         """
         flat = self.flat()
         free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
         free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
-        free |= {key for key in flat if key.startswith(("transport.", "limits."))}
+        free |= {key for key in flat if key.startswith(("transport.", "limits.", "personalize."))}
         if self.train.schedule == "constant":
             free.add("run.rounds")
         return hashlib.sha256(
@@ -306,6 +308,15 @@ def settings() -> Iterator[tuple[str, tuple[Any, str, str]]]:
         for name, field in model.model_fields.items():
             key = f"{kebab(section)}.{kebab(name)}"
             yield key, (defaults[key], _allowed(properties[kebab(name)]), field.description or "")
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    """Yield (dotted key, value) of nested TOML tables."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:

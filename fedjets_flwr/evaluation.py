@@ -100,6 +100,7 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
         load[list(r.experts)] += r.answered.sum(dim=1) / r.samples / len(results)
     return {
         "accuracy": means[reading],
+        "reading": reading,
         "per_client_accuracy": per_client,
         "readings": means,
         "expert_load": load.tolist(),

@@ -60,7 +60,7 @@ def cached_path(config: Config) -> Path:
     decides = [
         (k, v) for k, v in sorted(flat.items()) if k.startswith(("model.", "common-expert.")) and k not in unused
     ]
-    digest = derive(config.run.seed, repr([config.data.name, *decides]))
+    digest = derive(0, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 
 
@@ -83,9 +83,9 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     """
     settings, dataset = config.common_expert, open_dataset(config)
     architecture = configured_architecture(config, dataset)
-    model = build(architecture, derive(config.run.seed, "common-expert"))
+    model = build(architecture, derive(settings.seed, "common-expert"))
     expert = CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.0)
-    generator = torch_generator(config.run.seed, "common-expert-batches")
+    generator = torch_generator(settings.seed, "common-expert-batches")
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
     train, test = dataset.train, dataset.test
     steps = max(1, len(train) // settings.batch_size)

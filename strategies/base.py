@@ -26,7 +26,7 @@ from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import PRIORS, READINGS, ClientResult, routing, summarise
 from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.models.experts import build_expert
+from fedjets_flwr.models.experts import build_expert, expert_input, forward_flops
 from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
@@ -85,6 +85,7 @@ class Method(Strategy):
             for m in range(self.num_experts)
         ]
         self.expert_layout = experts[0].layout
+        self.expert_flops = forward_flops(experts[0].module, expert_input(self.config, self.common, self.dataset))
         self.exchange.sizes["expert"] = experts[0].layout.size
         self.exchange.facts |= {"expert-init": self.init, "expert-layout": experts[0].layout.digest}
         return {f"expert.{m}": expert.vector for m, expert in enumerate(experts)}
@@ -195,6 +196,7 @@ class Method(Strategy):
                 messages = self.configure_evaluate(server_round, arrays, settings, grid)
                 with self.clock("evaluate"):
                     self.aggregate_evaluate(server_round, self.exchange.stream(messages))
+                record["bytes_served"] = self.exchange.traffic.down - before.down - spent["bytes_down"]
                 record["evaluation"] = summarise(self.results, self.reading, self.num_experts)
                 if last or (c.run.inspect_every and server_round % c.run.inspect_every == 0):
                     record["inspection"] = self._inspect(server_round)
@@ -310,8 +312,12 @@ class Method(Strategy):
 
     def facts(self) -> dict[str, object]:
         """Return what ``summary.json`` says of this method besides its results."""
+        names = next(iter(self._served.values()))
+        served = sum(name.startswith("expert.") for name in names)
+        gate = self.vectors["gate"].numel() if "gate" in names else 0
         return {
-            "model_floats": {name: vector.numel() for name, vector in self.vectors.items()},
+            "trained_parameters": served * self.expert_layout.trained + gate,
+            "flops_per_answer": served * self.expert_flops,
             "common_expert_parameters": self.common.num_parameters,
             "bytes_setup": len(self.common.to_bytes()) * len(self.samples),
         }

@@ -2,7 +2,9 @@
 
 import copy
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset
@@ -44,3 +46,20 @@ def build_configured_gate(config: Config, common: CommonExpert, experts: int) ->
     assert isinstance(head, nn.Linear)
     inputs = head.out_features if config.common_expert.embedding == "logits" else head.in_features
     return build_gate(inputs, config.gate.hidden, experts, derive(config.run.seed, "gate"))
+
+
+def expert_input(config: Config, common: CommonExpert, dataset: Dataset) -> torch.Tensor:
+    """Return one sample of an expert's input: an image, or the trunk's output."""
+    image = torch.zeros(1, *dataset.shape)
+    with torch.no_grad():
+        sample: torch.Tensor = common.model[: tail_start(common.model, config.moe.trainable)](image)
+    return sample
+
+
+def forward_flops(module: nn.Module, sample: torch.Tensor) -> int:
+    """Return the floating-point operations of one forward pass (2 per multiply-add)."""
+    training = module.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval()(sample)
+    module.train(training)
+    return int(counter.get_total_flops())

@@ -1,0 +1,100 @@
+"""Figures of a comparison."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Runs = Mapping[str, Sequence[tuple[Any, Sequence[Mapping[str, Any]]]]]
+
+
+def draw(title: str, rows: Runs, folder: Path) -> None:
+    """Draw accuracy by round, accuracy against bytes, and each expert's accuracy by round where it was measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import seaborn
+
+    seaborn.set_theme(style="whitegrid", context="notebook")
+    pictures = {"accuracy": _by_round(title, rows), "bytes": _by_bytes(title, rows), "experts": _experts(title, rows)}
+    for name, figure in pictures.items():
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+    matplotlib.pyplot.close("all")
+
+
+def _evaluated(records: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float], list[float]]:
+    """Return rounds, accuracies and bytes moved so far, at the evaluations."""
+    moved = list(accumulate(r["bytes_down"] + r["bytes_up"] for r in records))
+    at = [i for i, r in enumerate(records) if "evaluation" in r]
+    return (
+        [records[i]["round"] for i in at],
+        [records[i]["evaluation"]["accuracy"] for i in at],
+        [moved[i] / 1e6 for i in at],
+    )
+
+
+def _axes(title: str, xlabel: str) -> Any:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.8))
+    axes.set(title=title, xlabel=xlabel, ylabel="accuracy on unseen clients")
+    return figure, axes
+
+
+def _finish(figure: Any, axes: Any, rows: Runs) -> Any:
+    summaries = [summary for runs in rows.values() for summary, _ in runs]
+    for key, label, style in (("common_expert", "common expert", "--"), ("common_expert_em", "+ EM (control)", "-.")):
+        level = float(np.mean([s["controls"][key] for s in summaries]))
+        axes.axhline(level, color="0.35", linestyle=style, label=label)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    return figure
+
+
+def _by_round(title: str, rows: Runs) -> Any:
+    figure, axes = _axes(title, "round")
+    for number, (name, runs) in enumerate(rows.items()):
+        curves = [_evaluated(records) for _, records in runs]
+        rounds, values = curves[0][0], np.array([c[1] for c in curves if c[0] == curves[0][0]])
+        style = ["-", "--", ":"][number // 10 % 3]
+        axes.plot(rounds, values.mean(axis=0), label=name, color=f"C{number % 10}", linestyle=style)
+        if len(values) > 1:
+            axes.fill_between(rounds, values.min(axis=0), values.max(axis=0), alpha=0.15, color=f"C{number % 10}")
+    return _finish(figure, axes, rows)
+
+
+def _by_bytes(title: str, rows: Runs) -> Any:
+    figure, axes = _axes(title, "MB moved, all clients (log scale)")
+    for number, (name, runs) in enumerate(rows.items()):
+        curves = [_evaluated(records) for _, records in runs]
+        values = np.array([c[1] for c in curves if c[0] == curves[0][0]]).mean(axis=0)
+        axes.plot(
+            curves[0][2], values, label=name, color=f"C{number % 10}", linestyle=["-", "--", ":"][number // 10 % 3]
+        )
+    axes.set_xscale("log")
+    return _finish(figure, axes, rows)
+
+
+def _experts(title: str, rows: Runs) -> Any:
+    """Each expert's mean accuracy over the classes it is best at, by round, of the first run that measured it."""
+    from matplotlib import pyplot
+
+    for name, runs in rows.items():
+        inspected = [r for r in runs[0][1] if "inspection" in r]
+        tables = np.array([r["inspection"]["expert_class_accuracy"] for r in inspected], dtype=float)
+        if len(inspected) < 2 or tables.shape[1] < 2:
+            continue
+        best = np.nan_to_num(tables[-1], nan=-1).argmax(axis=0)
+        figure, axes = pyplot.subplots(figsize=(8, 4.8))
+        for m in range(tables.shape[1]):
+            if (best == m).any():
+                rounds = [r["round"] for r in inspected]
+                axes.plot(rounds, np.nanmean(tables[:, m, best == m], axis=1), label=f"expert {m}")
+        axes.set(
+            xlabel="round", ylabel="accuracy on the classes it is best at", title=f"experts of {name}", ylim=(0, 1)
+        )
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+        return figure
+    return None

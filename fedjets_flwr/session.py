@@ -1,0 +1,112 @@
+"""One run at a terminal: checks before Flower starts, progress, summary."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedjets_flwr.config import Config
+from fedjets_flwr.data.clients import open_split
+from fedjets_flwr.launcher import Launched, LocalFlower, Resources
+from fedjets_flwr.pretraining import named_common_expert
+from fedjets_flwr.tracking import facts_of
+from strategies import method
+
+
+def run_and_follow(config: Config, resources: Resources, console: Console) -> dict[str, Any]:
+    """Run through a Flower of our own, show the progress, return the summary.
+
+    Raises:
+        FedjetsError: the settings, the data or the run failed; one line that says why.
+    """
+    check(config)
+    resources.federation_config()
+    folder = config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in ("summary.json", "error.json", "progress.json", *([] if config.run.resume else ["metrics.jsonl"])):
+        (folder / stale).unlink(missing_ok=True)
+    console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
+    with LocalFlower(folder / "flower.log") as flower:
+        launched = flower.run(config, resources)
+        try:
+            follow(launched, config, console)
+        except KeyboardInterrupt:
+            console.print("stopping the Flower run")
+            launched.stop()
+            raise
+        finally:
+            launched.keep_log(folder / "run.log")
+        return launched.outcome()
+
+
+def check(config: Config) -> None:
+    """Find what is wrong with method, data and common expert here, before Flower starts.
+
+    Raises:
+        FedjetsError: one line that says what.
+    """
+    method(config.strategy.name).validate(config)
+    open_split(config)
+    if config.common_expert.path:
+        named_common_expert(config)
+
+
+def follow(launched: Launched, config: Config, console: Console) -> None:
+    """Show a run's progress until it ends: a bar at a terminal, a line per evaluation elsewhere."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting", total=config.run.rounds, facts="")
+        said, shown = "", 0
+        for text, records in launched.watch():
+            if text != said and not records:
+                progress.update(task, description=text)
+                if not console.is_terminal:
+                    console.print(text)
+                said = text
+            if len(records) > shown:
+                facts = facts_of(records)
+                progress.update(task, description="round", completed=records[-1]["round"], facts=facts)
+                for position in range(shown, len(records)):
+                    if not console.is_terminal and "evaluation" in records[position]:
+                        facts = facts_of(records[: position + 1])
+                        console.print(f"round {records[position]['round']}/{config.run.rounds} {facts}")
+                shown = len(records)
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print the result beside its controls, and where the pictures are."""
+    common, accuracy = summary["common_expert_accuracy"], summary["accuracy"]
+    table = Table(title="unseen clients", show_header=True)
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    table.add_column("gain", justify="right")
+    rows = {
+        f"[bold]{summary['strategy']}[/], last round": accuracy,
+        f"{summary['strategy']}, best (round {summary['best_round']})": summary["best_accuracy"],
+        "common expert": common,
+        "common expert + EM prior (control)": summary["controls"]["common_expert_em"],
+        "common expert, classes known (bound)": summary["controls"]["common_expert_masked"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.4f}", f"{value - common:+.4f}")
+    console.print(table)
+    routing, seconds = summary["routing"], summary["seconds"]
+    load = " ".join(f"{share:.2f}" for share in routing["expert_load"])
+    console.print(
+        f"right expert for {routing['sample_share']:.1%} of samples; the chosen experts are the right ones for"
+        f" {routing['coverage']:.1%}; load {load}; gate entropy {summary['gate_entropy']:.2f}"
+    )
+    if summary["gate_collapsed"]:
+        console.print("[bold red]warning[/]: the gate collapsed to one expert; raise cohort.anchors or lower gate.lr")
+    console.print(
+        f"{summary['rounds']} rounds, {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up,"
+        f" {seconds['round']:.0f} s in rounds, {summary['embeddings_computed']} embeddings computed"
+    )
+    for path in sorted((folder / "plots").glob("*.png")):
+        console.print(str(path), soft_wrap=True)
