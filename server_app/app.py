@@ -16,7 +16,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.pretraining import provide_common_expert
 from fedjets_flwr.report import draw_plots
 from fedjets_flwr.tracking import Tracker, write_json
-from strategies import method
+from strategies import Method, method
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -36,8 +36,8 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def run(grid: Grid, config: Config) -> None:
-    """Run all rounds and write the run folder."""
+def run(grid: Grid, config: Config) -> Method:
+    """Run all rounds, write the run folder and return the method with its final state."""
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = method(config.strategy.name)
     wanted.validate(config)
@@ -55,3 +55,4 @@ def run(grid: Grid, config: Config) -> None:
         "unseen clients: accuracy %.4f (common expert %.4f); results in %s, %d plots",
         summary["accuracy"], summary["common_expert_accuracy"], config.run_dir, len(plots),
     )  # fmt: skip
+    return strategy

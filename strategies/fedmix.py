@@ -18,7 +18,6 @@ class FedMix(FedJets):
     local = "mixture"
     read_out = "mixture"
     sampling = "uniform"
-    init = "common"
 
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Give every client of the cohort all experts and the gate."""
