@@ -132,14 +132,19 @@ class Line:
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
-    """Return the table's lines of all finished runs: the controls, then each row and reading."""
+    """Return the table's lines of all finished runs: the controls where all rows share them, then each row and reading."""
     finished = {c.run_dir: s for _, configs in experiment.rows for c in configs if (s := done(c.run_dir))}
     seeds = {s["seed"]: s["controls"] for s in finished.values()}
-    lines = [
-        _control("common expert", [(c["common_expert"], c) for c in seeds.values()]),
-        _control("common expert + EM (control)", [(c["common_expert_em"], c) for c in seeds.values()]),
-        _control("common expert, classes known (bound)", [(c["common_expert_masked"], c) for c in seeds.values()]),
-    ]
+    shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
+    lines = (
+        []
+        if not shared
+        else [
+            _control("common expert", [(c["common_expert"], c) for c in seeds.values()]),
+            _control("common expert + EM (control)", [(c["common_expert_em"], c) for c in seeds.values()]),
+            _control("common expert, classes known (bound)", [(c["common_expert_masked"], c) for c in seeds.values()]),
+        ]
+    )
     for row, configs in experiment.rows:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
         if not runs:

@@ -286,9 +286,10 @@ class Config(Section):
         """Return a SHA-256 over the settings that determine the weights: a resumed run must agree in it.
 
         Left out: folders, nodes, transport, how experts are read out, and the number of rounds where no schedule
-        depends on it.
+        depends on it. Settings at their default do not count, so that a new setting does not rename old runs.
         """
-        flat = self.flat()
+        defaults = Config().flat()
+        flat = {key: value for key, value in self.flat().items() if value != defaults[key]}
         free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
         free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
         free |= {key for key in flat if key.startswith(("transport.", "limits.", "personalize."))}

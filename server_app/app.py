@@ -16,7 +16,8 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.pretraining import provide_common_expert
 from fedjets_flwr.report import draw_plots
 from fedjets_flwr.tracking import Tracker, write_json
-from strategies import Method, method
+from strategies import method
+from strategies.base import Method
 
 app = ServerApp()
 log = logging.getLogger("flwr")

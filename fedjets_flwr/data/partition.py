@@ -6,6 +6,7 @@ unseen clients' label combinations out of training; no partitioner of flwr-datas
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,11 +116,7 @@ def _by_combination(
             f"partition.unseen-clients = {part.unseen_clients}: {distinct} label combinations are kept out of"
             " training, so clients share them and would be the same; lower it, or set partition.unseen-samples"
         )
-    reserved: list[Labels] = []
-    while len(reserved) < distinct:
-        combination = _draw(units, per_client, rng)
-        if combination not in reserved and combination not in held_by_anchors:
-            reserved.append(combination)
+    reserved = _reserve(units, per_client, distinct, held_by_anchors, rng)
     normals: list[Labels] = []
     while len(normals) < part.clients - len(groups):
         combination = _draw(units, per_client, rng)
@@ -130,6 +127,24 @@ def _by_combination(
     samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
     unseen = [reserved[u % distinct] for u in range(part.unseen_clients)]
     return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in unseen]
+
+
+def _reserve(
+    units: Sequence[Labels], per_client: int, count: int, taken: Sequence[Labels], rng: np.random.Generator
+) -> list[Labels]:
+    """Draw ``count`` distinct combinations in which every label occurs about equally often.
+
+    Balance matters where combinations are few: unbalanced, all that hold some label could be kept out of training.
+    """
+    reserved: list[Labels] = []
+    used: Counter[int] = Counter()
+    while len(reserved) < count:
+        drawn = [_draw(units, per_client, rng) for _ in range(64)]
+        fresh = [labels for labels in drawn if labels not in reserved and labels not in taken]
+        if fresh:
+            reserved.append(min(fresh, key=lambda labels: sum(4.0 ** used[label] for label in labels)))
+            used.update(reserved[-1])
+    return reserved
 
 
 def _draw(units: Sequence[Labels], count: int, rng: np.random.Generator) -> Labels:
