@@ -8,6 +8,8 @@ from torch import Tensor
 from client_app.site import Local, Site
 from fedjets_flwr.evaluation import count_answers, count_inspection, gate_facts, right_answers
 from fedjets_flwr.gating import chosen_weights, scores, top_k_experts
+from fedjets_flwr.privacy import randomise
+from fedjets_flwr.seeds import numpy_generator
 from fedjets_flwr.training import predict
 from fedjets_flwr.wire.messages import Job, Number
 
@@ -26,7 +28,10 @@ def prepare(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tenso
 def route(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
     """Choose the client's K experts by the gate it was sent."""
     sample_scores = _scores(site, site.local(job.client), vectors)
-    return {}, {"experts": list(top_k_experts(sample_scores, site.config.moe.top_k))}
+    c = site.config
+    rng = numpy_generator(c.run.seed, "route", server_round, job.client)
+    chosen = top_k_experts(sample_scores, c.moe.top_k)
+    return {}, {"experts": list(randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng))}
 
 
 def evaluate(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:

@@ -1,9 +1,32 @@
-"""Per-vector weighted means, folded one reply at a time."""
+"""How the clients' vectors become the next ones: the running mean, and robust rules, each per vector.
 
-from collections.abc import Mapping
+Every expert and the gate is combined by itself, over the clients that trained it. A vector that nobody sent is absent
+from the result, so the old one stays bit-identical.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from fedjets_flwr.config import Aggregation
+
+log = logging.getLogger("flwr")
+
+
+class Aggregator(Protocol):
+    """Takes vectors one at a time, in client-id order, and gives the combined ones."""
+
+    counts: dict[str, int]
+
+    def add(self, name: str, vector: Tensor, weight: float) -> None:
+        """Take one client's vector with a weight >= 0; one of weight 0 has no say."""
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the combined vectors by name."""
 
 
 class RunningMeans:
@@ -14,14 +37,16 @@ class RunningMeans:
     """
 
     def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
         self._units: dict[str, float] = {}
         self._weights: dict[str, float] = {}
 
     def add(self, name: str, vector: Tensor, weight: float) -> None:
-        """Fold in one client's vector with a weight >= 0; one of weight 0 has no say."""
+        """Fold in one client's vector."""
         if weight == 0:
             return
+        self.counts[name] = self.counts.get(name, 0) + 1
         if name in self._sums:
             share = weight / self._units[name]
             self._sums[name].add_(vector, alpha=share)
@@ -30,15 +55,100 @@ class RunningMeans:
             self._sums[name] = vector.clone()
             self._units[name], self._weights[name] = weight, 1.0
 
-    def means(self) -> dict[str, Tensor]:
-        """Return the means; a name that nobody sent is absent, so its old vector stays bit-identical."""
+    def result(self) -> dict[str, Tensor]:
+        """Return the means."""
         return {name: total / self._weights[name] for name, total in self._sums.items()}
+
+
+class Robust:
+    """A robust rule on the updates ``v_i - v`` of each vector; holds all updates until the end of the round.
+
+    Where a rule needs more clients than hold a vector, norm clipping takes its place; the log says so.
+    """
+
+    def __init__(self, old: Mapping[str, Tensor], settings: Aggregation) -> None:
+        self.counts: dict[str, int] = {}
+        self._old, self._settings = old, settings
+        self._updates: dict[str, list[Tensor]] = {}
+        self._weights: dict[str, list[float]] = {}
+
+    def add(self, name: str, vector: Tensor, weight: float) -> None:
+        """Hold one client's update."""
+        if weight == 0:
+            return
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self._updates.setdefault(name, []).append(vector - self._old[name])
+        self._weights.setdefault(name, []).append(weight)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return old + combined update."""
+        combined = {}
+        for name, held in self._updates.items():
+            updates, weights = torch.stack(held), torch.tensor(self._weights[name], dtype=torch.float64)
+            rule, needed = RULES[self._settings.rule], clients_needed(self._settings)
+            if len(updates) < needed:
+                log.info("%s: %s needs %d clients, %d came: clipping", name, self._settings.rule, needed, len(updates))
+                rule = clipped_mean
+            combined[name] = self._old[name] + rule(updates, weights, self._settings)
+        return combined
+
+
+Rule = Callable[[Tensor, Tensor, Aggregation], Tensor]
+
+
+def clients_needed(settings: Aggregation) -> int:
+    """Return with how many clients the rule can outvote one bad client (Krum: ``aggregation.byzantine`` of them)."""
+    return {"mean": 1, "clip": 1, "median": 3, "trimmed-mean": 3, "krum": 2 * settings.byzantine + 3}[settings.rule]
+
+
+def clipped_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
+    """Return the weighted mean of updates (n, d) cut to the norm ``aggregation.clip-norm``, 0: their median norm."""
+    norms = updates.norm(dim=1)
+    bound = settings.clip_norm or float(norms.median())
+    shares = weights / weights.sum() * (bound / norms.double().clamp_min(1e-12)).clamp(max=1.0)
+    mean: Tensor = (shares.float().unsqueeze(1) * updates).sum(dim=0)
+    return mean
+
+
+def coordinate_median(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
+    """Return the coordinate-wise median (Yin et al. 2018), for even numbers the mean of the middle two; unweighted."""
+    ordered, middle = updates.sort(dim=0).values, len(updates) // 2
+    return ordered[middle] if len(updates) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def trimmed_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
+    """Return the mean without a share ``aggregation.trim`` at both ends of a coordinate, one at least; unweighted."""
+    cut = min(max(1, int(settings.trim * len(updates))), (len(updates) - 1) // 2)
+    return updates.sort(dim=0).values[cut : len(updates) - cut].mean(dim=0)
+
+
+def krum(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
+    """Return the update that is closest to its n - f - 2 nearest neighbours (Blanchard et al. 2017)."""
+    distances = torch.cdist(updates, updates).square()
+    nearest = distances.sort(dim=1).values[:, 1 : len(updates) - settings.byzantine - 1]
+    return updates[nearest.sum(dim=1).argmin()]
+
+
+def _weighted_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
+    return ((weights / weights.sum()).float().unsqueeze(1) * updates).sum(dim=0)
+
+
+RULES: dict[str, Rule] = {
+    "mean": _weighted_mean,
+    "clip": clipped_mean,
+    "median": coordinate_median,
+    "trimmed-mean": trimmed_mean,
+    "krum": krum,
+}
+
+
+def make_aggregator(settings: Aggregation, old: Mapping[str, Tensor]) -> Aggregator:
+    """Return the aggregator of the settings for one round that starts from the vectors ``old``."""
+    return RunningMeans() if settings.rule == "mean" else Robust(old, settings)
 
 
 def weights_hash(vectors: Mapping[str, Tensor]) -> str:
     """Return a SHA-256 over all vectors in the order of their names: equal if and only if the bits are."""
-    import hashlib
-
     hasher = hashlib.sha256()
     for name, vector in sorted(vectors.items()):
         hasher.update(name.encode())

@@ -132,7 +132,7 @@ class Line:
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
-    """Return the table's lines of all finished runs: the controls where all rows share them, then each row and reading."""
+    """Return the table's lines of all finished runs: the controls, if all rows share them, then rows and readings."""
     finished = {c.run_dir: s for _, configs in experiment.rows for c in configs if (s := done(c.run_dir))}
     seeds = {s["seed"]: s["controls"] for s in finished.values()}
     shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())

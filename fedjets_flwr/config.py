@@ -156,11 +156,28 @@ class Cohort(Section):
 
 class Aggregation(Section):
     weighting: Literal["samples", "equal"] = Field("samples", description="weights of the average")
+    rule: Literal["mean", "clip", "median", "trimmed-mean", "krum"] = Field(
+        "mean", description="how each vector's updates are combined; where too few clients hold one: clip"
+    )
+    clip_norm: float = Field(0.0, ge=0, description="bound of an update's norm for clip; 0: the round's median norm")
+    trim: float = Field(0.2, gt=0, lt=0.5, description="share cut off at both ends by trimmed-mean")
+    byzantine: int = Field(1, ge=1, description="bad clients that krum allows for; it needs 2 f + 3 clients")
+
+
+class Privacy(Section):
+    noise_multiplier: float = Field(0.0, ge=0, description="Gaussian noise on clipped updates (z); 0: off")
+    clip_norm: float = Field(1.0, gt=0, description="bound of the norm of a client's update of one vector (C)")
+    delta: float = Field(1e-3, gt=0, lt=1, description="delta at which epsilon is told; below 1 / clients")
+    route_epsilon: float = Field(0.0, ge=0, description="randomised response on uploaded expert ids; 0: off")
 
 
 class Limits(Section):
     exchange_seconds: float = Field(3600, gt=0, description="deadline of one exchange with the clients")
     node_seconds: float = Field(120, gt=0, description="how long to wait for SuperNodes at the start")
+    min_replies: int = Field(1, ge=1, description="good answers below which a round leaves all weights as they were")
+    min_replies_per_expert: int = Field(1, ge=1, description="the same for each vector by itself")
+    max_update_norm: float = Field(0.0, ge=0, description="updates of a larger norm are refused; 0: no bound")
+    max_samples: int = Field(10_000_000, ge=1, description="samples of a client above which it is refused")
     max_failure_share: float = Field(0.5, ge=0, le=1, description="a run stops when more of a round's clients failed")
 
 
@@ -193,6 +210,7 @@ class Config(Section):
     ensembles: Ensembles = Ensembles()
     cohort: Cohort = Cohort()
     aggregation: Aggregation = Aggregation()
+    privacy: Privacy = Privacy()
     limits: Limits = Limits()
     transport: Transport = Transport()
     personalize: Personalize = Personalize()

@@ -85,7 +85,6 @@ class ClientResult:
     answered_right: Tensor
     classes: Tensor
     gate_entropy: float
-    gate_mass: Sequence[float]
 
 
 def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: int) -> dict[str, object]:

@@ -8,30 +8,31 @@ A method says who trains what (:meth:`Method.plan`), how answers are merged, and
 import logging
 import time
 from abc import abstractmethod
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedjets_flwr.aggregation import RunningMeans, all_finite
+from fedjets_flwr.aggregation import Aggregator, all_finite, make_aggregator
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.evaluation import PRIORS, READINGS, ClientResult, routing, summarise
+from fedjets_flwr.evaluation import ClientResult, summarise
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.models.experts import build_expert, expert_input, forward_flops
+from fedjets_flwr.privacy import PrivateMeans, spent
 from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
 from strategies.cohort import draw_cohort
+from strategies.unseen import inspect, prepare, read_result
 
 log = logging.getLogger("flwr")
 
@@ -44,6 +45,7 @@ class Method(Strategy):
         read_out: how an unseen client answers with its experts (a key of ``gating.READ_OUTS``).
         sampling: how a cohort is drawn unless ``cohort.sampling`` says otherwise.
         init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.
+        private: whether clipping and noise on the sums protect all that the method keeps.
         vectors: the global state.
         extra: vectors of the current round that jobs may name besides the state's.
         samples: training samples or, of unseen clients, samples to classify, by client id.
@@ -53,6 +55,7 @@ class Method(Strategy):
     read_out: ClassVar[str] = "top-1"
     sampling: ClassVar[str] = "uniform"
     init: ClassVar[str] = ""
+    private: ClassVar[bool] = True
 
     def __init__(
         self, config: Config, common: CommonExpert, dataset: Dataset, tracker: Tracker, checkpoints: Checkpoints
@@ -63,6 +66,8 @@ class Method(Strategy):
         self.vectors: dict[str, Tensor] = {}
         self.extra: dict[str, Tensor] = {}
         self.samples: dict[int, int] = {}
+        self.unseen: list[int] = []
+        self.accepted = True
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
         self.cohort: tuple[list[int], list[int]] = ([], [])
@@ -72,6 +77,16 @@ class Method(Strategy):
     @classmethod
     def validate(cls, config: Config) -> None:
         """Raise FedjetsError if the settings make no sense for this method."""
+        if config.privacy.noise_multiplier > 0 and not cls.private:
+            raise FedjetsError(
+                f"privacy.noise-multiplier = {config.privacy.noise_multiplier:g}: not for strategy.name ="
+                f" {config.strategy.name!r}, whose state tells more than clipped sums; set it to 0"
+            )
+
+    @property
+    def vectors_moved(self) -> int:
+        """Vectors that one client can change in a round at most."""
+        return self.num_experts
 
     @property
     def num_experts(self) -> int:
@@ -99,23 +114,40 @@ class Method(Strategy):
         """Return the vectors that each unseen client receives for its answers."""
 
     def merge(self, server_round: int, answers: Iterable[Answer]) -> dict[str, float]:
-        """Fold the answers of a round into the state: per-vector weighted means.
+        """Fold the answers of a round into the state, each vector by itself.
 
         Returns the sample-weighted mean of the clients' losses and the number of clients that trained each vector.
+
+        Raises:
+            FedjetsError: too many clients failed; the state is as before.
         """
-        means, trained = RunningMeans(), Counter[str]()
-        losses, weight_sum = 0.0, 0
+        aggregator = self.aggregator(server_round)
+        losses, samples_seen, answered = 0.0, 0, 0
         for answer in answers:
             samples, loss = int(answer.number("num-examples")), answer.number("loss")
             with self.clock("aggregate"):
                 for name, vector in answer.vectors.items():
-                    means.add(name, vector, self.weight_of(name, answer, samples))
-            trained.update(answer.vectors.keys())
+                    aggregator.add(name, vector, self.weight_of(name, answer, samples))
             losses += samples * loss
-            weight_sum += samples
-        with self.clock("aggregate"):
-            self.vectors |= means.means()
-        return {"loss": losses / weight_sum if weight_sum else float("nan"), **trained}
+            samples_seen += samples
+            answered += 1
+        self.note_failures()
+        self._stop_if_too_many_failed(server_round)
+        self.accepted = answered >= self.config.limits.min_replies
+        if self.accepted:
+            with self.clock("aggregate"):
+                quorum = self.config.limits.min_replies_per_expert
+                combined = aggregator.result()
+                self.vectors |= {name: vector for name, vector in combined.items() if aggregator.counts[name] >= quorum}
+        else:
+            log.warning("round %d: %d answers, fewer than limits.min-replies; weights stay", server_round, answered)
+        return {"loss": losses / samples_seen if samples_seen else float("nan"), **aggregator.counts}
+
+    def aggregator(self, server_round: int) -> Aggregator:
+        """Return what combines this round's vectors: private, robust, or the running mean."""
+        if self.config.privacy.noise_multiplier > 0:
+            return PrivateMeans(self.vectors, self.config, server_round, self.vectors_moved)
+        return make_aggregator(self.config.aggregation, self.vectors)
 
     def weight_of(self, name: str, answer: Answer, samples: int) -> float:
         """Return the weight of one vector of an answer in its average."""
@@ -127,10 +159,10 @@ class Method(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the train messages of a round."""
-        sampling = self.config.cohort.sampling or self.sampling
-        self.cohort = draw_cohort(self.config, server_round, sampling)
+        self.cohort = draw_cohort(self.config, server_round, self.drawn)
         self.exchange.refresh()
-        jobs = self.plan(server_round, *self.cohort)
+        anchors, normals = (self._prepared(clients) for clients in self.cohort)
+        jobs = self.plan(server_round, anchors, normals)
         return self.exchange.request(f"train.{self.local}", server_round, jobs, self.vectors | self.extra)
 
     def aggregate_train(
@@ -138,7 +170,6 @@ class Method(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies into the state, in client-id order; the state stays here, so no arrays are returned."""
         self.trained = self.merge(server_round, self._usable(self.exchange.answers(replies)))
-        self.note_failures()
         return None, MetricRecord(dict(self.trained))
 
     def configure_evaluate(
@@ -154,7 +185,9 @@ class Method(Strategy):
         self.results: dict[int, ClientResult] = {}
         for answer in self.exchange.answers(replies):
             try:
-                self.results[answer.client] = self._client_result(answer)
+                experts = _expert_ids(self._served[answer.client])
+                samples, classes = self.samples[answer.client], len(self.dataset.classes)
+                self.results[answer.client] = read_result(answer, experts, samples, classes)
             except BadReply as error:
                 self.exchange.reject(answer.client, str(error))
         self.note_failures()
@@ -177,37 +210,52 @@ class Method(Strategy):
         Raises:
             FedjetsError: too many clients failed, or no node came.
         """
-        c, arrays, settings = self.config, ArrayRecord(), ConfigRecord()
+        c = self.config
         self.exchange = Exchange(grid, c.limits.exchange_seconds, common=self.common)
         self.vectors = self.initial_vectors()
         first = self._resume() + 1
-        self._prepare()
+        with self.clock("prepare"):
+            self.samples = prepare(self.exchange, c, self.tracker)
+        self.unseen = [client for client in self.samples if client >= c.partition.clients]
         for server_round in range(first, c.run.rounds + 1):
-            started, before = time.monotonic(), self.exchange.traffic.copy()
-            timed, self.round_failures = self.seconds.copy(), {}
-            messages = self.configure_train(server_round, arrays, settings, grid)
-            with self.clock("train"):
-                self.aggregate_train(server_round, self.exchange.stream(messages))
-            record: dict[str, object] = {"round": server_round, "loss": self.trained.pop("loss")}
-            record |= {"cohort": sorted([*self.cohort[0], *self.cohort[1]]), "trained": self.trained}
-            spent = self.exchange.traffic.since(before)
-            last = server_round == c.run.rounds
-            if last or server_round % c.run.evaluate_every == 0:
-                messages = self.configure_evaluate(server_round, arrays, settings, grid)
-                with self.clock("evaluate"):
-                    self.aggregate_evaluate(server_round, self.exchange.stream(messages))
-                record["bytes_served"] = self.exchange.traffic.down - before.down - spent["bytes_down"]
-                record["evaluation"] = summarise(self.results, self.reading, self.num_experts)
-                if last or (c.run.inspect_every and server_round % c.run.inspect_every == 0):
-                    record["inspection"] = self._inspect(server_round)
-            seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
-            record |= spent | {"seconds": seconds | {"round": time.monotonic() - started}}
-            record["failures"] = {str(client): reason for client, reason in self.round_failures.items()}
-            self._too_many_failures(server_round)
+            before = dict(self.vectors)
+            try:
+                record = self._round(server_round, grid)
+            except Exception:
+                self.checkpoints.save(server_round - 1, before, {}, last=True)
+                raise
             self.tracker.log(record)
             log.info("round %d/%d: %s", server_round, c.run.rounds, facts_of([record]))
-            self.checkpoints.save(server_round, self.vectors, record, last)
+            self.checkpoints.save(server_round, self.vectors, record, server_round == c.run.rounds)
         return Result()
+
+    def _round(self, server_round: int, grid: Grid) -> dict[str, object]:
+        """Do one round and return its record."""
+        c, arrays, settings = self.config, ArrayRecord(), ConfigRecord()
+        started, before = time.monotonic(), self.exchange.traffic.copy()
+        timed, self.round_failures = self.seconds.copy(), {}
+        messages = self.configure_train(server_round, arrays, settings, grid)
+        with self.clock("train"):
+            self.aggregate_train(server_round, self.exchange.stream(messages))
+        record: dict[str, object] = {"round": server_round, "loss": self.trained.pop("loss")}
+        record |= {"cohort": sorted([*self.cohort[0], *self.cohort[1]]), "trained": self.trained}
+        moved = self.exchange.traffic.since(before)
+        last = server_round == c.run.rounds
+        if last or server_round % c.run.evaluate_every == 0:
+            messages = self.configure_evaluate(server_round, arrays, settings, grid)
+            with self.clock("evaluate"):
+                self.aggregate_evaluate(server_round, self.exchange.stream(messages))
+            record["bytes_served"] = self.exchange.traffic.down - before.down - moved["bytes_down"]
+            record["evaluation"] = summarise(self.results, self.reading, self.num_experts)
+            if last or (c.run.inspect_every and server_round % c.run.inspect_every == 0):
+                with self.clock("inspect"):
+                    record["inspection"] = inspect(
+                        self.exchange, server_round, self.num_experts, self.results, self.vectors
+                    )
+        seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
+        record |= moved | {"seconds": seconds | {"round": time.monotonic() - started}}
+        record["failures"] = {str(client): reason for client, reason in self.round_failures.items()}
+        return record
 
     def _resume(self) -> int:
         """Load the newest good checkpoint if asked to; return the last finished round."""
@@ -221,66 +269,30 @@ class Method(Strategy):
         log.info("going on after round %d", found.server_round)
         return found.server_round
 
-    def _prepare(self) -> None:
-        """Have every client embed its data; keep the sizes and the controls of the unseen clients."""
-        part = self.config.partition
-        everyone = range(part.clients + part.unseen_clients)
-        self.unseen = list(everyone[part.clients :])
-        self.exchange.wait_for_nodes(everyone, self.config.limits.node_seconds)
-        right: dict[int, list[int]] = {}
-        computed = 0
-        with self.clock("prepare"):
-            for done, answer in enumerate(self.exchange.ask("query.prepare", 0, [Job(i) for i in everyone], {})):
-                self.samples[answer.client] = int(answer.number("num-examples"))
-                computed += int(answer.number("computed"))
-                if answer.client >= part.clients:
-                    right[answer.client] = answer.integers("common-right", len(PRIORS))
-                if done % 10 == 9:
-                    self.tracker.say(f"embedded the data of {done + 1} of {len(everyone)} clients")
-        if self.exchange.failures:
-            client, reason = next(iter(self.exchange.failures.items()))
-            raise FedjetsError(f"client {client} could not be prepared: {reason}")
-        means = [sum(right[u][i] / self.samples[u] for u in self.unseen) / len(self.unseen) for i in range(len(PRIORS))]
-        per_client = {u: right[u][0] / self.samples[u] for u in self.unseen}
-        names = ("common_expert", "common_expert_em", "common_expert_masked")
-        self.tracker.set_controls(dict(zip(names, means, strict=True)), per_client, computed)
-
-    def _inspect(self, server_round: int) -> dict[str, object]:
-        """Measure every expert on every class of the unseen clients; this traffic is no part of the method."""
-        experts = tuple(f"expert.{m}" for m in range(self.num_experts))
-        jobs = [Job(client, experts, cost=self.samples[client]) for client in self.results]
-        before = self.exchange.traffic.copy()
-        shape = (self.num_experts, len(self.dataset.classes))
-        right, classes = torch.zeros(shape), torch.zeros(shape[1])
-        with self.clock("inspect"):
-            for answer in self.exchange.ask("query.inspect", server_round, jobs, self.vectors):
-                right += torch.tensor(answer.integers("right", shape[0] * shape[1])).view(shape)
-                classes += self.results[answer.client].classes
-        self.exchange.traffic = before
-        accuracy = right / classes
-        table = [[None if value != value else round(value, 6) for value in row] for row in accuracy.tolist()]
-        return {"expert_class_accuracy": table, "routing": routing(self.results, accuracy)}
-
     # Small helpers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def drawn(self) -> str:
+        """How cohorts are drawn."""
+        return self.config.cohort.sampling or self.sampling
 
     @property
     def reading(self) -> str:
         """The read-out and prior correction that count as the method's accuracy."""
         return f"{self.config.personalize.read_out or self.read_out}/{self.config.personalize.prior}"
 
-    def check(self, answer: Answer) -> tuple[int, float]:
-        """Return an answer's sample count and loss.
-
-        Raises:
-            BadReply: it must not be used.
-        """
-        samples, loss = answer.number("num-examples"), answer.number("loss")
-        if samples != self.samples[answer.client]:
-            raise BadReply(f"num-examples = {samples}, not the {self.samples[answer.client]} it was prepared with")
+    def check(self, answer: Answer) -> None:
+        """Raise BadReply if an answer to a train message must not be used."""
+        samples = self.samples[answer.client]
+        if answer.count("num-examples", self.config.limits.max_samples) != samples:
+            raise BadReply(f"num-examples: not the {samples} that the client was prepared with")
+        answer.number("loss")
+        bound = self.config.limits.max_update_norm
         for name, vector in answer.vectors.items():
             if not all_finite(vector):
                 raise BadReply(f"{name} is not finite")
-        return int(samples), loss
+            if bound and name in self.vectors and float((vector - self.vectors[name]).norm()) > bound:
+                raise BadReply(f"the update of {name} is larger than limits.max-update-norm = {bound:g}")
 
     def _usable(self, answers: Iterable[Answer]) -> Iterator[Answer]:
         for answer in answers:
@@ -291,31 +303,19 @@ class Method(Strategy):
             else:
                 yield answer
 
-    def _client_result(self, answer: Answer) -> ClientResult:
-        classes = len(self.dataset.classes)
-        names = self._served[answer.client]
-        experts = tuple(int(name.removeprefix("expert.")) for name in names if name.startswith("expert."))
-        mass = answer.numbers.get("gate-mass")
-        if answer.number("num-examples") != self.samples[answer.client] or not isinstance(mass, list):
-            raise BadReply("num-examples or gate-mass is wrong")
-        grid = (len(experts), classes)
-        return ClientResult(
-            experts=experts,
-            samples=self.samples[answer.client],
-            right=answer.integers("right", len(READINGS)),
-            answered=torch.tensor(answer.integers("answered", grid[0] * grid[1])).view(grid),
-            answered_right=torch.tensor(answer.integers("answered-right", grid[0] * grid[1])).view(grid),
-            classes=torch.tensor(answer.integers("classes", classes)),
-            gate_entropy=answer.number("gate-entropy"),
-            gate_mass=[float(value) for value in mass],
-        )
+    def _prepared(self, clients: Sequence[int]) -> list[int]:
+        """Return the clients of a cohort that were prepared; the others count as failed."""
+        self.round_failures |= {c: "could not be prepared" for c in clients if c not in self.samples}
+        return [client for client in clients if client in self.samples]
 
     def facts(self) -> dict[str, object]:
         """Return what ``summary.json`` says of this method besides its results."""
         names = next(iter(self._served.values()))
-        served = sum(name.startswith("expert.") for name in names)
+        served = len(_expert_ids(names))
         gate = self.vectors["gate"].numel() if "gate" in names else 0
+        private = spent(self.config, self.drawn) if self.config.privacy.noise_multiplier > 0 else {}
         return {
+            "privacy": private,
             "trained_parameters": served * self.expert_layout.trained + gate,
             "flops_per_answer": served * self.expert_flops,
             "common_expert_parameters": self.common.num_parameters,
@@ -326,7 +326,7 @@ class Method(Strategy):
         """Keep the failures of the last exchange for the round's record."""
         self.round_failures |= self.exchange.failures
 
-    def _too_many_failures(self, server_round: int) -> None:
+    def _stop_if_too_many_failed(self, server_round: int) -> None:
         cohort = [client for group in self.cohort for client in group]
         failed = [client for client in cohort if client in self.round_failures]
         if len(failed) > self.config.limits.max_failure_share * len(cohort):
@@ -344,3 +344,8 @@ class Method(Strategy):
             yield
         finally:
             self.seconds[name] += time.monotonic() - start
+
+
+def _expert_ids(names: Sequence[str]) -> tuple[int, ...]:
+    """Return m of every ``expert.m``."""
+    return tuple(int(name.removeprefix("expert.")) for name in names if name.startswith("expert."))

@@ -14,6 +14,7 @@ class Ensembles(Method):
     local = "supervised"
     read_out = "mean"
     init = "common"
+    private = False
 
     @property
     def num_experts(self) -> int:
@@ -24,7 +25,7 @@ class Ensembles(Method):
         """Draw a cohort for each member; a client in several of them trains each model by itself."""
         held: dict[int, list[str]] = defaultdict(list)
         for member in range(self.num_experts):
-            drawn = draw_cohort(self.config, server_round, self.config.cohort.sampling or self.sampling, member)
+            drawn = draw_cohort(self.config, server_round, self.drawn, member)
             for client in [*drawn[0], *drawn[1]]:
                 held[client].append(f"expert.{member}")
         self.cohort = ([], sorted(held))

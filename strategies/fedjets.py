@@ -26,6 +26,7 @@ class FedJets(Method):
     @classmethod
     def validate(cls, config: Config) -> None:
         """Every anchor client needs an expert of its own."""
+        super().validate(config)
         if config.num_anchors > config.moe.experts and (config.cohort.sampling or cls.sampling) == "anchored":
             raise FedjetsError(
                 f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
@@ -36,6 +37,11 @@ class FedJets(Method):
     def num_experts(self) -> int:
         """M."""
         return self.config.moe.experts
+
+    @property
+    def vectors_moved(self) -> int:
+        """K experts and the gate."""
+        return self.config.moe.top_k + 1
 
     def initial_vectors(self) -> dict[str, Tensor]:
         """Return M experts, and a gate at its random start."""

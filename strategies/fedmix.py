@@ -19,6 +19,11 @@ class FedMix(FedJets):
     read_out = "mixture"
     sampling = "uniform"
 
+    @property
+    def vectors_moved(self) -> int:
+        """All experts and the gate."""
+        return self.num_experts + 1
+
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Give every client of the cohort all experts and the gate."""
         names = (*(f"expert.{m}" for m in range(self.num_experts)), "gate")
@@ -37,12 +42,12 @@ class FedMix(FedJets):
         assert isinstance(mass, list)
         return float(mass[int(name.removeprefix("expert."))])
 
-    def check(self, answer: Answer) -> tuple[int, float]:
+    def check(self, answer: Answer) -> None:
         """Also refuse a mass that is not one finite number per expert."""
         mass = answer.numbers.get("mass")
         if not isinstance(mass, list) or len(mass) != self.num_experts or not all(0 <= m < math.inf for m in mass):
             raise BadReply("mass: expected one finite number per expert")
-        return super().check(answer)
+        super().check(answer)
 
 
 METHOD = FedMix

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.config import Train
-from fedjets_flwr.training import rate
+from fedjets_flwr.training import rate, steps_of
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from strategies.fedavg import FedAvg
 
@@ -34,6 +34,7 @@ class Scaffold(FedAvg):
     """FedAvg with variance reduction; in round 1 all variates are zero and it is FedAvg."""
 
     local = "scaffold"
+    private = False
 
     def initial_vectors(self) -> dict[str, Tensor]:
         """Return the model and c = 0."""
@@ -72,6 +73,8 @@ class Scaffold(FedAvg):
                 yield Answer(answer.client, {"expert.0": answer.vectors["expert.0"]}, answer.numbers)
 
         trained = super().merge(server_round, models())
+        if not self.accepted:
+            return trained
         change = torch.zeros_like(self.vectors["variate"])
         for name, variate in updates.items():
             change += variate - self.variate(int(name.removeprefix("variate.")))
@@ -79,11 +82,12 @@ class Scaffold(FedAvg):
         self.vectors |= updates
         return trained
 
-    def check(self, answer: Answer) -> tuple[int, float]:
-        """Also refuse a number of steps that is not positive."""
-        if not answer.number("steps") >= 1:
-            raise BadReply("steps: expected a positive number")
-        return super().check(answer)
+    def check(self, answer: Answer) -> None:
+        """Also refuse a number of steps that does not fit the samples."""
+        t = self.config.train
+        if answer.count("steps", 10**9) != steps_of(self.samples[answer.client], t.batch_size, t.local_epochs):
+            raise BadReply("steps: not the number that the client's samples make")
+        super().check(answer)
 
     def variate(self, client: int) -> Tensor:
         """Return c_i; zero for a client that never trained."""

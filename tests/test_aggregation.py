@@ -13,16 +13,16 @@ def test_weighted_mean_by_hand() -> None:
     means.add("expert.0", torch.tensor([1.0, 2.0]), 1)
     means.add("gate", torch.tensor([7.0]), 1)
     means.add("expert.0", torch.tensor([5.0, 6.0]), 3)
-    found = means.means()
+    found = means.result()
     assert found["expert.0"].tolist() == [4, 5]
     assert found["gate"].tolist() == [7]
 
 
 def test_what_nobody_sent_is_absent() -> None:
     means = RunningMeans()
-    assert means.means() == {}
+    assert means.result() == {}
     means.add("expert.1", torch.ones(2), 5)
-    assert set(means.means()) == {"expert.1"}
+    assert set(means.result()) == {"expert.1"}
 
 
 def test_a_weight_of_zero_has_no_say() -> None:
@@ -30,7 +30,7 @@ def test_a_weight_of_zero_has_no_say() -> None:
     means.add("a", torch.tensor([9.0]), 0)
     means.add("b", torch.tensor([9.0]), 0)
     means.add("b", torch.tensor([3.0]), 0.5)
-    found = means.means()
+    found = means.result()
     assert set(found) == {"b"}
     assert found["b"].tolist() == [3]
 
@@ -40,15 +40,15 @@ def test_adding_leaves_the_sent_vectors_alone() -> None:
     means = RunningMeans()
     means.add("a", first, 2)
     means.add("a", second, 2)
-    means.means()
+    means.result()
     assert (first.item(), second.item()) == (1, 3)
 
 
 def test_means_can_be_read_twice() -> None:
     means = RunningMeans()
     means.add("a", torch.tensor([6.0]), 2)
-    means.means()
-    assert means.means()["a"].tolist() == [6]
+    means.result()
+    assert means.result()["a"].tolist() == [6]
 
 
 @given(
@@ -68,7 +68,7 @@ def test_equals_the_average_in_float64(replies: list[tuple[list[float], int]]) -
     weights = np.array([weight for _, weight in replies], dtype=np.float64)
     # Float32 rounding grows with the number of replies and the largest value, cancellation included.
     tolerance = 1e-6 * len(replies) * max(1.0, float(np.abs(values).max()))
-    np.testing.assert_allclose(means.means()["a"].numpy(), np.average(values, axis=0, weights=weights), atol=tolerance)
+    np.testing.assert_allclose(means.result()["a"].numpy(), np.average(values, axis=0, weights=weights), atol=tolerance)
 
 
 def test_hash_sees_every_bit_and_name_but_not_the_order() -> None:

@@ -84,7 +84,6 @@ def client(experts: tuple[int, ...], answered: list[list[int]], right: int, entr
         answered_right=torch.zeros_like(table),
         classes=table.sum(dim=0),
         gate_entropy=entropy,
-        gate_mass=[0.0] * 3,
     )
 
 

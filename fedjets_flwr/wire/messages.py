@@ -60,18 +60,31 @@ class Answer:
     error: str = ""
     bytes_up: int = 0
 
-    def integers(self, name: str, length: int | None = None) -> list[int]:
-        """Return a list of integers of the answer, of a given length.
+    def integers(self, name: str, length: int | None = None, most: int | None = None) -> list[int]:
+        """Return a list of integers of the answer, of a given length, each from 0 to ``most``.
 
         Raises:
-            BadReply: missing, not integers, or of another length.
+            BadReply: missing, not integers, of another length, or out of range.
         """
         value = self.numbers.get(name)
         if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
             raise BadReply(f"{name}: expected integers")
         if length is not None and len(value) != length:
             raise BadReply(f"{name}: expected {length} values, got {len(value)}")
+        if most is not None and not all(0 <= v <= most for v in value):
+            raise BadReply(f"{name}: expected values from 0 to {most}")
         return [int(v) for v in value]
+
+    def count(self, name: str, most: int) -> int:
+        """Return an integer of the answer from 0 to ``most``.
+
+        Raises:
+            BadReply: missing, not an integer, or out of range.
+        """
+        value = self.numbers.get(name)
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise BadReply(f"{name}: expected an integer from 0 to {most}")
+        return value
 
     def number(self, name: str) -> float:
         """Return a finite number of the answer.
