@@ -8,6 +8,7 @@ import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.attacks import poisoned
 from client_app.local import Train, algorithms
 from client_app.measure import evaluate, inspect, prepare, route
 from client_app.site import Site, common_expert_path, open_site
@@ -88,4 +89,4 @@ app.query("route")(_serve(route))
 app.query("inspect")(_serve(inspect))
 app.evaluate()(_serve(evaluate))
 for _name, _train in algorithms().items():
-    app.train(_name)(_serve(_train))
+    app.train(_name)(_serve(poisoned(_train)))

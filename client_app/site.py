@@ -4,8 +4,9 @@ In a simulation an actor lives for the whole run and serves many clients; deploy
 read the same disk cache.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -89,6 +90,16 @@ class Site:
             offset = label_offset(labels, len(self.dataset.classes)) if c.train.logit_adjust else 0.0
             self._locals[client] = Local(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
         return self._locals[client]
+
+    @contextmanager
+    def relabelled(self, client: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
+        """Let a client train on changed labels (a simulated attack)."""
+        honest = self.local(client)
+        self._locals[client] = replace(honest, labels=change(honest.labels, len(self.dataset.classes)))
+        try:
+            yield
+        finally:
+            self._locals[client] = honest
 
     def inputs(self, local: Local, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get the experts' input batch; a generator turns training augmentation on."""

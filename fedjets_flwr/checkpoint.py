@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,20 @@ class Checkpoints:
         self.config, self.folder = config, config.run_dir / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (config.run_dir / ".lock").open("w")
+        # The ServerApp of a killed run may live on for some seconds.
+        deadline = time.monotonic() + config.limits.lock_seconds
+        while not self._locked():
+            if time.monotonic() > deadline:
+                raise FedjetsError(f"{config.run_dir}: another run writes there; stop it, or set run.name")
+            time.sleep(0.2)
+        self._best = -1.0
+
+    def _locked(self) -> bool:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise FedjetsError(f"{config.run_dir}: another run writes there; stop it, or set run.name") from None
-        self._best = -1.0
+            return False
+        return True
 
     def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
         """Write the state if the round is due, or if it is the best so far on the unseen clients."""

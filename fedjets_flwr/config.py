@@ -171,9 +171,17 @@ class Privacy(Section):
     route_epsilon: float = Field(0.0, ge=0, description="randomised response on uploaded expert ids; 0: off")
 
 
+class Attack(Section):
+    kind: Literal["none", "sign-flip", "gaussian", "label-flip", "replacement"] = Field(
+        "none", description="what simulated attackers answer, to measure aggregation.rule"
+    )
+    share: float = Field(0.0, ge=0, le=1, description="share of the training clients that attack")
+
+
 class Limits(Section):
     exchange_seconds: float = Field(3600, gt=0, description="deadline of one exchange with the clients")
     node_seconds: float = Field(120, gt=0, description="how long to wait for SuperNodes at the start")
+    lock_seconds: float = Field(30, ge=0, description="how long to wait for a killed run to let go of the run folder")
     min_replies: int = Field(1, ge=1, description="good answers below which a round leaves all weights as they were")
     min_replies_per_expert: int = Field(1, ge=1, description="the same for each vector by itself")
     max_update_norm: float = Field(0.0, ge=0, description="updates of a larger norm are refused; 0: no bound")
@@ -211,6 +219,7 @@ class Config(Section):
     cohort: Cohort = Cohort()
     aggregation: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
+    attack: Attack = Attack()
     limits: Limits = Limits()
     transport: Transport = Transport()
     personalize: Personalize = Personalize()

@@ -15,7 +15,12 @@ from fedjets_flwr.tracking import Tracker, finite, read_metrics, write_json
 
 
 def config(tmp_path: Path, **changes: Scalar) -> Config:
-    flat: dict[str, Scalar] = {"run.output-dir": str(tmp_path), "run.name": "r", "run.checkpoint-every": 1}
+    flat: dict[str, Scalar] = {
+        "run.output-dir": str(tmp_path),
+        "run.name": "r",
+        "run.checkpoint-every": 1,
+        "limits.lock-seconds": 0,
+    }
     return Config.from_flat(flat | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()})
 
 
