@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
 
 from fedjets_flwr.config import Config, Scalar, flatten
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.evaluation import READINGS
 from fedjets_flwr.launcher import Resources
 from fedjets_flwr.session import run_and_follow
 from fedjets_flwr.tracking import read_metrics, write_json
@@ -34,6 +35,13 @@ class Row(BaseModel):
     settings: dict[str, str | int | float | bool] = {}
     seeds: list[int] = []
     readings: list[str] = []
+
+    @field_validator("readings")
+    @classmethod
+    def _known(cls, readings: list[str]) -> list[str]:
+        if unknown := set(readings) - set(READINGS):
+            raise ValueError(f"no such reading {', '.join(sorted(unknown))}; there are {', '.join(READINGS)}")
+        return readings
 
 
 class File(BaseModel):

@@ -1,0 +1,78 @@
+"""Comparisons: each shipped experiment is sound; a small one runs, goes on where it was cut off, and runs once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjets_flwr.comparison import read_experiment
+from fedjets_flwr.errors import FedjetsError
+from tests.test_end_to_end import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+SMALL = """
+title: small
+preset: configs/digits.toml
+seeds: [1]
+rows:
+  - {name: FedAvg, settings: {strategy.name: fedavg}}
+  - {name: FedJETs, readings: [blend/em]}
+"""
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_experiment_is_sound(path: Path) -> None:
+    experiment = read_experiment(path, [], None)
+    assert experiment.title
+    assert all(configs for _, configs in experiment.rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("title: [", "experiment.yaml"),
+        (SMALL.replace("seeds: [1]", "seeds: []"), "seeds"),
+        (SMALL.replace("strategy.name: fedavg", "strategy.nme: fedavg"), "row 'FedAvg'"),
+        (SMALL.replace("configs/digits.toml", "configs/nope.toml"), "nope.toml"),
+        (SMALL.replace("readings:", "reading:"), "rows"),
+        (SMALL.replace("blend/em", "blend/magic"), "blend/magic"),
+    ],
+)
+def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.toml").write_text("")
+    path = tmp_path / "experiments" / "experiment.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(FedjetsError, match=word) as caught:
+        read_experiment(path, [], None)
+    assert "\n" not in str(caught.value)
+
+
+def compare(folder: Path) -> str:
+    pairs = [*TINY, f"run.cache-dir={folder / 'cache'}"]
+    options = [part for pair in pairs for part in ("-c", pair)]
+    command = [sys.executable, "-c", "from fedjets_flwr.cli import main; main()", "compare"]
+    done = subprocess.run(
+        [*command, str(folder / "experiments" / "small.yaml"), *options], cwd=folder, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
+    for name, text in (("configs/digits.toml", ""), ("experiments/small.yaml", SMALL)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    assert compare(tmp_path).count("round 2/2") == 2
+    results = tmp_path / "results" / "small"
+    table = (results / "table.md").read_text()
+    for row in ("| common expert |", "| common expert + EM (control) |", "| FedAvg |", "| FedJETs |", "blend/em"):
+        assert row in table
+    assert {path.name for path in results.glob("*.png")} == {"accuracy.png", "bytes.png"}
+    assert "round" not in compare(tmp_path).split("|")[0]
+    assert (results / "table.md").read_text() == table
