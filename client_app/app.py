@@ -15,6 +15,7 @@ from client_app.site import Site, common_expert_path, open_site
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Answer, Job, Request, decode_request, encode_reply
+from fedjets_flwr.wire.transport import probe
 
 app = ClientApp()
 log = logging.getLogger("flwr")
@@ -42,6 +43,7 @@ def describe(message: Message, context: Context) -> Message:
         {
             "any-client": simulated,
             "clients": [] if simulated else [int(client)],  # type: ignore[arg-type]
+            "shared": probe(str(message.content.config_records["request"]["shared-folder"])),
             "has-common-expert": bool(digest) and common_expert_path(config_of(context), digest).is_file(),
         }
     )
@@ -57,7 +59,7 @@ def _serve(work: Train) -> Callable[[Message, Context], Message]:
         site = _open(config, request.facts, message)
         answers = (_answer(work, site, request, job) for job in request.jobs)
         # Each answer is encoded before the next client overwrites the site's models.
-        return Message(encode_reply(answers), reply_to=message)
+        return Message(encode_reply(answers, request.transport), reply_to=message)
 
     return handle
 

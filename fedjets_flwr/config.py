@@ -190,7 +190,9 @@ class Limits(Section):
 
 
 class Transport(Section):
-    name: Literal["auto", "inline"] = Field("auto", description="how vectors travel")
+    name: Literal["auto", "inline", "shared"] = Field(
+        "auto", description="how vectors travel: in the message, by shared memory on one machine, or what fits"
+    )
 
 
 class Personalize(Section):

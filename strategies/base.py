@@ -211,7 +211,15 @@ class Method(Strategy):
             FedjetsError: too many clients failed, or no node came.
         """
         c = self.config
-        self.exchange = Exchange(grid, c.limits.exchange_seconds, common=self.common)
+        self.exchange = Exchange(grid, c.limits.exchange_seconds, common=self.common, transport=c.transport.name)
+        try:
+            self._run(grid)
+        finally:
+            self.exchange.close()
+        return Result()
+
+    def _run(self, grid: Grid) -> None:
+        c = self.config
         self.vectors = self.initial_vectors()
         first = self._resume() + 1
         with self.clock("prepare"):
@@ -227,7 +235,6 @@ class Method(Strategy):
             self.tracker.log(record)
             log.info("round %d/%d: %s", server_round, c.run.rounds, facts_of([record]))
             self.checkpoints.save(server_round, self.vectors, record, server_round == c.run.rounds)
-        return Result()
 
     def _round(self, server_round: int, grid: Grid) -> dict[str, object]:
         """Do one round and return its record."""

@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.wire.messages import Answer, BadReply, Job, decode_answer, encode_request
+from fedjets_flwr.wire.transport import Inline, Shared, SharedFolder, Transport
 
 log = logging.getLogger("flwr")
 
@@ -25,6 +26,7 @@ class Host:
     any_client: bool
     clients: frozenset[int]
     has_common_expert: bool
+    sees_shared: bool
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Exchange:
 
     Attributes:
         grid: Flower's connection to the SuperNodes.
+        transport: ``inline``, ``shared``, or ``auto``: shared where the node sees the folder and its memory has room.
         common: the common expert; a node that lacks it gets it with its first job.
         facts: digests that every request carries (layouts, common expert).
         sizes: floats of a vector by its kind, the part of its name before the dot.
@@ -63,15 +66,19 @@ class Exchange:
     grid: Grid
     deadline: float
     common: CommonExpert
+    transport: str = "auto"
     facts: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     hosts: dict[int, Host] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    _came_by: dict[int, Transport] = field(default_factory=dict)
     _asked: list[tuple[Message, tuple[Job, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.facts["common-expert"] = self.common.digest
+        self._shared = None if self.transport == "inline" else SharedFolder()
+        self._sequence = 0
 
     def wait_for_nodes(self, clients: Iterable[int], seconds: float) -> None:
         """Return when some node can run each of ``clients``.
@@ -102,7 +109,8 @@ class Exchange:
         """
         present = set(self.grid.get_node_ids())
         self.hosts = {node: host for node, host in self.hosts.items() if node in present}
-        content = {"request": ConfigRecord({"common-expert": self.common.digest})}
+        folder = str(self._shared.path) if self._shared else ""
+        content = {"request": ConfigRecord({"common-expert": self.common.digest, "shared-folder": folder})}
         new = sorted(present - self.hosts.keys())
         messages = [Message(RecordDict(dict(content)), node, "query.describe") for node in new]
         for reply in self.stream(messages):
@@ -114,7 +122,12 @@ class Exchange:
                 bool(record["any-client"]),
                 frozenset(record["clients"]),  # type: ignore[arg-type]
                 bool(record["has-common-expert"]),
+                self._shared is not None and record["shared"] == self._shared.token,
             )
+            if self.transport == "shared" and not self.hosts[reply.metadata.src_node_id].sees_shared:
+                raise FedjetsError(
+                    "transport.name = 'shared': a SuperNode does not see the server's memory; set 'auto'"
+                )
         owner: dict[int, int] = {}
         for node, host in sorted(self.hosts.items()):
             for client in host.clients:
@@ -126,14 +139,24 @@ class Exchange:
     ) -> list[Message]:
         """Return one message for each node that has a job, the longest jobs handed out first."""
         self._asked, self.failures = [], {}
-        for node, share in self._hand_out(list(jobs)).items():
-            content = encode_request(server_round, self.facts, share, vectors)
+        jobs = list(jobs)
+        shared, inline = self._transports(jobs, vectors)
+        encoded: dict[tuple[Transport, str], Array] = {}
+        for node, share in self._hand_out(jobs).items():
+            transport = shared if shared and self.hosts[node].sees_shared else inline
+            names = {name for job in share for name in job.vectors}
+            for name in names:
+                if (transport, name) not in encoded:
+                    encoded[transport, name] = transport.encode(name, vectors[name])
+            facts = self.facts | (shared.facts() if transport is shared and shared else {})
+            content = encode_request(server_round, facts, share, {name: encoded[transport, name] for name in names})
             if not self.hosts[node].has_common_expert:
                 content["common-expert"] = ConfigRecord({"safetensors": self.common.to_bytes()})
                 self.hosts[node] = replace(self.hosts[node], has_common_expert=True)
             self.traffic.down += sum(4 * vectors[name].numel() for job in share for name in job.vectors)
             self.traffic.wire += sum(len(array.data) for array in content.array_records["vectors"].values())
             self._asked.append((Message(content, node, kind), share))
+            self._came_by |= {job.client: transport for job in share}
         return [message for message, _ in self._asked]
 
     def stream(self, messages: Sequence[Message]) -> Iterator[Message]:
@@ -181,18 +204,43 @@ class Exchange:
     def _decode(self, job: Job, content: RecordDict | None) -> Iterator[Answer]:
         if content is None:
             return
+        transport = self._came_by[job.client]
+        expected = {name: self.sizes[name.split(".")[0]] for name in job.returns}
         try:
-            expected = {name: self.sizes[name.split(".")[0]] for name in job.returns}
-            answer = decode_answer(content, job.client, expected)
+            answer = decode_answer(content, job.client, expected, transport)
         except BadReply as error:
             self._fail(job.client, f"bad reply: {error}")
             return
+        finally:
+            if isinstance(transport, Shared):
+                for name in expected:
+                    transport.forget(f"{job.client}.{name}")
         if answer.error:
             self._fail(job.client, answer.error)
             return
         self.traffic.up += answer.bytes_up
-        self.traffic.wire += answer.bytes_up
+        self.traffic.wire += answer.bytes_up if isinstance(transport, Inline) else 0
         yield answer
+
+    def _transports(self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]) -> tuple[Shared | None, Inline]:
+        """Return what this exchange may use: shared memory only while everything that travels fits in it."""
+        if self._shared is None:
+            return None, Inline()
+        self._shared.clear()
+        self._sequence += 1
+        down = {name for job in jobs for name in job.vectors}
+        floats = sum(vectors[name].numel() for name in down)
+        floats += sum(self.sizes[name.split(".")[0]] for job in jobs for name in job.returns)
+        if not self._shared.has_room(4 * floats):
+            if self.transport == "shared":
+                raise FedjetsError(f"transport.name = 'shared': no room for {4 * floats} bytes there; set 'auto'")
+            return None, Inline()
+        return Shared(self._shared.path, self._sequence), Inline()
+
+    def close(self) -> None:
+        """Delete what lies in shared memory."""
+        if self._shared is not None:
+            self._shared.close()
 
     def reject(self, client: int, reason: str) -> None:
         """Note that an answer could not be used."""

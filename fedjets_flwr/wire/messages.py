@@ -7,11 +7,11 @@ need travel once. Everything is keyed by client id, never by Flower's random nod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.wire.transport import decode, encode
+from fedjets_flwr.wire.transport import Inline, Transport, transport_of
 
 VERSION = 1
 Number = int | float | list[int] | list[float]
@@ -48,6 +48,7 @@ class Request:
     facts: Mapping[str, str]
     jobs: tuple[Job, ...]
     vectors: Mapping[str, Tensor]
+    transport: Transport
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ class Answer:
 
 
 def encode_request(
-    server_round: int, facts: Mapping[str, str], jobs: Iterable[Job], vectors: Mapping[str, Tensor]
+    server_round: int, facts: Mapping[str, str], jobs: Iterable[Job], arrays: Mapping[str, Array]
 ) -> RecordDict:
-    """Return the content of a message that carries ``jobs`` and the vectors that they name, each one once."""
+    """Return the content of a message that carries ``jobs`` and the encoded vectors that they name, each one once."""
     jobs = list(jobs)
     content = RecordDict(
         {
@@ -113,7 +114,7 @@ def encode_request(
     for job in jobs:
         content[f"client.{job.client}"] = ConfigRecord({"vectors": list(job.vectors), **job.numbers})
     names = sorted({name for job in jobs for name in job.vectors})
-    content["vectors"] = ArrayRecord({name: encode(vectors[name]) for name in names})
+    content["vectors"] = ArrayRecord({name: arrays[name] for name in names})
     return content
 
 
@@ -132,12 +133,15 @@ def decode_request(content: RecordDict) -> Request:
         record = dict(content.config_records[f"client.{client}"])
         names = tuple(str(name) for name in record.pop("vectors"))  # type: ignore[union-attr]
         jobs.append(Job(client, names, numbers={k: int(v) for k, v in record.items()}))  # type: ignore[arg-type]
-    vectors = {name: decode(array) for name, array in content.array_records["vectors"].items()}
-    return Request(server_round, {k: str(v) for k, v in head.items()}, tuple(jobs), vectors)
+    facts = {k: str(v) for k, v in head.items()}
+    transport = transport_of(facts)
+    vectors = {name: transport.decode(name, array) for name, array in content.array_records["vectors"].items()}
+    return Request(server_round, facts, tuple(jobs), vectors, transport)
 
 
-def encode_reply(answers: Iterable[Answer]) -> RecordDict:
+def encode_reply(answers: Iterable[Answer], transport: Transport | None = None) -> RecordDict:
     """Return the content of a message that carries the answers of all clients of one SuperNode."""
+    transport = transport or Inline()
     content = RecordDict({"reply": ConfigRecord({"version": VERSION})})
     arrays = ArrayRecord()
     for answer in answers:
@@ -145,18 +149,21 @@ def encode_reply(answers: Iterable[Answer]) -> RecordDict:
         if answer.error:
             content[f"error.{answer.client}"] = ConfigRecord({"reason": answer.error})
         for name, vector in answer.vectors.items():
-            arrays[f"{answer.client}/{name}"] = encode(vector)
+            arrays[f"{answer.client}.{name}"] = transport.encode(f"{answer.client}.{name}", vector)
     content["vectors"] = arrays
     return content
 
 
-def decode_answer(content: RecordDict, client: int, expected: Mapping[str, int]) -> Answer:
+def decode_answer(
+    content: RecordDict, client: int, expected: Mapping[str, int], transport: Transport | None = None
+) -> Answer:
     """Return one client's answer out of a reply; other clients' parts stay undecoded.
 
     Args:
         content: a reply, data from outside.
         client: whose answer.
         expected: the vectors that must be there, with their sizes.
+        transport: how they came; default: inside the message.
 
     Raises:
         BadReply: the reason why it must not be used.
@@ -169,13 +176,15 @@ def decode_answer(content: RecordDict, client: int, expected: Mapping[str, int])
     numbers = content.metric_records.get(f"client.{client}")
     if numbers is None:
         raise BadReply("no answer of this client in its node's reply")
+    transport = transport or Inline()
     arrays = content.array_records.get("vectors", ArrayRecord())
     vectors = {}
     for name, size in expected.items():
-        array = arrays.get(f"{client}/{name}")
+        array = arrays.get(f"{client}.{name}")
         if array is None:
             raise BadReply(f"{name} is missing")
-        if array.dtype != "float32" or len(array.data) != 4 * size:
-            raise BadReply(f"{name} has {len(array.data)} bytes of {array.dtype}, not {size} floats")
-        vectors[name] = decode(array)
+        try:
+            vectors[name] = transport.decode(f"{client}.{name}", array, size)
+        except ValueError as error:
+            raise BadReply(str(error)) from None
     return Answer(client, vectors, dict(numbers), bytes_up=sum(4 * size for size in expected.values()))

@@ -1,28 +1,159 @@
-"""How one vector becomes an array of a Flower message: raw little-endian float32, no header to parse."""
+"""How vectors travel: inside the message, or through files in shared memory for nodes on the server's machine.
 
+Both carry raw little-endian float32 with no header to parse, and give the same bits. For ``shared`` the server names
+the folder, the files to read and the files to write; a reply names nothing.
+"""
+
+import os
+import re
+import secrets
+import shutil
 import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from flwr.app import Array
 from torch import Tensor
 
-STYPE = "fedjets.raw"
+INLINE, SHARED = "fedjets.raw", "fedjets.shared"
+_FOLDER = re.compile(r"fedjets-(\d+)-[0-9a-f]{16}")
 
 
-def encode(vector: Tensor) -> Array:
-    """Return a float32 vector as an array of a message: one copy."""
+class Transport(Protocol):
+    """Turns named vectors into arrays of a message and back."""
+
+    def encode(self, name: str, vector: Tensor) -> Array:
+        """Return a float32 vector as an array of a message."""
+
+    def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
+        """Return the vector in an array, not to be written to.
+
+        Raises:
+            ValueError: it is not ``size`` floats, or not of this transport.
+        """
+
+
+class Inline:
+    """Vectors inside the message: one copy to encode, none to decode; works everywhere."""
+
+    def encode(self, name: str, vector: Tensor) -> Array:
+        """Return an array that holds the bytes."""
+        return Array(dtype="float32", shape=tuple(vector.shape), stype=INLINE, data=_floats(vector).tobytes())
+
+    def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
+        """Return a view of the array's bytes."""
+        if array.stype != INLINE or array.dtype != "float32" or len(array.data) % 4:
+            raise ValueError(f"{name} is {array.dtype} of {array.stype}, not raw float32")
+        if size is not None and len(array.data) != 4 * size:
+            raise ValueError(f"{name} has {len(array.data)} bytes, not {4 * size}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that the view must not be written to
+            return torch.from_numpy(np.frombuffer(array.data, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Vectors as files of one folder in shared memory: one copy to encode, a memory map to decode.
+
+    ``sequence`` sets one exchange's files apart from all others', so that no late client sees a file change.
+    """
+
+    folder: Path
+    sequence: int
+
+    def facts(self) -> dict[str, str]:
+        """Return what a request tells of this transport."""
+        return {"shared-folder": str(self.folder), "sequence": str(self.sequence)}
+
+    def path(self, name: str) -> Path:
+        """Return the file of a vector; names that are no plain words are refused."""
+        if not re.fullmatch(r"[a-z0-9.]+", name):
+            raise ValueError(f"{name!r} cannot be a file name")
+        return self.folder / f"{self.sequence}-{name}"
+
+    def encode(self, name: str, vector: Tensor) -> Array:
+        """Write the file and return an array without bytes."""
+        with os.fdopen(os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            _floats(vector).tofile(file)
+        return Array(dtype="float32", shape=tuple(vector.shape), stype=SHARED, data=b"")
+
+    def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
+        """Return a private memory map of the file; the file may be deleted after that."""
+        if array.stype != SHARED:
+            raise ValueError(f"{name} is of {array.stype}, not in shared memory")
+        path = self.path(name)
+        try:
+            held = path.stat().st_size
+        except OSError:
+            raise ValueError(f"{name} was not written") from None
+        if held % 4 or (size is not None and held != 4 * size):
+            raise ValueError(f"{name} has {held} bytes, not {4 * (size or 0)}")
+        return torch.from_file(str(path), shared=False, size=held // 4, dtype=torch.float32)
+
+    def forget(self, name: str) -> None:
+        """Delete a vector's file."""
+        self.path(name).unlink(missing_ok=True)
+
+
+def _floats(vector: Tensor) -> np.ndarray:
     assert vector.dtype == torch.float32 and vector.dim() == 1 and sys.byteorder == "little"
-    data = vector.detach().cpu().contiguous().numpy().tobytes()
-    return Array(dtype="float32", shape=tuple(vector.shape), stype=STYPE, data=data)
+    return vector.detach().cpu().contiguous().numpy()
 
 
-def decode(array: Array) -> Tensor:
-    """Return the vector in an array: a read-only view of its bytes, no copy."""
-    floats = np.frombuffer(array.data, dtype=np.float32)
-    floats.flags.writeable = False
-    import warnings
+class SharedFolder:
+    """The server's folder in shared memory, mode 0700, gone after the run; leftovers of dead runs go first."""
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the view must not be written to
-        return torch.from_numpy(floats)
+    def __init__(self) -> None:
+        parent = Path("/dev/shm")
+        if not os.access(parent, os.W_OK):
+            parent = Path(tempfile.gettempdir())
+        for old in parent.glob("fedjets-*"):
+            match = _FOLDER.fullmatch(old.name)
+            if match and not Path(f"/proc/{match[1]}").exists():
+                shutil.rmtree(old, ignore_errors=True)
+        self.path = parent / f"fedjets-{os.getpid()}-{secrets.token_hex(8)}"
+        self.path.mkdir(mode=0o700)
+        self.token = secrets.token_hex(16)
+        (self.path / "probe").write_text(self.token)
+
+    def has_room(self, needed: int) -> bool:
+        """Return whether ``needed`` bytes fit with some to spare (a container's /dev/shm is often 64 MB)."""
+        return shutil.disk_usage(self.path).free > 1.5 * needed
+
+    def clear(self) -> None:
+        """Delete what former exchanges left."""
+        for path in self.path.glob("*-*"):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def probe(folder: str) -> str:
+    """Return what a node reads in the server's folder, or an empty text if it sees no such folder."""
+    path = Path(folder)
+    with suppress(OSError, UnicodeDecodeError):
+        if _FOLDER.fullmatch(path.name) and path.stat().st_uid == os.getuid():
+            return (path / "probe").read_text()[:64]
+    return ""
+
+
+def transport_of(facts: Mapping[str, str]) -> Transport:
+    """Return the transport that a request names.
+
+    Raises:
+        ValueError: it names a folder that is not the server's.
+    """
+    if "shared-folder" not in facts:
+        return Inline()
+    if not probe(facts["shared-folder"]):
+        raise ValueError("the request names a folder that is no shared folder of a server here")
+    return Shared(Path(facts["shared-folder"]), int(facts["sequence"]))

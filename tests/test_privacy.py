@@ -1,0 +1,249 @@
+"""Differential privacy: the mechanism by its closed form, the accountant against other ways to count."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import strategies
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.privacy import PrivateMeans, randomise, spent
+from tests.faults import Runner, all_weights_finite, failures, same
+
+
+def config(**changes: Scalar) -> Config:
+    return Config.from_flat({key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()})
+
+
+def private(old: Tensor, vectors: list[Tensor], server_round: int = 1, moved: int = 1, **changes: Scalar) -> Tensor:
+    means = PrivateMeans({"a": old}, config(**changes), server_round, moved)
+    for position, vector in enumerate(vectors):
+        means.add("a", vector, 1.0 + 100 * position)
+    return means.result()["a"]
+
+
+# The mechanism --------------------------------------------------------------------------------------------------------
+
+
+def test_without_noise_it_is_the_equal_mean_of_clipped_updates() -> None:
+    """From (1, 1): (3, 4) is cut from norm 5 to 2: (1.2, 1.6); (0, 1) stays: (0.6, 1.3) on top, whatever the weights."""
+    old = torch.ones(2)
+    sent = [old + torch.tensor([3.0, 4.0]), old + torch.tensor([0.0, 1.0])]
+    found = private(old, sent, privacy__clip_norm=2.0, privacy__noise_multiplier=1e-12)
+    torch.testing.assert_close(found, torch.tensor([1.6, 2.3]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_no_client_moves_the_sum_by_more_than_the_bound(scale: float) -> None:
+    old, sent = torch.zeros(100), scale * torch.randn(100, generator=torch.Generator().manual_seed(1))
+    found = private(old, [sent], privacy__clip_norm=0.5, privacy__noise_multiplier=1e-12)
+    assert float(found.norm()) <= 0.5 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("z", "clip", "moved", "clients"), [(1.0, 1.0, 1, 1), (2.0, 0.5, 3, 4), (0.3, 4.0, 6, 10)])
+def test_the_noise_on_the_sum_has_standard_deviation_z_c_root_v(
+    z: float, clip: float, moved: int, clients: int
+) -> None:
+    old = torch.zeros(40_000)
+    found = private(
+        old, [old] * clients, 1, moved, privacy__noise_multiplier=z, privacy__clip_norm=clip
+    ) * clients  # fmt: skip
+    expected = z * clip * math.sqrt(moved)
+    assert float(found.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * 40_000))
+    assert abs(float(found.mean())) < 4 * expected / math.sqrt(40_000)
+    inside = float((found.abs() < expected).float().mean())
+    assert inside == pytest.approx(2 * NormalDist().cdf(1) - 1, abs=0.012)
+
+
+def test_noise_is_a_function_of_seed_round_and_vector() -> None:
+    def noise(seed: int, server_round: int) -> dict[str, Tensor]:
+        old = {"a": torch.zeros(500), "b": torch.zeros(500)}
+        means = PrivateMeans(old, config(run__seed=seed, privacy__noise_multiplier=1.0), server_round, 2)
+        for name, vector in old.items():
+            means.add(name, vector, 1.0)
+        return means.result()
+
+    first = noise(1, 1)
+    again = noise(1, 1)
+    assert all(same(first[name], again[name]) for name in first)
+    draws = [first["a"], first["b"], noise(1, 2)["a"], noise(1, 2)["b"], noise(2, 1)["a"]]
+    for a, b in combinations(draws, 2):
+        assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.2
+
+
+def test_a_vector_that_nobody_sent_gets_no_noise() -> None:
+    old = {"a": torch.zeros(3), "b": torch.zeros(3)}
+    means = PrivateMeans(old, config(privacy__noise_multiplier=1.0), 1, 1)
+    means.add("a", old["a"], 1.0)
+    assert set(means.result()) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"), [("fedavg", 1), ("fedprox", 1), ("fedjets", 3), ("fedmix", 6)]
+)  # fmt: skip
+def test_vectors_that_a_client_moves(run: Runner, name: str, moved: int) -> None:
+    """No job asks for more vectors back than the noise is scaled for."""
+    method = run(strategy__name=name, run__rounds=1)
+    assert method.vectors_moved == moved
+    jobs = method.plan(1, *method.cohort)
+    assert max(len(job.returns) for job in jobs) <= moved
+
+
+# The accountant -------------------------------------------------------------------------------------------------------
+
+Z, ROUNDS, DELTA = 8.0, 30, 1e-3
+BASE: dict[str, Scalar] = {"privacy__noise_multiplier": Z, "run__rounds": ROUNDS, "privacy__delta": DELTA}
+
+
+def gaussian_delta(epsilon: float, rounds: int, z: float) -> float:
+    """The exact delta of composed Gaussians of noise z and sensitivity 2 (Balle and Wang 2018): mu = 2 sqrt(T) / z."""
+    mu, cdf = 2 * math.sqrt(rounds) / z, NormalDist().cdf
+    return cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * cdf(-mu / 2 - epsilon / mu)
+
+
+def exact_epsilon(rounds: int, z: float, delta: float) -> float:
+    low, high = 0.0, 200.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(middle, rounds, z) > delta else (low, middle)
+    return high
+
+
+def renyi_epsilon(rounds: int, z: float, delta: float) -> float:
+    """The classic conversion (Mironov 2017): min over alpha of T alpha mu^2 / 2 + log(1 / delta) / (alpha - 1)."""
+    alphas = [1 + k / 100 for k in range(1, 20_000)]
+    return min(rounds * a * (2 / z) ** 2 / 2 + math.log(1 / delta) / (a - 1) for a in alphas)
+
+
+def test_an_anchor_of_every_round_has_no_amplification() -> None:
+    pytest.importorskip("dp_accounting")
+    found = spent(config(**BASE), "anchored")
+    assert found["delta"] == DELTA
+    assert exact_epsilon(ROUNDS, Z, DELTA) <= found["epsilon_anchor"] <= renyi_epsilon(ROUNDS, Z, DELTA)
+    assert found["epsilon_anchor"] <= 1.3 * exact_epsilon(ROUNDS, Z, DELTA)
+
+
+def test_everyone_in_every_round_is_a_plain_gaussian() -> None:
+    pytest.importorskip("dp_accounting")
+    all_in = spent(config(**BASE, cohort__anchors=5, cohort__normals=15), "uniform")
+    assert all_in["epsilon_normal"] == all_in["epsilon_anchor"]
+    assert all_in["epsilon_normal"] == pytest.approx(spent(config(**BASE), "anchored")["epsilon_anchor"])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "population", "drawn", "who"),
+    [("anchored", 15, 5, "epsilon_normal"), ("uniform", 20, 10, "epsilon_normal"), ("uniform", 20, 10, "epsilon_anchor")],
+)  # fmt: skip
+def test_equals_a_composition_of_single_rounds(sampling: str, population: int, drawn: int, who: str) -> None:
+    dp = pytest.importorskip("dp_accounting")
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+    for _ in range(ROUNDS):
+        accountant.compose(dp.SampledWithoutReplacementDpEvent(population, drawn, dp.GaussianDpEvent(Z / 2)))
+    found = spent(config(**BASE), sampling)
+    assert found[who] == pytest.approx(accountant.get_epsilon(DELTA))
+    assert found[who] <= spent(config(**BASE), "anchored")["epsilon_anchor"]
+
+
+def test_more_rounds_cost_more_and_more_noise_less() -> None:
+    pytest.importorskip("dp_accounting")
+
+    def epsilon(**changes: Scalar) -> tuple[float, float]:
+        found = spent(config(**BASE | changes), "anchored")
+        return found["epsilon_normal"], found["epsilon_anchor"]
+
+    for a, b in (
+        (epsilon(), epsilon(run__rounds=60)),
+        (epsilon(privacy__noise_multiplier=20.0), epsilon()),
+        (epsilon(privacy__delta=1e-2), epsilon()),
+    ):
+        assert a[0] < b[0]
+        assert a[1] < b[1]
+    assert epsilon(cohort__anchors=2)[1] < epsilon()[1]
+    assert epsilon(cohort__normals=0)[0] == 0
+
+
+def test_no_accountant_is_said_before_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
+    with pytest.raises(FedjetsError, match=r"pip install 'fedjets-flwr\[privacy\]'"):
+        spent(config(**BASE), "anchored")
+
+
+# Expert ids -----------------------------------------------------------------------------------------------------------
+
+
+def test_randomised_response_turned_off() -> None:
+    assert randomise((3, 1), 5, 0.0, np.random.default_rng(1)) == (3, 1)
+
+
+@pytest.mark.parametrize(("experts", "k", "epsilon"), [(5, 2, 1.0), (4, 1, 0.5), (5, 2, 3.0)])
+def test_likelihoods_of_answers(experts: int, k: int, epsilon: float) -> None:
+    """P(true set) = e^eps / (e^eps - 1 + n), any other 1 / (e^eps - 1 + n): their ratio is e^eps."""
+    rng, draws, true = np.random.default_rng(1), 30_000, tuple(range(k))
+    counts: Counter[frozenset[int]] = Counter()
+    for _ in range(draws):
+        found = randomise(true, experts, epsilon, rng)
+        assert len(found) == len(set(found)) == k
+        assert all(0 <= m < experts for m in found)
+        counts[frozenset(found)] += 1
+    sets = [frozenset(chosen) for chosen in combinations(range(experts), k)]
+    total = math.expm1(epsilon) + len(sets)
+    for chosen in sets:
+        p = (math.exp(epsilon) if chosen == frozenset(true) else 1.0) / total
+        assert counts[chosen] == pytest.approx(draws * p, abs=5 * math.sqrt(draws * p * (1 - p)))
+
+
+def test_the_order_of_an_answer_tells_nothing_of_its_truth() -> None:
+    """The true ids come best first; were random ones always in ascending order, (3, 1) would give the truth away."""
+    rng = np.random.default_rng(1)
+    orders = Counter(randomise((3, 1), 5, 1.0, rng) for _ in range(4000))
+    assert not (orders[3, 1] and orders[1, 3])
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Runner(tmp_path_factory.mktemp("privacy"), tmp_path_factory.getbasetemp() / "shared-cache", monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "ensembles"])
+def test_methods_whose_state_tells_more_refuse_noise(name: str) -> None:
+    with pytest.raises(FedjetsError, match=rf"privacy.noise-multiplier = 1.*{name}.*set it to 0"):
+        strategies.method(name).validate(config(strategy__name=name, privacy__noise_multiplier=1.0))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedjets", "fedmix"])
+def test_a_private_run_tells_what_it_spent(run: Runner, name: str) -> None:
+    pytest.importorskip("dp_accounting")
+    noise: dict[str, Scalar] = {"privacy__noise_multiplier": 1.0, "privacy__clip_norm": 0.01, "run__rounds": 2}
+    noise |= {"run__evaluate_every": 2}
+    found = run(strategy__name=name, **noise)
+    assert failures(found) == [{}, {}]
+    assert all_weights_finite(found)
+    summary: dict[str, Any] = json.loads((found.config.run_dir / "summary.json").read_text())
+    assert summary["privacy"] == pytest.approx(spent(found.config, found.drawn))
+    assert summary["privacy"]["epsilon_normal"] > 0
+    if name == "fedavg":
+        again, plain = run(strategy__name=name, **noise), run(strategy__name=name, run__rounds=2)
+        assert same(found.vectors["expert.0"], again.vectors["expert.0"])
+        assert not same(found.vectors["expert.0"], plain.vectors["expert.0"])
+        assert json.loads((plain.config.run_dir / "summary.json").read_text())["privacy"] == {}
+
+
+def test_randomised_expert_ids_reach_the_run(run: Runner) -> None:
+    exact, noisy = run(strategy__name="fedjets"), run(strategy__name="fedjets", privacy__route_epsilon=0.1)
+    assert failures(noisy) == [{}, {}, {}]
+    assert not same(exact.vectors["gate"], noisy.vectors["gate"])
