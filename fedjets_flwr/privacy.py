@@ -57,7 +57,7 @@ def spent(config: Config, sampling: str) -> dict[str, float]:
 
     Args:
         config: the settings.
-        sampling: how cohorts are drawn (see :func:`strategies.cohort.draw_cohort`).
+        sampling: how cohorts are drawn (see :func:`server_app.cohort.draw_cohort`).
 
     Raises:
         FedjetsError: the accountant is not installed.

@@ -9,7 +9,7 @@ from strategies.base import Method
 
 def names() -> list[str]:
     """Return the names of all methods."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name not in {"base", "cohort", "unseen"})
+    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
 def method(name: str) -> type[Method]:

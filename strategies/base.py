@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedjets_flwr.aggregation import Aggregator, all_finite, make_aggregator
+from fedjets_flwr.aggregation import Aggregator, make_aggregator
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset
@@ -31,8 +31,9 @@ from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
-from strategies.cohort import draw_cohort
-from strategies.unseen import inspect, prepare, read_result
+from server_app.cohort import draw_cohort
+from server_app.limits import check_trained, stop_if_too_many_failed
+from server_app.unseen import inspect, prepare, read_result
 
 log = logging.getLogger("flwr")
 
@@ -132,7 +133,9 @@ class Method(Strategy):
             samples_seen += samples
             answered += 1
         self.note_failures()
-        self._stop_if_too_many_failed(server_round)
+        stop_if_too_many_failed(
+            server_round, [*self.cohort[0], *self.cohort[1]], self.round_failures, self.config.limits
+        )
         self.accepted = answered >= self.config.limits.min_replies
         if self.accepted:
             with self.clock("aggregate"):
@@ -290,16 +293,7 @@ class Method(Strategy):
 
     def check(self, answer: Answer) -> None:
         """Raise BadReply if an answer to a train message must not be used."""
-        samples = self.samples[answer.client]
-        if answer.count("num-examples", self.config.limits.max_samples) != samples:
-            raise BadReply(f"num-examples: not the {samples} that the client was prepared with")
-        answer.number("loss")
-        bound = self.config.limits.max_update_norm
-        for name, vector in answer.vectors.items():
-            if not all_finite(vector):
-                raise BadReply(f"{name} is not finite")
-            if bound and name in self.vectors and float((vector - self.vectors[name]).norm()) > bound:
-                raise BadReply(f"the update of {name} is larger than limits.max-update-norm = {bound:g}")
+        check_trained(answer, self.samples[answer.client], self.vectors, self.config.limits)
 
     def _usable(self, answers: Iterable[Answer]) -> Iterator[Answer]:
         for answer in answers:
@@ -332,16 +326,6 @@ class Method(Strategy):
     def note_failures(self) -> None:
         """Keep the failures of the last exchange for the round's record."""
         self.round_failures |= self.exchange.failures
-
-    def _stop_if_too_many_failed(self, server_round: int) -> None:
-        cohort = [client for group in self.cohort for client in group]
-        failed = [client for client in cohort if client in self.round_failures]
-        if len(failed) > self.config.limits.max_failure_share * len(cohort):
-            raise FedjetsError(
-                f"round {server_round}: {len(failed)} of {len(cohort)} clients failed, more than"
-                f" limits.max-failure-share = {self.config.limits.max_failure_share:g};"
-                f" client {failed[0]}: {self.round_failures[failed[0]]}"
-            )
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from fedjets_flwr.wire.messages import Job
+from server_app.cohort import draw_cohort
 from strategies.base import Method
-from strategies.cohort import draw_cohort
 
 
 class Ensembles(Method):
