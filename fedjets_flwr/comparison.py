@@ -114,7 +114,8 @@ def run_experiment(experiment: Experiment, folder: Path, resources: Resources, c
             console.print(f"run {position} of {len(runs)}")
             resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": True})})
             run_and_follow(resumed, resources, console)
-        write_results(experiment, folder)
+            write_results(experiment, folder)
+    write_results(experiment, folder)
     console.print((folder / "table.md").read_text())
     console.print(str(folder), soft_wrap=True)
 
@@ -215,7 +216,7 @@ def markdown(experiment: Experiment) -> str:
         f = line.facts
         cost = (
             [f"{f['down'] / 1e3:.1f}", f"{f['up'] / 1e3:.1f}", f"{f['seconds']:.0f}", f"{f['parameters']:,.0f}",
-             f"{f['flops'] / 1e6:.2f}"]
+             f"{f['flops'] / 1e6:.3g}"]
             if f else ["", "", "", "", ""]
         )  # fmt: skip
         cells = [

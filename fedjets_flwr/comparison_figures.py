@@ -78,23 +78,32 @@ def _by_bytes(title: str, rows: Runs) -> Any:
 
 
 def _experts(title: str, rows: Runs) -> Any:
-    """Each expert's mean accuracy over the classes it is best at, by round, of the first run that measured it."""
+    """Each expert's mean accuracy over the classes it is best at, by round: a panel for each row that measured it."""
     from matplotlib import pyplot
 
+    measured = {}
     for name, runs in rows.items():
         inspected = [r for r in runs[0][1] if "inspection" in r]
         tables = np.array([r["inspection"]["expert_class_accuracy"] for r in inspected], dtype=float)
-        if len(inspected) < 2 or tables.shape[1] < 2:
-            continue
+        if len(inspected) > 1 and tables.shape[1] > 1:
+            measured[name] = ([r["round"] for r in inspected], tables)
+    if not measured:
+        return None
+    columns = min(4, len(measured))
+    lines = -(-len(measured) // columns)
+    figure, grid = pyplot.subplots(
+        lines, columns, figsize=(4 * columns, 3 * lines), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (name, (rounds, tables)) in zip(grid.flat, measured.items(), strict=False):
         best = np.nan_to_num(tables[-1], nan=-1).argmax(axis=0)
-        figure, axes = pyplot.subplots(figsize=(8, 4.8))
         for m in range(tables.shape[1]):
             if (best == m).any():
-                rounds = [r["round"] for r in inspected]
                 axes.plot(rounds, np.nanmean(tables[:, m, best == m], axis=1), label=f"expert {m}")
-        axes.set(
-            xlabel="round", ylabel="accuracy on the classes it is best at", title=f"experts of {name}", ylim=(0, 1)
-        )
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-        return figure
-    return None
+        axes.set_title(name, fontsize="small")
+        axes.set_ylim(0, 1)
+    for axes in list(grid.flat)[len(measured) :]:
+        axes.set_visible(False)
+    figure.supxlabel("round")
+    figure.supylabel("accuracy on the classes it is best at")
+    figure.suptitle(f"each expert: {title}")
+    return figure
