@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -14,6 +13,8 @@ from client_app.measure import evaluate, inspect, prepare, route
 from client_app.site import Site, common_expert_path, open_site
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.common import load_common_expert
+from fedjets_flwr.wire.exchange import in_simulation
 from fedjets_flwr.wire.messages import Answer, Job, Request, decode_request, encode_reply
 from fedjets_flwr.wire.transport import probe
 
@@ -35,7 +36,7 @@ def config_of(context: Context) -> Config:
 def describe(message: Message, context: Context) -> Message:
     """Say which clients this node can run, and whether it holds the common expert."""
     digest = str(message.content.config_records["request"]["common-expert"])
-    simulated = ray.is_initialized()
+    simulated = in_simulation()
     client = context.node_config.get("client-id", context.node_config.get("partition-id"))
     if client is None and not simulated:
         raise FedjetsError("--node-config: give this SuperNode its client-id, e.g. 'client-id=3'")
@@ -82,6 +83,9 @@ def _open(config: Config, facts: Mapping[str, str], message: Message) -> Site:
         assert isinstance(data, bytes)
         temporary = path.with_name(f".{path.name}.{message.metadata.message_id}")
         temporary.write_bytes(data)
+        if load_common_expert(temporary).digest != digest:
+            temporary.unlink()
+            raise FedjetsError("the common expert arrived damaged")
         temporary.replace(path)
     return open_site(config, digest, facts["expert-init"], facts["expert-layout"])
 

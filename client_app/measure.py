@@ -1,15 +1,16 @@
 """What clients compute without training: embeddings, expert choice, evaluation."""
 
+import secrets
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from client_app.site import Local, Site
-from fedjets_flwr.evaluation import count_answers, count_inspection, gate_facts, right_answers
-from fedjets_flwr.gating import chosen_weights, scores, top_k_experts
+from fedjets_flwr.evaluation import count_answers, count_inspection, right_answers
+from fedjets_flwr.gating import chosen_weights, entropy, scores, top_k_experts
 from fedjets_flwr.privacy import randomise
-from fedjets_flwr.seeds import numpy_generator
 from fedjets_flwr.training import predict
 from fedjets_flwr.wire.messages import Job, Number
 
@@ -29,7 +30,8 @@ def route(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
     """Choose the client's K experts by the gate it was sent."""
     sample_scores = _scores(site, site.local(job.client), vectors)
     c = site.config
-    rng = numpy_generator(c.run.seed, "route", server_round, job.client)
+    # Not from the root seed: the server knows it and could undo the randomisation.
+    rng = np.random.default_rng(secrets.randbits(128))
     chosen = top_k_experts(sample_scores, c.moe.top_k)
     return {}, {"experts": list(randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng))}
 
@@ -42,7 +44,7 @@ def evaluate(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tens
         sample_scores = _scores(site, local, vectors)
     else:
         sample_scores = torch.full((len(local), max(ids) + 1), 1 / (max(ids) + 1))
-    numbers: dict[str, Number] = {"num-examples": len(local), **gate_facts(sample_scores)}
+    numbers: dict[str, Number] = {"num-examples": len(local), "gate-entropy": float(entropy(sample_scores).mean())}
     weights = chosen_weights(sample_scores, ids, renormalise=False)
     return {}, numbers | count_answers(
         probs, weights, local.embedded.logits.softmax(1), ids, local.data.images.labels, len(site.dataset.classes)

@@ -6,6 +6,7 @@ from the result, so the old one stays bit-identical.
 
 import hashlib
 import logging
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -83,13 +84,19 @@ class Robust:
     def result(self) -> dict[str, Tensor]:
         """Return old + combined update."""
         combined = {}
+        norms: dict[str, list[float]] = {}
         for name, held in self._updates.items():
+            norms.setdefault(name.split(".")[0], []).extend(float(update.norm()) for update in held)
+        for name, held in self._updates.items():
+            # One client's own norm is no bound: experts share the median norm of all experts' updates.
+            bound = self._settings.clip_norm or max(statistics.median(norms[name.split(".")[0]]), 1e-12)
+            settings = self._settings.model_copy(update={"clip_norm": bound})
             updates, weights = torch.stack(held), torch.tensor(self._weights[name], dtype=torch.float64)
             rule, needed = RULES[self._settings.rule], clients_needed(self._settings)
             if len(updates) < needed:
                 log.info("%s: %s needs %d clients, %d came: clipping", name, self._settings.rule, needed, len(updates))
                 rule = clipped_mean
-            combined[name] = self._old[name] + rule(updates, weights, self._settings)
+            combined[name] = self._old[name] + rule(updates, weights, settings)
         return combined
 
 
@@ -124,7 +131,7 @@ def trimmed_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Ten
 
 def krum(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
     """Return the update that is closest to its n - f - 2 nearest neighbours (Blanchard et al. 2017)."""
-    distances = torch.cdist(updates, updates).square()
+    distances = torch.cdist(updates, updates, compute_mode="donot_use_mm_for_euclid_dist").square()
     nearest = distances.sort(dim=1).values[:, 1 : len(updates) - settings.byzantine - 1]
     return updates[nearest.sum(dim=1).argmin()]
 

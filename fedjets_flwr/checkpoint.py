@@ -35,27 +35,48 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
+class RunLock:
+    """Held by the one process that may write to a run's folder; the kernel lets go when it dies."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def __enter__(self) -> "RunLock":
+        """Wait for a killed run's ServerApp, which may live on for some seconds.
+
+        Raises:
+            FedjetsError: another run still writes there after ``limits.lock-seconds``.
+        """
+        self._file = (self._config.run_dir / ".lock").open("w")
+        deadline = time.monotonic() + self._config.limits.lock_seconds
+        while not self._taken():
+            if time.monotonic() > deadline:
+                raise FedjetsError(f"{self._config.run_dir}: another run writes there; stop it, or set run.name")
+            time.sleep(0.2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
 class Checkpoints:
     """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, config.run_dir / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (config.run_dir / ".lock").open("w")
-        # The ServerApp of a killed run may live on for some seconds.
-        deadline = time.monotonic() + config.limits.lock_seconds
-        while not self._locked():
-            if time.monotonic() > deadline:
-                raise FedjetsError(f"{config.run_dir}: another run writes there; stop it, or set run.name")
-            time.sleep(0.2)
+        self._lock = RunLock(config).__enter__()
         self._best = -1.0
-
-    def _locked(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+        self.common = ""
+        for cut_off in self.folder.glob(".*"):
+            cut_off.unlink()
 
     def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
         """Write the state if the round is due, or if it is the best so far on the unseen clients."""
@@ -66,7 +87,7 @@ class Checkpoints:
         if not (better or due):
             return
         facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
-        facts |= {"best": self._best}
+        facts |= {"best": self._best, "common-expert": self.common}
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
             name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
@@ -115,6 +136,11 @@ class Checkpoints:
         return facts
 
     def _same_run(self, facts: Mapping[str, Any]) -> None:
+        if facts["common-expert"] != self.common:
+            raise FedjetsError(
+                f"run.resume: the checkpoint in {self.folder} was trained with another common expert; set"
+                " common-expert.* back, or start afresh under another run.name"
+            )
         if facts["identity"] == self.config.identity():
             return
         mine, theirs = self.config.flat(), facts["settings"]

@@ -3,7 +3,7 @@
 import signal
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +39,15 @@ def read_settings(path: Path | None, pairs: list[str] | None, output_dir: Path |
         except tomllib.TOMLDecodeError as error:
             raise FedjetsError(f"--config {path}: not TOML: {error}") from None
     flat |= parse_pairs(pairs or [])
-    flat["run.output-dir"] = str(
-        (output_dir or Path(str(flat.get("run.output-dir") or "runs"))).expanduser().absolute()
-    )
-    return Config.from_flat(flat)
+    flat["run.output-dir"] = str(output_dir or flat.get("run.output-dir") or "runs")
+    return Config.from_flat(absolute_paths(flat))
+
+
+def absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return settings whose folders and files are absolute: a run works in a folder of its own."""
+    paths = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
+    found = {key: str(Path(str(flat[key])).expanduser().absolute()) for key in paths if flat.get(key)}
+    return {**flat, **found}
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, Scalar]:
@@ -185,6 +190,6 @@ def main() -> None:
     except FedjetsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -4,6 +4,7 @@ An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all
 ``settings``, and optionally ``seeds`` and ``readings``, the read-outs of the same run that get a line each.
 """
 
+import hashlib
 import json
 import statistics
 import tomllib
@@ -75,7 +76,7 @@ def read_experiment(path: Path, extra: Sequence[str], output_dir: Path | None) -
     Raises:
         FedjetsError: names the file and what is wrong in it.
     """
-    from fedjets_flwr.cli import parse_pairs
+    from fedjets_flwr.cli import absolute_paths, parse_pairs
 
     try:
         file = File.model_validate(yaml.safe_load(path.read_text()))
@@ -89,35 +90,50 @@ def read_experiment(path: Path, extra: Sequence[str], output_dir: Path | None) -
         first = error.errors()[0]
         raise FedjetsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
     parent = (output_dir or Path("runs") / path.stem).expanduser().absolute()
-    shared |= {"run.output-dir": str(parent), **parse_pairs(extra)}
+    shared |= {"run.output-dir": str(parent)}
+    final = parse_pairs(extra)
     rows = []
     for row in file.rows:
         configs = []
         for seed in row.seeds or file.seeds:
             try:
-                configs.append(Config.from_flat(shared | row.settings | {"run.seed": seed}))
+                configs.append(_named(absolute_paths(shared | row.settings | {"run.seed": seed} | final)))
             except FedjetsError as error:
                 raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
         rows.append((row, tuple(configs)))
     return Experiment(file.title, tuple(rows))
 
 
+def _named(flat: Mapping[str, Scalar]) -> Config:
+    """Return the settings with a run name of all that matters to the table, rounds and read-out included."""
+    matters = {k: v for k, v in flat.items() if not k.startswith(("run.output-dir", "run.cache-dir", "data.dir"))}
+    digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
+    return Config.from_flat({**flat, "run.name": f"{flat.get('strategy.name', 'fedjets')}-{digest}"})
+
+
 def run_experiment(experiment: Experiment, folder: Path, resources: Resources, console: Console) -> None:
     """Do the runs that are not done, going on where one was cut off; write the table after each.
 
     Raises:
-        FedjetsError: a run failed; what is done stays.
+        FedjetsError: at the end, if a run failed; what is done stays.
     """
     runs = {config.run_dir: config for _, configs in experiment.rows for config in configs}
+    failed = []
     for position, (run_dir, config) in enumerate(runs.items(), start=1):
         if done(run_dir) is None:
             console.print(f"run {position} of {len(runs)}")
             resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": True})})
-            run_and_follow(resumed, resources, console)
+            try:
+                run_and_follow(resumed, resources, console)
+            except FedjetsError as error:
+                failed.append(run_dir.name)
+                console.print(f"[bold red]failed[/]: {error}", soft_wrap=True)
             write_results(experiment, folder)
     write_results(experiment, folder)
     console.print((folder / "table.md").read_text())
     console.print(str(folder), soft_wrap=True)
+    if failed:
+        raise FedjetsError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; run again to retry them")
 
 
 def done(run_dir: Path) -> dict[str, Any] | None:

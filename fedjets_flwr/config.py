@@ -159,7 +159,9 @@ class Aggregation(Section):
     rule: Literal["mean", "clip", "median", "trimmed-mean", "krum"] = Field(
         "mean", description="how each vector's updates are combined; where too few clients hold one: clip"
     )
-    clip_norm: float = Field(0.0, ge=0, description="bound of an update's norm for clip; 0: the round's median norm")
+    clip_norm: float = Field(
+        0.0, ge=0, description="bound of an update's norm for clip; 0: the median over the round's experts"
+    )
     trim: float = Field(0.2, gt=0, lt=0.5, description="share cut off at both ends by trimmed-mean")
     byzantine: int = Field(1, ge=1, description="bad clients that krum allows for; it needs 2 f + 3 clients")
 
@@ -168,7 +170,7 @@ class Privacy(Section):
     noise_multiplier: float = Field(0.0, ge=0, description="Gaussian noise on clipped updates (z); 0: off")
     clip_norm: float = Field(1.0, gt=0, description="bound of the norm of a client's update of one vector (C)")
     delta: float = Field(1e-3, gt=0, lt=1, description="delta at which epsilon is told; below 1 / clients")
-    route_epsilon: float = Field(0.0, ge=0, description="randomised response on uploaded expert ids; 0: off")
+    route_epsilon: float = Field(0.0, ge=0, le=50, description="randomised response on uploaded expert ids; 0: off")
 
 
 class Attack(Section):
@@ -309,7 +311,10 @@ class Config(Section):
     @property
     def run_name(self) -> str:
         """Name of this run: the setting, or one made from what determines the result."""
-        return self.run.name or f"{self.strategy.name}-{self.data.name}-{self.identity()[:8]}"
+        digest = self.identity()
+        if self.personalize != Personalize():
+            digest = hashlib.sha256((digest + self.personalize.model_dump_json()).encode()).hexdigest()
+        return self.run.name or f"{self.strategy.name}-{self.data.name}-{digest[:8]}"
 
     def identity(self) -> str:
         """Return a SHA-256 over the settings that determine the weights: a resumed run must agree in it.
@@ -321,7 +326,8 @@ class Config(Section):
         flat = {key: value for key, value in self.flat().items() if value != defaults[key]}
         free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
         free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
-        free |= {key for key in flat if key.startswith(("transport.", "limits.", "personalize."))}
+        free |= {"limits.max-failure-share", "limits.max-samples"} | {k for k in flat if k.endswith("-seconds")}
+        free |= {key for key in flat if key.startswith(("transport.", "personalize."))}
         if self.train.schedule == "constant":
             free.add("run.rounds")
         return hashlib.sha256(

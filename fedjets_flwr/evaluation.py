@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedjets_flwr.gating import READ_OUTS, entropy, top_1_of
+from fedjets_flwr.gating import READ_OUTS, top_1_of
 from fedjets_flwr.priors import correct, present_classes, with_prior
 
 PRIORS = ("none", "em", "masked")
@@ -60,14 +60,6 @@ def count_answers(
     }
 
 
-def gate_facts(sample_scores: Tensor) -> dict[str, float | list[float]]:
-    """Return a client's mean gate entropy (0..1) and mean score of each expert."""
-    return {
-        "gate-entropy": float(entropy(sample_scores).mean()),
-        "gate-mass": sample_scores.double().mean(dim=0).tolist(),
-    }
-
-
 def count_inspection(probs: Tensor, labels: Tensor, num_classes: int) -> list[int]:
     """Return right answers by (expert, class), flat, of all M experts' probabilities (M, n, C)."""
     hits = probs.argmax(dim=2) == labels
@@ -87,8 +79,11 @@ class ClientResult:
     gate_entropy: float
 
 
-def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: int) -> dict[str, object]:
-    """Return the evaluation over unseen clients: means over clients, as the paper's Table 1."""
+def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: int, gated: bool) -> dict[str, object]:
+    """Return the evaluation over unseen clients: means over clients, as the paper's Table 1.
+
+    ``gated``: whether a gate chose among the experts; only a gate can collapse to one.
+    """
     position = READINGS.index(reading)
     per_client = {client: r.right[position] / r.samples for client, r in results.items()}
     means = {
@@ -105,7 +100,7 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
         "expert_load": load.tolist(),
         "gate_entropy": sum(r.gate_entropy for r in results.values()) / len(results),
         "chosen": {client: list(r.experts) for client, r in results.items()},
-        "collapsed": num_experts > 1 and float(load.max()) > 0.95,
+        "collapsed": gated and num_experts > 1 and float(load.max()) > 0.95,
     }
 
 

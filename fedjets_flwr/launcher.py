@@ -33,6 +33,9 @@ SWITCHES = {
 }
 
 
+FOLDERS = ("FEDJETS_DATA", "FEDJETS_CACHE")
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the simulation may use.
@@ -53,7 +56,7 @@ class Resources:
         Raises:
             FedjetsError: no client fits the machine.
         """
-        cpus = os.cpu_count() or 1
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if not 1 <= self.cpus_per_client <= cpus:
             raise FedjetsError(f"--cpus-per-client {self.cpus_per_client}: give 1 to {cpus}, the CPUs here")
         if self.supernodes < 0:
@@ -78,13 +81,26 @@ class Launched:
 
     def watch(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield (what goes on before round 1, the records so far) until Flower calls the run finished."""
-        folder, polled = self.config.run_dir, 0.0
+        folder, polled, failures = self.config.run_dir, 0.0, 0
+        read, records = -1, read_metrics(folder)
         while True:
-            yield _text(folder / "progress.json"), read_metrics(folder)
+            metrics = folder / "metrics.jsonl"
+            size = metrics.stat().st_size if metrics.is_file() else 0
+            if size != read:
+                read, records = size, read_metrics(folder)
+            yield _text(folder / "progress.json"), records
             ended = (folder / "summary.json").is_file() or (folder / "error.json").is_file()
-            if ended or time.monotonic() - polled > 15:
+            if time.monotonic() - polled > (1 if ended else 15):
                 polled = time.monotonic()
-                status, _ = self.status()
+                try:
+                    status, _ = self.status()
+                    failures = 0
+                except (FedjetsError, subprocess.TimeoutExpired, LookupError):
+                    # A busy machine may miss an answer or two.
+                    failures += 1
+                    if failures > 5 or not self._flwr.alive():
+                        raise FedjetsError(f"Flower's SuperLink does not answer; see {folder / 'flower.log'}") from None
+                    continue
                 if status.startswith("finished"):
                     return
             time.sleep(0.3)
@@ -124,20 +140,32 @@ class LocalFlower:
     def __init__(self, log: Path) -> None:
         self._log_path = log
 
+    def alive(self) -> bool:
+        """Return whether the SuperLink still runs."""
+        return self._superlink.poll() is None
+
     def __enter__(self) -> "LocalFlower":
+        try:
+            return self._enter()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _enter(self) -> "LocalFlower":
         self._home = Path(tempfile.mkdtemp(prefix="fedjets-"))
         scripts = str(Path(sys.executable).parent)
         self.environment = {
             **os.environ, **SWITCHES, "FLWR_HOME": str(self._home / "flwr"),
             "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
             "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
+            # The server's folder is not the caller's.
+            **{k: str(Path(os.environ[k]).expanduser().absolute()) for k in FOLDERS if os.environ.get(k)},
         }  # fmt: skip
         (self._home / "flwr").mkdir()
         self._log = self._log_path.open("wb")
         for _ in range(5):
             if self._start_superlink():
                 return self
-        self.__exit__()
         raise FedjetsError(f"Flower's SuperLink did not start; its log: {self._log_path}")
 
     def _start_superlink(self) -> bool:
@@ -219,7 +247,7 @@ class LocalFlower:
 
 def to_toml(flat: Mapping[str, Scalar]) -> str:
     """Return dotted settings as TOML (JSON strings and numbers are valid TOML values)."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in flat.items())
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in flat.items())
 
 
 def _text(path: Path) -> str:

@@ -68,7 +68,7 @@ def save_common_expert(expert: CommonExpert, path: Path) -> None:
     """Write the file in one step, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(expert.to_bytes())
+    temporary.write_bytes(expert.as_bytes)
     temporary.replace(path)
 
 

@@ -5,13 +5,18 @@ deviation z C sqrt(v) is added to each vector's sum, z = ``privacy.noise-multipl
 (FedJETs: K experts and the gate), so its whole contribution has norm at most C sqrt(v). Replacing one client's data by
 another's moves the sums by at most twice that, hence the accountant sees Gaussians of multiplier z / 2.
 
-The unit is a client; epsilon covers the weights of all rounds, for a reader who knows which experts each client
-trained. What that choice tells is apart: without ``privacy.route-epsilon`` the ids, and how often an expert is
-trained, are exact and tell of a client's labels. An anchor that joins every round gets no amplification by sampling.
+The unit is a client. Two epsilons are told. The main one composes every round a client may join and holds even for a
+reader who knows the cohorts (``metrics.jsonl`` and ``run.seed`` give them away). The amplified one credits the random
+draw of cohorts and holds only for a reader who does not know them. Both assume that the reader knows which experts a
+client trained; what that choice tells is apart: without ``privacy.route-epsilon`` the ids, and how often an expert is
+trained, are exact and tell of a client's labels. Losses and counts in ``metrics.jsonl`` are exact too.
 """
 
 import math
+import os
+import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,14 +28,16 @@ from fedjets_flwr.seeds import torch_generator
 
 
 class PrivateMeans:
-    """Equal-weight means of clipped updates with Gaussian noise on their sums; the noise is drawn from the root seed.
+    """Equal-weight means of clipped updates with Gaussian noise on their sums.
 
-    A published seed would give the noise away: in earnest, keep ``run.seed`` secret.
+    The noise is drawn from a key that only the server knows; ``run.seed`` is known to every client.
     """
 
-    def __init__(self, old: Mapping[str, Tensor], config: Config, server_round: int, vectors_moved: int) -> None:
+    def __init__(
+        self, old: Mapping[str, Tensor], config: Config, server_round: int, vectors_moved: int, key: int
+    ) -> None:
         self.counts: dict[str, int] = {}
-        self._old, self._config, self._round, self._moved = old, config, server_round, vectors_moved
+        self._old, self._config, self._round, self._moved, self._key = old, config, server_round, vectors_moved, key
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, vector: Tensor, weight: float) -> None:
@@ -46,18 +53,31 @@ class PrivateMeans:
         scale = p.noise_multiplier * p.clip_norm * math.sqrt(self._moved)
         means = {}
         for position, (name, total) in enumerate(sorted(self._sums.items())):
-            generator = torch_generator(self._config.run.seed, "privacy", self._round, position)
+            generator = torch_generator(self._key, "privacy", self._round, position)
             noise = scale * torch.randn(total.shape, generator=generator)
             means[name] = self._old[name] + (total + noise) / self.counts[name]
         return means
 
 
+def noise_key(folder: Path) -> int:
+    """Return the run's secret key, made once and kept in its folder with mode 0600, so that a resumed run goes on."""
+    path = folder / ".noise-key"
+    if not path.is_file():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(str(secrets.randbits(128)))
+    return int(path.read_text())
+
+
 def spent(config: Config, sampling: str) -> dict[str, float]:
-    """Return the total epsilon of a run at ``privacy.delta``, for normal clients and for anchors.
+    """Return the total epsilons of a run at ``privacy.delta``, for normal clients and for anchors.
 
     Args:
         config: the settings.
         sampling: how cohorts are drawn (see :func:`server_app.cohort.draw_cohort`).
+
+    Returns:
+        ``epsilon_*`` for a reader who knows the cohorts, ``epsilon_*_secret_cohorts`` for one who does not (equal for
+        an anchor that joins every round), and ``route_epsilon``, what a client's uploaded ids add in all rounds.
 
     Raises:
         FedjetsError: the accountant is not installed.
@@ -70,23 +90,23 @@ def spent(config: Config, sampling: str) -> dict[str, float]:
             "privacy.noise-multiplier: its accountant is missing; pip install 'fedjets-flwr[privacy]'"
         ) from None
 
-    def epsilon(population: int, drawn: int) -> float:
+    def epsilon(population: int, drawn: int, secret: bool) -> float:
         if drawn == 0:
             return 0.0
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(config.privacy.noise_multiplier / 2)
-        if drawn < population:
+        if secret and drawn < population:
             event = dp_accounting.SampledWithoutReplacementDpEvent(population, drawn, event)
         accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
         accountant.compose(event, config.run.rounds)
         return float(accountant.get_epsilon(config.privacy.delta))
 
     c, clients, anchors = config.cohort, config.partition.clients, config.num_anchors
+    pools = {"normal": (clients - anchors, c.normals), "anchor": (anchors, c.anchors)}
     if sampling == "uniform":
-        everyone = epsilon(clients, min(c.anchors + c.normals, clients))
-        normal, anchor = everyone, everyone
-    else:
-        normal, anchor = epsilon(clients - anchors, c.normals), epsilon(anchors, c.anchors)
-    return {"epsilon_normal": normal, "epsilon_anchor": anchor, "delta": config.privacy.delta}
+        pools = dict.fromkeys(pools, (clients, min(c.anchors + c.normals, clients)))
+    told = {f"epsilon_{role}": epsilon(*pool, secret=False) for role, pool in pools.items()}
+    told |= {f"epsilon_{role}_secret_cohorts": epsilon(*pool, secret=True) for role, pool in pools.items()}
+    return told | {"delta": config.privacy.delta, "route_epsilon": config.privacy.route_epsilon * config.run.rounds}
 
 
 def randomise(chosen: Sequence[int], experts: int, epsilon: float, rng: np.random.Generator) -> tuple[int, ...]:

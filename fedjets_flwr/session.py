@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedjets_flwr.checkpoint import RunLock
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.launcher import Launched, LocalFlower, Resources
@@ -26,8 +27,9 @@ def run_and_follow(config: Config, resources: Resources, console: Console) -> di
     resources.federation_config()
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in ("summary.json", "error.json", "progress.json", *([] if config.run.resume else ["metrics.jsonl"])):
-        (folder / stale).unlink(missing_ok=True)
+    with RunLock(config):  # not while another run writes there
+        for stale in ("summary.json", "error.json", "progress.json", *([] if config.run.resume else ["metrics.jsonl"])):
+            (folder / stale).unlink(missing_ok=True)
     console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
     with LocalFlower(folder / "flower.log") as flower:
         launched = flower.run(config, resources)

@@ -79,6 +79,7 @@ class Tracker:
         write_json(self.folder / "config.json", config.flat())
         self._sinks: list[Sink] = [TensorBoard(self.folder)] if config.run.tensorboard else []
         self.prepared: dict[str, Any] = {}
+        self.embedded = 0
 
     def cut_back(self, server_round: int) -> None:
         """Keep only the records up to a round: what a checkpoint does not hold never happened."""

@@ -27,26 +27,27 @@ log = logging.getLogger("flwr")
 def main(grid: Grid, context: Context) -> None:
     """Run the method that the settings name; anything that fails ends the Flower run as failed."""
     config = Config.from_flat(context.run_config)
+    checkpoints = Checkpoints(config)  # holds the lock: what is below writes to the run folder
     try:
-        run(grid, config)
+        run(grid, config, checkpoints)
     except Exception as error:
         # Flower tells only that a run failed; the launcher reads the reason here.
-        config.run_dir.mkdir(parents=True, exist_ok=True)
         reason = str(error) if isinstance(error, FedjetsError) else traceback.format_exc()
         write_json(config.run_dir / "error.json", {"reason": reason, "expected": isinstance(error, FedjetsError)})
         raise
 
 
-def run(grid: Grid, config: Config) -> Method:
+def run(grid: Grid, config: Config, checkpoints: Checkpoints) -> Method:
     """Run all rounds, write the run folder and return the method with its final state."""
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = method(config.strategy.name)
     wanted.validate(config)
-    checkpoints, tracker = Checkpoints(config), Tracker(config)
+    tracker = Tracker(config)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     dataset = open_dataset(config)
     open_split(config)
     common = provide_common_expert(config, lambda text: tracker.say(text))
+    checkpoints.common = common.digest
     strategy = wanted(config, common, dataset, tracker, checkpoints)
     strategy.summary()
     strategy.start(grid)

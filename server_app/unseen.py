@@ -1,7 +1,7 @@
 """The clients that never train: preparing everybody, and scoring what the unseen ones answer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,33 +16,18 @@ from fedjets_flwr.wire.messages import Answer, BadReply, Job
 log = logging.getLogger("flwr")
 
 
-def prepare(exchange: Exchange, config: Config, tracker: Tracker) -> dict[int, int]:
-    """Have every client embed its data; return the number of samples of each, and keep the controls in ``tracker``.
+def prepare_all(exchange: Exchange, config: Config, tracker: Tracker) -> dict[int, int]:
+    """Have every client embed its data; return the samples of each, and keep the controls in ``tracker``.
 
-    A client that fails is left out of the run.
+    A client that fails is left out until it is drawn.
 
     Raises:
         FedjetsError: too many failed, or no unseen client is left.
     """
-    training, everyone = config.partition.clients, range(config.partition.clients + config.partition.unseen_clients)
-    exchange.wait_for_nodes(everyone, config.limits.node_seconds)
-    samples: dict[int, int] = {}
+    everyone = range(config.partition.clients + config.partition.unseen_clients)
+    exchange.wait_for_nodes(everyone, config.limits)
     right: dict[int, list[int]] = {}
-    computed = 0
-    for answer in exchange.ask("query.prepare", 0, [Job(client) for client in everyone], {}):
-        try:
-            count = answer.count("num-examples", config.limits.max_samples)
-            if count == 0:
-                raise BadReply("num-examples = 0")
-            if answer.client >= training:
-                right[answer.client] = answer.integers("common-right", len(PRIORS), count)
-            computed += answer.count("computed", 1)
-        except BadReply as error:
-            exchange.reject(answer.client, str(error))
-            continue
-        samples[answer.client] = count
-        if len(samples) % 10 == 0:
-            tracker.say(f"embedded the data of {len(samples)} of {len(everyone)} clients")
+    samples = prepare(exchange, config, everyone, tracker, right)
     failed = exchange.failures
     if not right or len(failed) > config.limits.max_failure_share * len(everyone):
         client, reason = next(iter(failed.items()))
@@ -50,7 +35,38 @@ def prepare(exchange: Exchange, config: Config, tracker: Tracker) -> dict[int, i
     means = [sum(counts[i] / samples[u] for u, counts in right.items()) / len(right) for i in range(len(PRIORS))]
     names = ("common_expert", "common_expert_em", "common_expert_masked")
     per_client = {u: counts[0] / samples[u] for u, counts in right.items()}
-    tracker.set_controls(dict(zip(names, means, strict=True)), per_client, computed)
+    tracker.set_controls(dict(zip(names, means, strict=True)), per_client, tracker.embedded)
+    return samples
+
+
+def prepare(
+    exchange: Exchange,
+    config: Config,
+    clients: Iterable[int],
+    tracker: Tracker | None = None,
+    right: dict[int, list[int]] | None = None,
+) -> dict[int, int]:
+    """Have clients embed their data; return the samples of those that could.
+
+    ``right`` takes the common expert's right answers of unseen clients, one for each of ``evaluation.PRIORS``.
+    """
+    samples: dict[int, int] = {}
+    for answer in exchange.ask("query.prepare", 0, [Job(client) for client in clients], {}):
+        try:
+            count = answer.count("num-examples", config.limits.max_samples)
+            if count == 0:
+                raise BadReply("num-examples = 0")
+            computed = answer.count("computed", 1)
+            if right is not None and answer.client >= config.partition.clients:
+                right[answer.client] = answer.integers("common-right", len(PRIORS), count)
+        except BadReply as error:
+            exchange.reject(answer.client, str(error))
+            continue
+        samples[answer.client] = count
+        if tracker is not None:
+            tracker.embedded += computed
+            if len(samples) % 10 == 0:
+                tracker.say(f"embedded the data of {len(samples)} clients")
     return samples
 
 
@@ -74,6 +90,9 @@ def read_result(answer: Answer, experts: tuple[int, ...], samples: int, classes:
         or bool((answered_right > answered).any())
     ):
         raise BadReply("answered, answered-right and classes do not add up")
+    entropy = answer.number("gate-entropy")
+    if not -1e-6 <= entropy <= 1 + 1e-6:
+        raise BadReply("gate-entropy: expected a number from 0 to 1")
     return ClientResult(
         experts=experts,
         samples=samples,
@@ -81,7 +100,7 @@ def read_result(answer: Answer, experts: tuple[int, ...], samples: int, classes:
         answered=answered,
         answered_right=answered_right,
         classes=held,
-        gate_entropy=answer.number("gate-entropy"),
+        gate_entropy=entropy,
     )
 
 

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedjets_flwr.aggregation import Aggregator, make_aggregator
+from fedjets_flwr.aggregation import Aggregator, all_finite, make_aggregator
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset
@@ -26,14 +26,14 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import ClientResult, summarise
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.models.experts import build_expert, expert_input, forward_flops
-from fedjets_flwr.privacy import PrivateMeans, spent
+from fedjets_flwr.privacy import PrivateMeans, noise_key, spent
 from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
 from server_app.cohort import draw_cohort
 from server_app.limits import check_trained, stop_if_too_many_failed
-from server_app.unseen import inspect, prepare, read_result
+from server_app.unseen import inspect, prepare, prepare_all, read_result
 
 log = logging.getLogger("flwr")
 
@@ -69,6 +69,7 @@ class Method(Strategy):
         self.samples: dict[int, int] = {}
         self.unseen: list[int] = []
         self.accepted = True
+        self._noise_key = noise_key(config.run_dir) if config.privacy.noise_multiplier > 0 else 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
         self.cohort: tuple[list[int], list[int]] = ([], [])
@@ -83,6 +84,16 @@ class Method(Strategy):
                 f"privacy.noise-multiplier = {config.privacy.noise_multiplier:g}: not for strategy.name ="
                 f" {config.strategy.name!r}, whose state tells more than clipped sums; set it to 0"
             )
+        if config.privacy.noise_multiplier > 0 and config.aggregation.rule != "mean":
+            raise FedjetsError(
+                f"aggregation.rule = {config.aggregation.rule!r}: with privacy.noise-multiplier updates are clipped and"
+                " averaged; set it to 'mean'"
+            )
+
+    @property
+    def experts_served(self) -> int:
+        """Experts that an unseen client receives."""
+        return self.num_experts
 
     @property
     def vectors_moved(self) -> int:
@@ -140,8 +151,11 @@ class Method(Strategy):
         if self.accepted:
             with self.clock("aggregate"):
                 quorum = self.config.limits.min_replies_per_expert
-                combined = aggregator.result()
-                self.vectors |= {name: vector for name, vector in combined.items() if aggregator.counts[name] >= quorum}
+                for name, vector in aggregator.result().items():
+                    if not all_finite(vector):  # finite replies can still overflow together
+                        log.warning("round %d: the mean of %s is not finite; it stays as it was", server_round, name)
+                    elif aggregator.counts[name] >= quorum:
+                        self.vectors[name] = vector
         else:
             log.warning("round %d: %d answers, fewer than limits.min-replies; weights stay", server_round, answered)
         return {"loss": losses / samples_seen if samples_seen else float("nan"), **aggregator.counts}
@@ -149,7 +163,7 @@ class Method(Strategy):
     def aggregator(self, server_round: int) -> Aggregator:
         """Return what combines this round's vectors: private, robust, or the running mean."""
         if self.config.privacy.noise_multiplier > 0:
-            return PrivateMeans(self.vectors, self.config, server_round, self.vectors_moved)
+            return PrivateMeans(self.vectors, self.config, server_round, self.vectors_moved, self._noise_key)
         return make_aggregator(self.config.aggregation, self.vectors)
 
     def weight_of(self, name: str, answer: Answer, samples: int) -> float:
@@ -164,6 +178,9 @@ class Method(Strategy):
         """Return the train messages of a round."""
         self.cohort = draw_cohort(self.config, server_round, self.drawn)
         self.exchange.refresh()
+        late = [client for clients in self.cohort for client in clients if client not in self.samples]
+        if late:
+            self.samples |= prepare(self.exchange, self.config, late)
         anchors, normals = (self._prepared(clients) for clients in self.cohort)
         jobs = self.plan(server_round, anchors, normals)
         return self.exchange.request(f"train.{self.local}", server_round, jobs, self.vectors | self.extra)
@@ -225,15 +242,15 @@ class Method(Strategy):
         c = self.config
         self.vectors = self.initial_vectors()
         first = self._resume() + 1
-        with self.clock("prepare"):
-            self.samples = prepare(self.exchange, c, self.tracker)
+        self.samples = prepare_all(self.exchange, c, self.tracker)
         self.unseen = [client for client in self.samples if client >= c.partition.clients]
         for server_round in range(first, c.run.rounds + 1):
             before = dict(self.vectors)
             try:
                 record = self._round(server_round, grid)
             except Exception:
-                self.checkpoints.save(server_round - 1, before, {}, last=True)
+                with suppress(OSError):
+                    self.checkpoints.save(server_round - 1, before, {}, last=True)
                 raise
             self.tracker.log(record)
             log.info("round %d/%d: %s", server_round, c.run.rounds, facts_of([record]))
@@ -256,12 +273,13 @@ class Method(Strategy):
             with self.clock("evaluate"):
                 self.aggregate_evaluate(server_round, self.exchange.stream(messages))
             record["bytes_served"] = self.exchange.traffic.down - before.down - moved["bytes_down"]
-            record["evaluation"] = summarise(self.results, self.reading, self.num_experts)
+            record["evaluation"] = summarise(self.results, self.reading, self.num_experts, "gate" in self.vectors)
             if last or (c.run.inspect_every and server_round % c.run.inspect_every == 0):
                 with self.clock("inspect"):
                     record["inspection"] = inspect(
                         self.exchange, server_round, self.num_experts, self.results, self.vectors
                     )
+        self.seconds["transport"] = self.exchange.coding_seconds
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
         record |= moved | {"seconds": seconds | {"round": time.monotonic() - started}}
         record["failures"] = {str(client): reason for client, reason in self.round_failures.items()}
@@ -311,16 +329,15 @@ class Method(Strategy):
 
     def facts(self) -> dict[str, object]:
         """Return what ``summary.json`` says of this method besides its results."""
-        names = next(iter(self._served.values()))
-        served = len(_expert_ids(names))
-        gate = self.vectors["gate"].numel() if "gate" in names else 0
+        served = self.experts_served
+        gate = self.vectors["gate"].numel() if "gate" in self.vectors else 0
         private = spent(self.config, self.drawn) if self.config.privacy.noise_multiplier > 0 else {}
         return {
             "privacy": private,
             "trained_parameters": served * self.expert_layout.trained + gate,
             "flops_per_answer": served * self.expert_flops,
             "common_expert_parameters": self.common.num_parameters,
-            "bytes_setup": len(self.common.to_bytes()) * len(self.samples),
+            "bytes_setup": len(self.common.as_bytes) * len(self.samples),
         }
 
     def note_failures(self) -> None:

@@ -39,6 +39,11 @@ class FedJets(Method):
         return self.config.moe.experts
 
     @property
+    def experts_served(self) -> int:
+        """K."""
+        return self.config.moe.top_k
+
+    @property
     def vectors_moved(self) -> int:
         """K experts and the gate."""
         return self.config.moe.top_k + 1

@@ -5,9 +5,10 @@ gate train jointly on the mixture; an expert's average weights a client by N_s p
 clients answer with the soft mixture. A gate kept at each client, as in the original, cannot serve an unseen client.
 """
 
-import math
 from collections.abc import Sequence
 
+from fedjets_flwr.config import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from strategies.fedjets import FedJets
 
@@ -18,6 +19,18 @@ class FedMix(FedJets):
     local = "mixture"
     read_out = "mixture"
     sampling = "uniform"
+
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """A mixture of all experts has no use for a gate that does not learn."""
+        super().validate(config)
+        if config.gate.mode != "learned":
+            raise FedjetsError(f"gate.mode = {config.gate.mode!r}: FedMix learns its gate; set it to 'learned'")
+
+    @property
+    def experts_served(self) -> int:
+        """All."""
+        return self.num_experts
 
     @property
     def vectors_moved(self) -> int:
@@ -40,13 +53,17 @@ class FedMix(FedJets):
             return super().weight_of(name, answer, samples)
         mass = answer.numbers["mass"]
         assert isinstance(mass, list)
-        return float(mass[int(name.removeprefix("expert."))])
+        share = float(mass[int(name.removeprefix("expert."))])
+        return share if share > 1e-6 * samples else 0.0
 
     def check(self, answer: Answer) -> None:
-        """Also refuse a mass that is not one finite number per expert."""
+        """Also refuse a mass that does not share the samples out over the experts."""
         mass = answer.numbers.get("mass")
-        if not isinstance(mass, list) or len(mass) != self.num_experts or not all(0 <= m < math.inf for m in mass):
-            raise BadReply("mass: expected one finite number per expert")
+        samples = self.samples[answer.client]
+        if not isinstance(mass, list) or len(mass) != self.num_experts or not all(0 <= m <= samples for m in mass):
+            raise BadReply("mass: expected one number per expert, up to the number of samples")
+        if abs(sum(mass) - samples) > 1e-3 * samples:
+            raise BadReply("mass: does not add up to the number of samples")
         super().check(answer)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config import Train
+from fedjets_flwr.config import Config, Train
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.training import rate, steps_of
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from strategies.fedavg import FedAvg
@@ -35,6 +36,13 @@ class Scaffold(FedAvg):
 
     local = "scaffold"
     private = False
+
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """Variates are plain sums, which no robust rule protects."""
+        super().validate(config)
+        if config.aggregation.rule != "mean":
+            raise FedjetsError(f"aggregation.rule = {config.aggregation.rule!r}: SCAFFOLD needs 'mean'")
 
     def initial_vectors(self) -> dict[str, Tensor]:
         """Return the model and c = 0."""

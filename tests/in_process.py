@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
+from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config, Scalar
 from server_app.app import run
 from strategies import Method
@@ -67,4 +68,4 @@ def run_in_process(
     flat: dict[str, Scalar] = {"run.output-dir": str(folder / "runs"), "run.cache-dir": str(folder / "cache")}
     flat |= {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
     config = Config.from_flat(flat)
-    return run(grid(config), config)
+    return run(grid(config), config, Checkpoints(config))

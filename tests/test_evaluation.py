@@ -9,7 +9,6 @@ from fedjets_flwr.evaluation import (
     ClientResult,
     count_answers,
     count_inspection,
-    gate_facts,
     right_answers,
     routing,
     summarise,
@@ -66,12 +65,6 @@ def test_count_inspection_by_hand() -> None:
     assert count_inspection(PROBS, LABELS, 3) == [1, 0, 0, 0, 3, 0]
 
 
-def test_gate_facts() -> None:
-    """Entropies 0 and 1; masses (1 + 1/2) / 2 and (0 + 1/2) / 2."""
-    found = gate_facts(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
-    assert found == {"gate-entropy": pytest.approx(0.5), "gate-mass": pytest.approx([0.75, 0.25])}
-
-
 def client(experts: tuple[int, ...], answered: list[list[int]], right: int, entropy: float = 0.5) -> ClientResult:
     table = torch.tensor(answered)
     counts = [right] * len(READINGS)
@@ -96,7 +89,7 @@ def results() -> dict[int, ClientResult]:
 
 def test_summarise_is_the_mean_over_clients() -> None:
     """Client 20: 4 of 8 right, half answered by each of experts 2 and 0; client 21: 2 of 2, by experts 1 and 2."""
-    found = summarise(results(), "top-1/none", 3)
+    found = summarise(results(), "top-1/none", 3, True)
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["per_client_accuracy"] == {20: 0.5, 21: 1.0}
     assert found["expert_load"] == pytest.approx([0.25, 0.25, 0.5])
@@ -107,12 +100,12 @@ def test_summarise_is_the_mean_over_clients() -> None:
     assert isinstance(readings, dict)
     assert set(readings) == set(READINGS)
     assert readings["mean/none"] == 0
-    assert summarise(results(), "mean/none", 3)["accuracy"] == 0
+    assert summarise(results(), "mean/none", 3, False)["accuracy"] == 0
 
 
-@pytest.mark.parametrize(("experts", "collapsed"), [(3, True), (1, False)])
-def test_one_expert_that_answers_all_is_a_collapse(experts: int, collapsed: bool) -> None:
-    found = summarise({9: client((0,), [[4, 4, 4]], 6)}, "top-1/none", experts)
+@pytest.mark.parametrize(("experts", "gated", "collapsed"), [(3, True, True), (3, False, False), (1, True, False)])
+def test_one_expert_that_answers_all_is_a_collapse_of_the_gate(experts: int, gated: bool, collapsed: bool) -> None:
+    found = summarise({9: client((0,), [[4, 4, 4]], 6)}, "top-1/none", experts, gated)
     assert found["collapsed"] is collapsed
 
 

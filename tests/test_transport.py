@@ -73,6 +73,7 @@ def test_leftovers_of_dead_runs_go_and_those_of_living_ones_stay(folder: SharedF
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     left = folder.path.parent / f"fedjets-{dead.stdout.strip()}-0123456789abcdef"
     left.mkdir()
+    (left / "lock").touch()
     other = SharedFolder()
     assert not left.exists()
     assert folder.path.exists()

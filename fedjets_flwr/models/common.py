@@ -43,8 +43,9 @@ class CommonExpert:
         """Return uint8 pixels as this model's float32 input."""
         return normalise(pixels, self.mean, self.std)
 
-    def to_bytes(self) -> bytes:
-        """Return the safetensors file."""
+    @cached_property
+    def as_bytes(self) -> bytes:
+        """The safetensors file."""
         metadata = {key: str(value) for key, value in asdict(self.architecture).items()}
         metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}

@@ -1,14 +1,18 @@
 """The server's side of an exchange: which node runs which client, sending, and answers in client order."""
 
 import logging
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedjets_flwr.config import Limits
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.wire.messages import Answer, BadReply, Job, decode_answer, encode_request
@@ -72,6 +76,7 @@ class Exchange:
     traffic: Traffic = field(default_factory=Traffic)
     hosts: dict[int, Host] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    coding_seconds: float = 0.0
     _came_by: dict[int, Transport] = field(default_factory=dict)
     _asked: list[tuple[Message, tuple[Job, ...]]] = field(default_factory=list)
 
@@ -80,59 +85,78 @@ class Exchange:
         self._shared = None if self.transport == "inline" else SharedFolder()
         self._sequence = 0
 
-    def wait_for_nodes(self, clients: Iterable[int], seconds: float) -> None:
-        """Return when some node can run each of ``clients``.
+    def wait_for_nodes(self, clients: Iterable[int], limits: Limits) -> None:
+        """Return when the nodes host ``clients``, or, after ``limits.node-seconds``, enough of them.
 
         Raises:
-            FedjetsError: it took longer than ``seconds``.
+            FedjetsError: too few came, or two nodes claim one client.
         """
         wanted, start = set(clients), time.monotonic()
         while True:
-            self.refresh()
-            if any(host.any_client for host in self.hosts.values()):
-                return
+            known = len(self.hosts)
+            self.refresh(limits.node_seconds)
             missing = wanted - {client for host in self.hosts.values() for client in host.clients}
-            if not missing:
-                return
-            if time.monotonic() - start > seconds:
+            # A simulation registers its nodes while this runs: go on once no new one appears.
+            if any(host.any_client for host in self.hosts.values()):
+                missing = set()
+            if not missing and known == len(self.hosts):
+                break
+            if time.monotonic() - start > limits.node_seconds:
+                if len(missing) > limits.max_failure_share * len(wanted):
+                    raise FedjetsError(
+                        f"limits.node-seconds = {limits.node_seconds:g}: no SuperNode hosts client {min(missing)}"
+                        f" ({len(missing)} of {len(wanted)} clients missing); start it, or raise the setting"
+                    )
+                log.warning("%d of %d clients have no SuperNode yet", len(missing), len(wanted))
+                break
+            time.sleep(0.3)
+        owners = Counter(client for host in self.hosts.values() for client in host.clients)
+        for client, count in owners.items():
+            if client not in wanted:
                 raise FedjetsError(
-                    f"limits.node-seconds = {seconds:g}: no SuperNode hosts client {min(missing)}"
-                    f" ({len(missing)} of {len(wanted)} clients missing); start it, or raise the setting"
+                    f"client-id={client}: not a client of this run (0 to {max(wanted)}); mend --node-config"
                 )
-            time.sleep(0.2)
+            if count > 1:
+                raise FedjetsError(f"client-id={client}: {count} SuperNodes claim it; give each its own --node-config")
 
-    def refresh(self) -> None:
-        """Ask the nodes that are new what they host, and forget the ones that left.
-
-        Raises:
-            FedjetsError: two nodes claim one client.
-        """
+    def refresh(self, seconds: float | None = None) -> None:
+        """Ask the nodes that are new what they host, and forget the ones that left."""
         present = set(self.grid.get_node_ids())
         self.hosts = {node: host for node, host in self.hosts.items() if node in present}
         folder = str(self._shared.path) if self._shared else ""
         content = {"request": ConfigRecord({"common-expert": self.common.digest, "shared-folder": folder})}
         new = sorted(present - self.hosts.keys())
         messages = [Message(RecordDict(dict(content)), node, "query.describe") for node in new]
-        for reply in self.stream(messages):
-            if reply.has_error():
-                log.warning("a SuperNode did not describe itself: %s", _last_line(reply.error.reason))
+        for reply in self.stream(messages, seconds):
+            try:
+                if reply.has_error():
+                    raise BadReply(_last_line(reply.error.reason))
+                host = self._read_host(reply.content)
+            except BadReply as error:
+                log.warning("a SuperNode did not describe itself: %s", error)
                 continue
-            record = reply.content.config_records["host"]
-            self.hosts[reply.metadata.src_node_id] = Host(
-                bool(record["any-client"]),
-                frozenset(record["clients"]),  # type: ignore[arg-type]
-                bool(record["has-common-expert"]),
-                self._shared is not None and record["shared"] == self._shared.token,
-            )
-            if self.transport == "shared" and not self.hosts[reply.metadata.src_node_id].sees_shared:
-                raise FedjetsError(
-                    "transport.name = 'shared': a SuperNode does not see the server's memory; set 'auto'"
-                )
-        owner: dict[int, int] = {}
-        for node, host in sorted(self.hosts.items()):
-            for client in host.clients:
-                if owner.setdefault(client, node) != node:
-                    raise FedjetsError(f"client-id={client}: two SuperNodes claim it; give each its own --node-config")
+            # A node that restarted under a new id takes its clients over from the old one.
+            for node, other in list(self.hosts.items()):
+                if node not in new and (taken := other.clients & host.clients):
+                    log.warning("another SuperNode now hosts %s", sorted(taken))
+                    self.hosts[node] = replace(other, clients=other.clients - host.clients)
+            self.hosts[reply.metadata.src_node_id] = host
+
+    def _read_host(self, content: RecordDict) -> Host:
+        try:
+            record = content.config_records["host"]
+            clients, any_client, shared = record["clients"], record["any-client"], str(record["shared"])
+            has_common = bool(record["has-common-expert"])
+        except (KeyError, TypeError):
+            raise BadReply("it speaks another version; install the same release") from None
+        if not isinstance(clients, list) or not all(isinstance(c, int) and c >= 0 for c in clients):
+            raise BadReply("its clients are not ids")
+        if any_client and not in_simulation():
+            raise BadReply("it claims to host any client, outside a simulation")
+        sees_shared = self._shared is not None and shared == self._shared.token
+        if self.transport == "shared" and not sees_shared:
+            raise FedjetsError("transport.name = 'shared': a SuperNode does not see the server's memory; set 'auto'")
+        return Host(bool(any_client), frozenset(clients), has_common, sees_shared)  # type: ignore[arg-type]
 
     def request(
         self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]
@@ -140,37 +164,60 @@ class Exchange:
         """Return one message for each node that has a job, the longest jobs handed out first."""
         self._asked, self.failures = [], {}
         jobs = list(jobs)
-        shared, inline = self._transports(jobs, vectors)
-        encoded: dict[tuple[Transport, str], Array] = {}
-        for node, share in self._hand_out(jobs).items():
-            transport = shared if shared and self.hosts[node].sees_shared else inline
-            names = {name for job in share for name in job.vectors}
-            for name in names:
-                if (transport, name) not in encoded:
-                    encoded[transport, name] = transport.encode(name, vectors[name])
-            facts = self.facts | (shared.facts() if transport is shared and shared else {})
-            content = encode_request(server_round, facts, share, {name: encoded[transport, name] for name in names})
-            if not self.hosts[node].has_common_expert:
-                content["common-expert"] = ConfigRecord({"safetensors": self.common.to_bytes()})
-                self.hosts[node] = replace(self.hosts[node], has_common_expert=True)
-            self.traffic.down += sum(4 * vectors[name].numel() for job in share for name in job.vectors)
-            self.traffic.wire += sum(len(array.data) for array in content.array_records["vectors"].values())
-            self._asked.append((Message(content, node, kind), share))
-            self._came_by |= {job.client: transport for job in share}
+        with self._coding():
+            encode = self._encoder(jobs, vectors)
+            for node, share in self._hand_out(jobs).items():
+                names = sorted({name for job in share for name in job.vectors})
+                transport, arrays = encode(self.hosts[node], names)
+                content = encode_request(server_round, self.facts | transport.facts(), share, arrays)
+                if not self.hosts[node].has_common_expert:
+                    content["common-expert"] = ConfigRecord({"safetensors": self.common.as_bytes})
+                    self.traffic.wire += len(self.common.as_bytes)
+                    self.hosts[node] = replace(self.hosts[node], has_common_expert=True)
+                self.traffic.down += sum(4 * vectors[name].numel() for job in share for name in job.vectors)
+                self.traffic.wire += sum(len(array.data) for array in arrays.values())
+                self._asked.append((Message(content, node, kind), share))
+                self._came_by |= {job.client: transport for job in share}
         return [message for message, _ in self._asked]
 
-    def stream(self, messages: Sequence[Message]) -> Iterator[Message]:
+    def _encoder(
+        self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]
+    ) -> Callable[[Host, Sequence[str]], tuple[Transport, dict[str, Array]]]:
+        """Return what encodes vectors for a node, each vector once per transport."""
+        shared, inline = self._shared_for(jobs, vectors), Inline()
+        encoded: dict[tuple[Transport, str], Array] = {}
+
+        def encode(host: Host, names: Sequence[str]) -> tuple[Transport, dict[str, Array]]:
+            choices: list[Transport] = [shared, inline] if shared and host.sees_shared else [inline]
+            for transport in choices:
+                try:
+                    for name in names:
+                        if (transport, name) not in encoded:
+                            encoded[transport, name] = transport.encode(name, vectors[name])
+                except OSError as error:  # the memory filled up after all
+                    log.warning("shared memory: %s; vectors travel in the messages", error)
+                    continue
+                return transport, {name: encoded[transport, name] for name in names}
+            raise AssertionError("inline transport always encodes")
+
+        return encode
+
+    def stream(self, messages: Sequence[Message], seconds: float | None = None) -> Iterator[Message]:
         """Send, and yield replies as they arrive, until all are there or the deadline has passed."""
         if not messages:
             return
-        start = time.monotonic()
-        waiting = set(self.grid.push_messages(messages))
-        while waiting and time.monotonic() - start < self.deadline:
-            for reply in self.grid.pull_messages(waiting):
+        start, pause, deadline = time.monotonic(), POLL_SECONDS, min(seconds or self.deadline, self.deadline)
+        # Flower gives no id to a message that it could not store.
+        waiting = {name for name in self.grid.push_messages(messages) if name}
+        while waiting and time.monotonic() - start < deadline:
+            arrived = list(self.grid.pull_messages(waiting))
+            for reply in arrived:
                 waiting.discard(reply.metadata.reply_to_message_id)
                 yield reply
             if waiting:
-                time.sleep(POLL_SECONDS)
+                # Deployed, each look is an HTTP request: look less often the longer it takes.
+                pause = POLL_SECONDS if arrived else min(1.0, pause * 1.05)
+                time.sleep(pause)
 
     def answers(self, replies: Iterable[Message]) -> Iterator[Answer]:
         """Yield the good answers to the last request in client-id order; note the others in :attr:`failures`.
@@ -184,7 +231,17 @@ class Exchange:
         for reply in replies:
             # Flower gives a message its id when it is sent, which may be as late as the first reply.
             asked = reply.metadata.reply_to_message_id
-            for job in next((share for sent, share in self._asked if sent.metadata.message_id == asked), ()):
+            node, share = next(
+                (
+                    (sent.metadata.dst_node_id, share)
+                    for sent, share in self._asked
+                    if sent.metadata.message_id == asked
+                ),
+                (0, ()),
+            )
+            if reply.has_error():
+                self.hosts.pop(node, None)  # it may have lost the common expert: it is asked again
+            for job in share:
                 if reply.has_error():
                     self._fail(job.client, _last_line(reply.error.reason))
                 else:
@@ -207,7 +264,8 @@ class Exchange:
         transport = self._came_by[job.client]
         expected = {name: self.sizes[name.split(".")[0]] for name in job.returns}
         try:
-            answer = decode_answer(content, job.client, expected, transport)
+            with self._coding():
+                answer = decode_answer(content, job.client, expected, transport)
         except BadReply as error:
             self._fail(job.client, f"bad reply: {error}")
             return
@@ -222,20 +280,27 @@ class Exchange:
         self.traffic.wire += answer.bytes_up if isinstance(transport, Inline) else 0
         yield answer
 
-    def _transports(self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]) -> tuple[Shared | None, Inline]:
-        """Return what this exchange may use: shared memory only while everything that travels fits in it."""
+    def _shared_for(self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]) -> Shared | None:
+        """Return the shared transport of this exchange, if all that travels fits in the memory."""
         if self._shared is None:
-            return None, Inline()
+            return None
         self._shared.clear()
         self._sequence += 1
-        down = {name for job in jobs for name in job.vectors}
-        floats = sum(vectors[name].numel() for name in down)
+        floats = sum(vectors[name].numel() for name in {name for job in jobs for name in job.vectors})
         floats += sum(self.sizes[name.split(".")[0]] for job in jobs for name in job.returns)
-        if not self._shared.has_room(4 * floats):
-            if self.transport == "shared":
-                raise FedjetsError(f"transport.name = 'shared': no room for {4 * floats} bytes there; set 'auto'")
-            return None, Inline()
-        return Shared(self._shared.path, self._sequence), Inline()
+        if self._shared.has_room(4 * floats):
+            return Shared(self._shared.path, self._sequence)
+        if self.transport == "shared":
+            raise FedjetsError(f"transport.name = 'shared': no room for {4 * floats} bytes there; set 'auto'")
+        return None
+
+    @contextmanager
+    def _coding(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.coding_seconds += time.monotonic() - start
 
     def close(self) -> None:
         """Delete what lies in shared memory."""
@@ -263,6 +328,12 @@ class Exchange:
             load[node] = load.get(node, 0.0) + job.cost
             shares.setdefault(node, []).append(job)
         return {node: tuple(sorted(share, key=lambda j: j.client)) for node, share in sorted(shares.items())}
+
+
+def in_simulation() -> bool:
+    """Return whether this process is part of a Flower simulation; a deployed one never imports Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _last_line(reason: str | None) -> str:

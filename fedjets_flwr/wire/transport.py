@@ -4,6 +4,7 @@ Both carry raw little-endian float32 with no header to parse, and give the same 
 the folder, the files to read and the files to write; a reply names nothing.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -29,6 +30,9 @@ _FOLDER = re.compile(r"fedjets-(\d+)-[0-9a-f]{16}")
 class Transport(Protocol):
     """Turns named vectors into arrays of a message and back."""
 
+    def facts(self) -> dict[str, str]:
+        """Return what a request tells of this transport."""
+
     def encode(self, name: str, vector: Tensor) -> Array:
         """Return a float32 vector as an array of a message."""
 
@@ -42,6 +46,10 @@ class Transport(Protocol):
 
 class Inline:
     """Vectors inside the message: one copy to encode, none to decode; works everywhere."""
+
+    def facts(self) -> dict[str, str]:
+        """Return nothing: it is the rule."""
+        return {}
 
     def encode(self, name: str, vector: Tensor) -> Array:
         """Return an array that holds the bytes."""
@@ -115,11 +123,12 @@ class SharedFolder:
         if not os.access(parent, os.W_OK):
             parent = Path(tempfile.gettempdir())
         for old in parent.glob("fedjets-*"):
-            match = _FOLDER.fullmatch(old.name)
-            if match and not Path(f"/proc/{match[1]}").exists():
+            if _FOLDER.fullmatch(old.name) and _abandoned(old):
                 shutil.rmtree(old, ignore_errors=True)
         self.path = parent / f"fedjets-{os.getpid()}-{secrets.token_hex(8)}"
         self.path.mkdir(mode=0o700)
+        self._lock = (self.path / "lock").open("w")  # held while this run lives
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.token = secrets.token_hex(16)
         (self.path / "probe").write_text(self.token)
 
@@ -134,7 +143,19 @@ class SharedFolder:
 
     def close(self) -> None:
         """Delete the folder."""
+        self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Return whether no living run holds a folder."""
+    try:
+        with (folder / "lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        # Held, another user's, or just being made.
+        return False
 
 
 def probe(folder: str) -> str:
