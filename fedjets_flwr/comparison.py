@@ -159,6 +159,8 @@ class Line:
 def lines_of(experiment: Experiment) -> list[Line]:
     """Return the table's lines of all finished runs: the controls, if all rows share them, then rows and readings."""
     finished = {c.run_dir: s for _, configs in experiment.rows for c in configs if (s := done(c.run_dir))}
+    if not finished:
+        return []
     seeds = {s["seed"]: s["controls"] for s in finished.values()}
     shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
     lines = (
@@ -262,4 +264,5 @@ def write_results(experiment: Experiment, folder: Path) -> None:
         row.name: [(done(c.run_dir), read_metrics(c.run_dir)) for c in configs if done(c.run_dir)]
         for row, configs in experiment.rows
     }
-    draw(experiment.title, {name: runs for name, runs in curves.items() if runs}, folder)
+    if finished := {name: runs for name, runs in curves.items() if runs}:
+        draw(experiment.title, finished, folder)
