@@ -48,6 +48,11 @@ class RunningMeans:
         if weight == 0:
             return
         self.counts[name] = self.counts.get(name, 0) + 1
+        if name in self._sums and weight > 1e6 * self._units[name]:
+            shrink = self._units[name] / weight  # the first weight was tiny: count in units of this one
+            self._sums[name].mul_(shrink)
+            self._weights[name] *= shrink
+            self._units[name] = weight
         if name in self._sums:
             share = weight / self._units[name]
             self._sums[name].add_(vector, alpha=share)
@@ -88,8 +93,8 @@ class Robust:
         for name, held in self._updates.items():
             norms.setdefault(name.split(".")[0], []).extend(float(update.norm()) for update in held)
         for name, held in self._updates.items():
-            # One client's own norm is no bound: experts share the median norm of all experts' updates.
-            bound = self._settings.clip_norm or max(statistics.median(norms[name.split(".")[0]]), 1e-12)
+            # One client's own norm is no bound: experts share the (low) median norm of all experts' updates.
+            bound = self._settings.clip_norm or max(statistics.median_low(norms[name.split(".")[0]]), 1e-12)
             settings = self._settings.model_copy(update={"clip_norm": bound})
             updates, weights = torch.stack(held), torch.tensor(self._weights[name], dtype=torch.float64)
             rule, needed = RULES[self._settings.rule], clients_needed(self._settings)

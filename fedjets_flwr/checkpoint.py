@@ -112,6 +112,7 @@ class Checkpoints:
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() not in path.name:
                 log.warning("%s is damaged; using the one before it", path)
+                path.unlink()  # or it would count among those kept
                 continue
             facts = self._facts(data)
             self._same_run(facts)
@@ -153,8 +154,15 @@ class Checkpoints:
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise FedjetsError(
+                f"{path.parent}: no checkpoint could be written ({error.strerror}); the ones before it are good:"
+                " make room and go on with --resume"
+            ) from None

@@ -93,12 +93,16 @@ def spent(config: Config, sampling: str) -> dict[str, float]:
     def epsilon(population: int, drawn: int, secret: bool) -> float:
         if drawn == 0:
             return 0.0
-        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(config.privacy.noise_multiplier / 2)
+        gaussian = dp_accounting.GaussianDpEvent(config.privacy.noise_multiplier / 2)
+        events = [gaussian]
         if secret and drawn < population:
-            event = dp_accounting.SampledWithoutReplacementDpEvent(population, drawn, event)
-        accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
-        accountant.compose(event, config.run.rounds)
-        return float(accountant.get_epsilon(config.privacy.delta))
+            events.append(dp_accounting.SampledWithoutReplacementDpEvent(population, drawn, gaussian))
+        found = []
+        for event in events:  # the bound with sampling is not always the smaller one
+            accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+            accountant.compose(event, config.run.rounds)
+            found.append(float(accountant.get_epsilon(config.privacy.delta)))
+        return min(found)
 
     c, clients, anchors = config.cohort, config.partition.clients, config.num_anchors
     pools = {"normal": (clients - anchors, c.normals), "anchor": (anchors, c.anchors)}
@@ -117,7 +121,8 @@ def randomise(chosen: Sequence[int], experts: int, epsilon: float, rng: np.rando
     """
     if epsilon == 0:
         return tuple(chosen)
+    # In ascending order, whichever set it is: the order of the gate's scores would tell the true one.
     sets = math.comb(experts, len(chosen))
     if rng.random() < math.expm1(epsilon) / (math.expm1(epsilon) + sets):
-        return tuple(chosen)
+        return tuple(sorted(chosen))
     return tuple(sorted(int(m) for m in rng.choice(experts, len(chosen), replace=False)))

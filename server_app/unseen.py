@@ -124,6 +124,9 @@ def inspect(
         except BadReply as error:
             exchange.reject(answer.client, str(error))
             continue
+        if bool((counts > result.classes).any()):
+            exchange.reject(answer.client, "right: more right answers than samples of a class")
+            continue
         right += counts
         classes += result.classes
     exchange.traffic = before

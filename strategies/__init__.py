@@ -6,6 +6,8 @@ from pkgutil import iter_modules
 from fedjets_flwr.errors import FedjetsError
 from strategies.base import Method
 
+__all__ = ["Method", "method", "names"]
+
 
 def names() -> list[str]:
     """Return the names of all methods."""

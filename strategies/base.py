@@ -68,7 +68,7 @@ class Method(Strategy):
         self.extra: dict[str, Tensor] = {}
         self.samples: dict[int, int] = {}
         self.unseen: list[int] = []
-        self.accepted = True
+        self.updated: set[str] = set()
         self._noise_key = noise_key(config.run_dir) if config.privacy.noise_multiplier > 0 else 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
@@ -147,8 +147,8 @@ class Method(Strategy):
         stop_if_too_many_failed(
             server_round, [*self.cohort[0], *self.cohort[1]], self.round_failures, self.config.limits
         )
-        self.accepted = answered >= self.config.limits.min_replies
-        if self.accepted:
+        self.updated = set()
+        if answered >= self.config.limits.min_replies:
             with self.clock("aggregate"):
                 quorum = self.config.limits.min_replies_per_expert
                 for name, vector in aggregator.result().items():
@@ -156,6 +156,7 @@ class Method(Strategy):
                         log.warning("round %d: the mean of %s is not finite; it stays as it was", server_round, name)
                     elif aggregator.counts[name] >= quorum:
                         self.vectors[name] = vector
+                        self.updated.add(name)
         else:
             log.warning("round %d: %d answers, fewer than limits.min-replies; weights stay", server_round, answered)
         return {"loss": losses / samples_seen if samples_seen else float("nan"), **aggregator.counts}
@@ -249,7 +250,7 @@ class Method(Strategy):
             try:
                 record = self._round(server_round, grid)
             except Exception:
-                with suppress(OSError):
+                with suppress(FedjetsError):
                     self.checkpoints.save(server_round - 1, before, {}, last=True)
                 raise
             self.tracker.log(record)
@@ -279,6 +280,7 @@ class Method(Strategy):
                     record["inspection"] = inspect(
                         self.exchange, server_round, self.num_experts, self.results, self.vectors
                     )
+                self.note_failures()
         self.seconds["transport"] = self.exchange.coding_seconds
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
         record |= moved | {"seconds": seconds | {"round": time.monotonic() - started}}

@@ -23,12 +23,15 @@ class Ensembles(Method):
 
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Draw a cohort for each member; a client in several of them trains each model by itself."""
+        everyone: set[int] = set()
         held: dict[int, list[str]] = defaultdict(list)
         for member in range(self.num_experts):
             drawn = draw_cohort(self.config, server_round, self.drawn, member)
-            for client in [*drawn[0], *drawn[1]]:
+            clients = [*drawn[0], *drawn[1]]
+            everyone.update(clients)
+            for client in self._prepared(clients):
                 held[client].append(f"expert.{member}")
-        self.cohort = ([], sorted(held))
+        self.cohort = ([], sorted(everyone))
         return [
             Job(client, tuple(names), tuple(names), cost=self.samples[client] * len(names))
             for client, names in sorted(held.items())

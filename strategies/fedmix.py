@@ -37,15 +37,20 @@ class FedMix(FedJets):
         """All experts and the gate."""
         return self.num_experts + 1
 
+    @property
+    def everything(self) -> tuple[str, ...]:
+        """Names of all experts and the gate."""
+        return (*(f"expert.{m}" for m in range(self.num_experts)), "gate")
+
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Give every client of the cohort all experts and the gate."""
-        names = (*(f"expert.{m}" for m in range(self.num_experts)), "gate")
+        names = self.everything
         clients = sorted([*anchors, *normals])
         return [Job(c, names, names, cost=self.samples[c] * self.num_experts) for c in clients]
 
     def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Return everything for every unseen client."""
-        return dict.fromkeys(clients, tuple(self.vectors))
+        return dict.fromkeys(clients, self.everything)
 
     def weight_of(self, name: str, answer: Answer, samples: int) -> float:
         """Weight an expert by the client's stake in it, if ``fedmix.weighting`` says so."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fedjets_flwr.aggregation import all_finite
 from fedjets_flwr.config import Config, Train
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.training import rate, steps_of
@@ -81,8 +82,9 @@ class Scaffold(FedAvg):
                 yield Answer(answer.client, {"expert.0": answer.vectors["expert.0"]}, answer.numbers)
 
         trained = super().merge(server_round, models())
-        if not self.accepted:
+        if "expert.0" not in self.updated:
             return trained
+        updates = {name: variate for name, variate in updates.items() if all_finite(variate)}
         change = torch.zeros_like(self.vectors["variate"])
         for name, variate in updates.items():
             change += variate - self.variate(int(name.removeprefix("variate.")))
@@ -95,6 +97,9 @@ class Scaffold(FedAvg):
         t = self.config.train
         if answer.count("steps", 10**9) != steps_of(self.samples[answer.client], t.batch_size, t.local_epochs):
             raise BadReply("steps: not the number that the client's samples make")
+        bound, variate = self.config.limits.max_update_norm, answer.vectors.get(f"variate.{answer.client}")
+        if bound and variate is not None and float(variate.norm()) > bound:
+            raise BadReply(f"the variate is larger than limits.max-update-norm = {bound:g}")
         super().check(answer)
 
     def variate(self, client: int) -> Tensor:

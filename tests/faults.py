@@ -10,6 +10,7 @@ from flwr.app import Error, Message, RecordDict
 from torch import Tensor
 
 import server_app.app
+from client_app.site import open_site
 from fedjets_flwr.config import Scalar
 from fedjets_flwr.tracking import read_metrics
 from strategies import Method
@@ -18,7 +19,7 @@ from tests.in_process import InProcessGrid, run_in_process
 SMALL: dict[str, Scalar] = {
     "run__rounds": 3, "run__evaluate_every": 3, "partition__clients": 12, "partition__unseen_clients": 3,
     "partition__samples_per_client": 40, "cohort__normals": 4, "common_expert__target_accuracy": 0.3,
-    "moe__init": "common",
+    "moe__init": "common", "transport__name": "inline",
 }  # fmt: skip
 
 Tamper = Callable[[str, int, RecordDict], str | None]
@@ -81,7 +82,8 @@ class Runner:
         self.folder, self.cache, self.monkeypatch = folder, cache, monkeypatch
         self.numbers = itertools.count()
 
-    def __call__(self, grid: type[InProcessGrid] = OneClientANode, **changes: Scalar) -> Method:
+    def __call__(self, grid: type[InProcessGrid] = OneClientANode, /, **changes: Scalar) -> Method:
+        open_site.cache_clear()  # a kept site would leave the server's number of threads to the clients' training
         own: dict[str, Scalar] = {"run__cache_dir": str(self.cache), "run__name": f"run{next(self.numbers)}"}
         return run_in_process(self.folder, self.monkeypatch, grid, **SMALL | own | changes)
 

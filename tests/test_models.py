@@ -148,7 +148,7 @@ def test_random_experts_differ_and_take_their_own_architecture(tmp_path: Path) -
 def test_save_and_load(tmp_path: Path, name: str, accuracy: float) -> None:
     expert = common_expert(Architecture(name, 4, "group", "cifar", 3, 10), accuracy=accuracy)
     path = tmp_path / "expert.safetensors"
-    path.write_bytes(expert.to_bytes())
+    path.write_bytes(expert.as_bytes)
     found = load_common_expert(path)
     assert found.digest == expert.digest
     assert (found.architecture, found.mean, found.std) == (expert.architecture, expert.mean, expert.std)
@@ -163,7 +163,7 @@ def test_save_and_load(tmp_path: Path, name: str, accuracy: float) -> None:
 def test_the_digest_survives_a_mean_of_many_digits(tmp_path: Path) -> None:
     expert = common_expert(mean=0.49139967861519607)
     path = tmp_path / "expert.safetensors"
-    path.write_bytes(expert.to_bytes())
+    path.write_bytes(expert.as_bytes)
     assert load_common_expert(path).digest == expert.digest
 
 
@@ -225,7 +225,7 @@ BAD_FILES: dict[str, Callable[[Path], object]] = {
     "folder": lambda path: path.mkdir(),
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"\x80\x04not safetensors" * 50),
-    "truncated": lambda path: path.write_bytes(common_expert().to_bytes()[:-10]),
+    "truncated": lambda path: path.write_bytes(common_expert().as_bytes[:-10]),
     "no metadata": lambda path: safetensors.torch.save_file({"a": torch.zeros(2)}, path),
     "wrong shape": wrong_shape,
     "missing tensor": missing_tensor,

@@ -19,13 +19,15 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.privacy import PrivateMeans, randomise, spent
 from tests.faults import Runner, all_weights_finite, failures, same
 
+KEY = 2**127 + 1
+
 
 def config(**changes: Scalar) -> Config:
     return Config.from_flat({key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()})
 
 
 def private(old: Tensor, vectors: list[Tensor], server_round: int = 1, moved: int = 1, **changes: Scalar) -> Tensor:
-    means = PrivateMeans({"a": old}, config(**changes), server_round, moved)
+    means = PrivateMeans({"a": old}, config(**changes), server_round, moved, KEY)
     for position, vector in enumerate(vectors):
         means.add("a", vector, 1.0 + 100 * position)
     return means.result()["a"]
@@ -35,7 +37,7 @@ def private(old: Tensor, vectors: list[Tensor], server_round: int = 1, moved: in
 
 
 def test_without_noise_it_is_the_equal_mean_of_clipped_updates() -> None:
-    """From (1, 1): (3, 4) is cut from norm 5 to 2: (1.2, 1.6); (0, 1) stays: (0.6, 1.3) on top, whatever the weights."""
+    """From (1, 1): (3, 4) is cut from norm 5 to 2: (1.2, 1.6); (0, 1) stays; their mean is (0.6, 1.3)."""
     old = torch.ones(2)
     sent = [old + torch.tensor([3.0, 4.0]), old + torch.tensor([0.0, 1.0])]
     found = private(old, sent, privacy__clip_norm=2.0, privacy__noise_multiplier=1e-12)
@@ -64,10 +66,10 @@ def test_the_noise_on_the_sum_has_standard_deviation_z_c_root_v(
     assert inside == pytest.approx(2 * NormalDist().cdf(1) - 1, abs=0.012)
 
 
-def test_noise_is_a_function_of_seed_round_and_vector() -> None:
-    def noise(seed: int, server_round: int) -> dict[str, Tensor]:
+def test_noise_is_a_function_of_key_round_and_vector() -> None:
+    def noise(key: int, server_round: int) -> dict[str, Tensor]:
         old = {"a": torch.zeros(500), "b": torch.zeros(500)}
-        means = PrivateMeans(old, config(run__seed=seed, privacy__noise_multiplier=1.0), server_round, 2)
+        means = PrivateMeans(old, config(privacy__noise_multiplier=1.0), server_round, 2, key)
         for name, vector in old.items():
             means.add(name, vector, 1.0)
         return means.result()
@@ -82,7 +84,7 @@ def test_noise_is_a_function_of_seed_round_and_vector() -> None:
 
 def test_a_vector_that_nobody_sent_gets_no_noise() -> None:
     old = {"a": torch.zeros(3), "b": torch.zeros(3)}
-    means = PrivateMeans(old, config(privacy__noise_multiplier=1.0), 1, 1)
+    means = PrivateMeans(old, config(privacy__noise_multiplier=1.0), 1, 1, KEY)
     means.add("a", old["a"], 1.0)
     assert set(means.result()) == {"a"}
 
@@ -141,18 +143,39 @@ def test_everyone_in_every_round_is_a_plain_gaussian() -> None:
 
 @pytest.mark.parametrize(
     ("sampling", "population", "drawn", "who"),
-    [("anchored", 15, 5, "epsilon_normal"), ("uniform", 20, 10, "epsilon_normal"), ("uniform", 20, 10, "epsilon_anchor")],
+    [
+        ("anchored", 15, 5, "epsilon_normal_secret_cohorts"),
+        ("uniform", 20, 10, "epsilon_normal_secret_cohorts"),
+        ("uniform", 20, 10, "epsilon_anchor_secret_cohorts"),
+    ],
 )  # fmt: skip
 def test_equals_a_composition_of_single_rounds(sampling: str, population: int, drawn: int, who: str) -> None:
     dp = pytest.importorskip("dp_accounting")
     from dp_accounting import rdp
 
     accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    for _ in range(ROUNDS):
-        accountant.compose(dp.SampledWithoutReplacementDpEvent(population, drawn, dp.GaussianDpEvent(Z / 2)))
+    for rounds in (1, 9, ROUNDS - 10):
+        event = dp.SampledWithoutReplacementDpEvent(population, drawn, dp.GaussianDpEvent(Z / 2))
+        accountant.compose(dp.SelfComposedDpEvent(event, rounds))
     found = spent(config(**BASE), sampling)
-    assert found[who] == pytest.approx(accountant.get_epsilon(DELTA))
-    assert found[who] <= spent(config(**BASE), "anchored")["epsilon_anchor"]
+    # The bound without sampling holds too; the smaller one is told.
+    assert found[who] == pytest.approx(min(accountant.get_epsilon(DELTA), found["epsilon_normal"]))
+
+
+def test_a_reader_who_knows_the_cohorts_sees_no_amplification() -> None:
+    pytest.importorskip("dp_accounting")
+    anchored, uniform = spent(config(**BASE), "anchored"), spent(config(**BASE), "uniform")
+    joined = anchored["epsilon_anchor"]
+    assert joined == pytest.approx(anchored["epsilon_anchor_secret_cohorts"])
+    assert [anchored["epsilon_normal"], uniform["epsilon_normal"], uniform["epsilon_anchor"]] == [joined] * 3
+    assert anchored["epsilon_normal_secret_cohorts"] < joined
+
+
+def test_sampling_never_costs_more_than_joining_every_round() -> None:
+    """The bound without amplification always holds; that of sampling is the looser one for large samples."""
+    pytest.importorskip("dp_accounting")
+    found = spent(config(**BASE), "uniform")
+    assert found["epsilon_normal_secret_cohorts"] <= found["epsilon_normal"]
 
 
 def test_more_rounds_cost_more_and_more_noise_less() -> None:
@@ -160,7 +183,7 @@ def test_more_rounds_cost_more_and_more_noise_less() -> None:
 
     def epsilon(**changes: Scalar) -> tuple[float, float]:
         found = spent(config(**BASE | changes), "anchored")
-        return found["epsilon_normal"], found["epsilon_anchor"]
+        return found["epsilon_normal_secret_cohorts"], found["epsilon_anchor_secret_cohorts"]
 
     for a, b in (
         (epsilon(), epsilon(run__rounds=60)),
@@ -238,7 +261,7 @@ def test_a_private_run_tells_what_it_spent(run: Runner, name: str) -> None:
     assert summary["privacy"]["epsilon_normal"] > 0
     if name == "fedavg":
         again, plain = run(strategy__name=name, **noise), run(strategy__name=name, run__rounds=2)
-        assert same(found.vectors["expert.0"], again.vectors["expert.0"])
+        assert not same(found.vectors["expert.0"], again.vectors["expert.0"])  # every run has a key of its own
         assert not same(found.vectors["expert.0"], plain.vectors["expert.0"])
         assert json.loads((plain.config.run_dir / "summary.json").read_text())["privacy"] == {}
 

@@ -1,6 +1,5 @@
 """Robust rules: closed forms by hand, breakdown points, and runs with a client that attacks."""
 
-import math
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import strategies
 from fedjets_flwr.aggregation import (
     Robust,
     RunningMeans,
@@ -23,11 +23,13 @@ from fedjets_flwr.aggregation import (
     make_aggregator,
     trimmed_mean,
 )
-from fedjets_flwr.config import Aggregation, Scalar
+from fedjets_flwr.config import Aggregation, Config, Scalar
+from fedjets_flwr.errors import FedjetsError
 from strategies import Method
 from tests.faults import Runner, all_weights_finite, clients_of, failures, same, tampering
 
 RULES = ("clip", "median", "trimmed-mean", "krum")
+HUGE = struct.pack("<f", 1e15)
 EQUAL = torch.ones(9, dtype=torch.float64)
 
 
@@ -112,7 +114,7 @@ floats = st.floats(-1000, 1000, width=32)
 @st.composite
 def attacked(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     honest = draw(st.lists(floats, min_size=2, max_size=8))
-    bad = draw(st.lists(st.floats(-3e37, 3e37, width=32), max_size=len(honest) - 1))
+    bad = draw(st.lists(st.floats(-(2.0**120), 2.0**120, width=32), max_size=len(honest) - 1))
     return honest, bad
 
 
@@ -213,7 +215,7 @@ def flip(content: RecordDict, client: int, start: dict[str, Tensor], factor: flo
     """Send start - factor * update in place of start + update."""
     arrays: dict[str, Array] = {}
     for name, array in content.array_records["vectors"].items():
-        old = start[name.removeprefix(f"{client}/")].numpy()
+        old = start[name.removeprefix(f"{client}.")].numpy()
         sent = np.frombuffer(array.data, np.float32)
         arrays[name] = Array("float32", array.shape, array.stype, (old - factor * (sent - old)).tobytes())
     content["vectors"] = ArrayRecord(arrays)
@@ -262,19 +264,7 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
     assert cosine(clipped) > (0.3 if attackers == 1 else -1)
 
 
-def test_scaffolds_variates_are_as_robust_as_its_model(run: Runner) -> None:
-    """A model of 1e15 at one client has no say in the median; it must have none in the variates either."""
-
-    def attack(message_type: str, at: int, content: RecordDict) -> None:
-        if message_type.startswith("train") and at == 1 and clients_of(content) == [victim]:
-            arrays = content.array_records["vectors"]
-            content["vectors"] = ArrayRecord(
-                {n: Array("float32", a.shape, a.stype, struct.pack("<f", 1e15) * math.prod(a.shape)) for n, a in arrays.items()}
-            )  # fmt: skip
-
-    base: dict[str, Scalar] = {"strategy__name": "scaffold", "aggregation__rule": "median", "run__rounds": 1}
-    clean = run(**base)
-    victim = clean.cohort[1][0]
-    found = run(tampering(attack), **base)
-    assert float(found.vectors["expert.0"].norm()) < 2 * float(clean.vectors["expert.0"].norm())
-    assert float(found.vectors["variate"].norm()) < 10 * float(clean.vectors["variate"].norm())
+def test_scaffold_refuses_robust_rules_that_its_variates_would_escape() -> None:
+    settings = Config.from_flat({"strategy.name": "scaffold", "aggregation.rule": "median"})
+    with pytest.raises(FedjetsError, match=r"aggregation\.rule"):
+        strategies.method("scaffold").validate(settings)

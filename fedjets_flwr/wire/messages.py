@@ -14,6 +14,8 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.transport import Inline, Transport, transport_of
 
 VERSION = 1
+LARGEST = 1e308
+"""Numbers of answers lie between minus this and this, which NaN does not."""
 Number = int | float | list[int] | list[float]
 
 
@@ -94,7 +96,7 @@ class Answer:
             BadReply: missing or not finite.
         """
         value = self.numbers.get(name)
-        if not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+        if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
             raise BadReply(f"{name}: expected a finite number")
         return value
 
