@@ -30,6 +30,7 @@ def main(grid: Grid, context: Context) -> None:
     checkpoints = Checkpoints(config)  # holds the lock: what is below writes to the run folder
     try:
         run(grid, config, checkpoints)
+        draw_plots(config.run_dir)
     except Exception as error:
         # Flower tells only that a run failed; the launcher reads the reason here.
         reason = str(error) if isinstance(error, FedjetsError) else traceback.format_exc()
@@ -52,9 +53,8 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints) -> Method:
     strategy.summary()
     strategy.start(grid)
     summary = tracker.finish("completed", weights_hash(strategy.vectors), strategy.facts())
-    plots = draw_plots(config.run_dir)
     log.info(
-        "unseen clients: accuracy %.4f (common expert %.4f); results in %s, %d plots",
-        summary["accuracy"], summary["common_expert_accuracy"], config.run_dir, len(plots),
+        "unseen clients: accuracy %.4f (common expert %.4f); results in %s",
+        summary["accuracy"], summary["common_expert_accuracy"], config.run_dir,
     )  # fmt: skip
     return strategy
