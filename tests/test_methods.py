@@ -1,6 +1,7 @@
 """Identities between methods, bit by bit, and what every method must come with."""
 
 import itertools
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import strategies
-from fedjets_flwr.config import Train
+from fedjets_flwr.config import Train, flatten
 from fedjets_flwr.models.experts import build_expert
 from fedjets_flwr.wire.vector import FlatModel
 from strategies import Method
@@ -123,14 +124,20 @@ def test_fewer_bytes_than_fedmix(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", strategies.names())
-def test_every_method_comes_with_preset_readme_row_and_a_real_run(
-    name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    preset = ROOT / "configs" / f"{name}.toml"
-    assert f'name = "{name}"' in preset.read_text()
+def test_every_method_comes_with_preset_and_readme_row_and_runs(run: Run, name: str) -> None:
+    preset = dict(flatten(tomllib.loads((ROOT / "configs" / f"{name}.toml").read_text())))
+    assert preset["strategy.name"] == name
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+    own = {key.replace(".", "__").replace("-", "_"): value for key, value in preset.items()}
+    method = run(name, **own, run__rounds=1)
+    assert method.trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", strategies.names())
+def test_every_method_runs_through_the_real_engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "end-to-end-methods"
     folder.mkdir(exist_ok=True)
-    summary = finish(folder, name, "--config", str(preset), "-c", "run.rounds=1")
+    summary = finish(folder, name, "--config", str(ROOT / "configs" / f"{name}.toml"), "-c", "run.rounds=1")
     assert summary["strategy"] == name
     assert summary["failures"] == 0
