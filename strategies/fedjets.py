@@ -52,7 +52,6 @@ class FedJets(Method):
         """Return M experts, and a gate at its random start."""
         gate = FlatModel(build_configured_gate(self.config, self.common, self.num_experts))
         self.exchange.sizes["gate"] = gate.layout.size
-        self.exchange.facts["gate-layout"] = gate.layout.digest
         return super().initial_vectors() | {"gate": gate.vector}
 
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
