@@ -35,6 +35,26 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
+def newest_vectors(folder: Path) -> dict[str, Tensor]:
+    """Return the state in the newest checkpoint whose bytes are whole, for reading only.
+
+    Raises:
+        FedjetsError: there is none.
+    """
+    for _, path in checkpoint_files(folder):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() in path.name:
+            return dict(safetensors.torch.load(data))
+    raise FedjetsError(f"{folder}: no whole checkpoint in it")
+
+
+def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return (round, file) of the checkpoints in a folder, the newest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [(match, path) for path in paths if (match := _NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+
 class RunLock:
     """Held by the one process that may write to a run's folder; the kernel lets go when it dies."""
 
@@ -92,7 +112,7 @@ class Checkpoints:
         if due:
             name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
             self._write(self.folder / name, data)
-            for _, old in self._files()[self.config.run.keep_checkpoints :]:
+            for _, old in checkpoint_files(self.folder)[self.config.run.keep_checkpoints :]:
                 old.unlink(missing_ok=True)
         if better:
             self._write(self.folder / "best.safetensors", data)
@@ -108,7 +128,7 @@ class Checkpoints:
         Raises:
             FedjetsError: it is of another configuration.
         """
-        for server_round, path in self._files():
+        for server_round, path in checkpoint_files(self.folder):
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() not in path.name:
                 log.warning("%s is damaged; using the one before it", path)
@@ -124,10 +144,6 @@ class Checkpoints:
             self._best = facts["best"]
             return Checkpoint(server_round, safetensors.torch.load(data), facts)
         return None
-
-    def _files(self) -> list[tuple[int, Path]]:
-        found = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return sorted(((int(match[1]), path) for match, path in found), reverse=True)
 
     @staticmethod
     def _facts(data: bytes) -> dict[str, Any]:

@@ -51,8 +51,17 @@ class Run(Section):
 
 
 class Data(Section):
-    name: Literal["digits", "cifar10", "cifar100"] = Field("digits", description="data set")
-    dir: str = Field("", description="folder of the data set; empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`")
+    name: Literal["digits", "cifar10", "cifar100", "image-folder"] = Field(
+        "digits", description="data set; image-folder: each site's own, at the `data-path` of its `--node-config`"
+    )
+    dir: str = Field(
+        "",
+        description="folder of the data set (image-folder: of shared images in `train/` and `test/`);"
+        " empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`",
+    )
+    classes: str = Field("", description="image-folder: names of the class folders, with commas between them")
+    channels: Literal[1, 3] = Field(3, description="image-folder: 3 for colour, 1 for grey; images are converted")
+    size: int = Field(32, ge=8, description="image-folder: height and width to which images are resized, in pixels")
     download: bool = Field(True, description="download a missing data set")
     augment: Literal["none", "crop-flip", "crop"] = Field(
         "none", description="training augmentation, drawn per image; only whole experts (`moe.trainable = all`) see it"
@@ -283,10 +292,19 @@ class Config(Section):
                 f"data.augment = {self.data.augment!r}: tails over a frozen trunk read cached features;"
                 " set it to 'none' or moe.trainable to 'all'",
             ),
+            (
+                self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,
+                f"data.classes = {self.data.classes!r}: image-folder needs two or more different names, e.g. 'cat,dog'",
+            ),
         ]
         for holds, message in rules:
             if not holds:
                 raise FedjetsError(message)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in ``data.classes``."""
+        return tuple(name.strip() for name in self.data.classes.split(",") if name.strip())
 
     @property
     def num_anchors(self) -> int:
@@ -357,7 +375,7 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, S
 
 def _allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
-        return ", ".join(value or "(empty)" for value in schema["enum"])
+        return ", ".join(str(value) or "(empty)" for value in schema["enum"])
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     kind = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}[schema["type"]]

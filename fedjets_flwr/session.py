@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedjets_flwr.checkpoint import RunLock
 from fedjets_flwr.config import Config
-from fedjets_flwr.data.clients import open_split
+from fedjets_flwr.data.clients import open_dataset, open_split
 from fedjets_flwr.launcher import Launched, LocalFlower, Resources
 from fedjets_flwr.pretraining import named_common_expert
 from fedjets_flwr.tracking import facts_of
@@ -51,7 +51,8 @@ def check(config: Config) -> None:
         FedjetsError: one line that says what.
     """
     method(config.strategy.name).validate(config)
-    open_split(config)
+    if len(open_dataset(config).train):
+        open_split(config)
     if config.common_expert.path:
         named_common_expert(config)
 

@@ -13,7 +13,8 @@ from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.pretraining import provide_common_expert
+from fedjets_flwr.finished import COMMON_EXPERT
+from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.report import draw_plots
 from fedjets_flwr.tracking import Tracker, write_json
 from strategies import method
@@ -46,9 +47,11 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints) -> Method:
     tracker = Tracker(config)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     dataset = open_dataset(config)
-    open_split(config)
+    if len(dataset.train):
+        open_split(config)
     common = provide_common_expert(config, lambda text: tracker.say(text))
     checkpoints.common = common.digest
+    save_common_expert(common, config.run_dir / COMMON_EXPERT)
     strategy = wanted(config, common, dataset, tracker, checkpoints)
     strategy.summary()
     strategy.start(grid)

@@ -336,6 +336,8 @@ class Method(Strategy):
         private = spent(self.config, self.drawn) if self.config.privacy.noise_multiplier > 0 else {}
         return {
             "privacy": private,
+            "classes": list(self.dataset.classes),
+            "image_shape": list(self.dataset.shape),
             "trained_parameters": served * self.expert_layout.trained + gate,
             "flops_per_answer": served * self.expert_flops,
             "common_expert_parameters": self.common.num_parameters,

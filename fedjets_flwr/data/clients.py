@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fedjets_flwr.config import Config
-from fedjets_flwr.data.datasets import Dataset, Images, load_dataset
+from fedjets_flwr.data.datasets import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    GREY_MEAN,
+    GREY_STD,
+    Dataset,
+    Images,
+    load_dataset,
+    no_images,
+)
+from fedjets_flwr.data.folders import read_folder
 from fedjets_flwr.data.partition import Split, make_split
 
 
@@ -18,8 +28,16 @@ class ClientData:
 
 
 def open_dataset(config: Config) -> Dataset:
-    """Return the data set of the settings."""
-    return load_dataset(config.data.name, config.data_dir, config.data.download)
+    """Return the data set of the settings; of an image folder what lies in ``data.dir``, if anything."""
+    if config.data.name != "image-folder":
+        return load_dataset(config.data.name, config.data_dir, config.data.download)
+    shape = (config.data.channels, config.data.size, config.data.size)
+    train, test = (
+        read_folder(folder, config.class_names, shape).images if folder.is_dir() else no_images(shape)
+        for folder in (config.data_dir / "train", config.data_dir / "test")
+    )
+    mean, std = (CIFAR_MEAN, CIFAR_STD) if config.data.channels == 3 else (GREY_MEAN, GREY_STD)
+    return Dataset(config.data.name, train, test, config.class_names, mean, std)
 
 
 @lru_cache(maxsize=2)

@@ -50,11 +50,17 @@ class Dataset:
 
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.5,), (0.25,)
+
+
+def no_images(shape: tuple[int, int, int]) -> Images:
+    """Return a split without samples: the shape of images that lie elsewhere."""
+    return Images(torch.empty(0, *shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
 
 @lru_cache(maxsize=2)
 def load_dataset(name: str, folder: Path, download: bool) -> Dataset:
-    """Return a data set; it is read once per process.
+    """Return a published data set; it is read once per process.
 
     Raises:
         FedjetsError: the files are missing, or are not the published ones.
