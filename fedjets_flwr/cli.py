@@ -24,11 +24,43 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", "-c", metavar="KEY
 OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent folder of the run (default: runs/)")]
 
 
+PATHS = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
+
+
 def read_settings(path: Path | None, pairs: list[str] | None, output_dir: Path | None = None) -> Config:
     """Return the checked settings of a preset and ``key=value`` pairs; the later one wins.
 
     Raises:
         FedjetsError: names the file or setting that is wrong.
+    """
+    flat = read_flat(path, pairs)
+    flat["run.output-dir"] = str(output_dir or flat.get("run.output-dir") or "runs")
+    return Config.from_flat(absolute_paths(flat))
+
+
+def read_settings_for_elsewhere(
+    path: Path | None, pairs: list[str] | None, output_dir: Path | None
+) -> tuple[Config, Config]:
+    """Return the settings for a SuperLink on another machine, and the same with the results folder on this one.
+
+    Raises:
+        FedjetsError: names the file or setting that is wrong; paths of the other machine must be absolute.
+    """
+    flat = read_flat(path, pairs)
+    for key in PATHS:
+        if flat.get(key) and not str(flat[key]).startswith(("/", "~")):
+            raise FedjetsError(f"{key} = {flat[key]!r}: with --superlink a path there, not here; make it absolute")
+    config = Config.from_flat(flat)
+    named = config.model_copy(update={"run": config.run.model_copy(update={"name": config.run_name})})
+    folder = str((output_dir or Path("runs")).expanduser().absolute())
+    return named, named.model_copy(update={"run": named.run.model_copy(update={"output_dir": folder})})
+
+
+def read_flat(path: Path | None, pairs: list[str] | None) -> dict[str, Scalar]:
+    """Return the settings of a preset and ``key=value`` pairs as they are written; the later one wins.
+
+    Raises:
+        FedjetsError: the file cannot be read, or a pair has no ``=``.
     """
     flat: dict[str, Scalar] = {}
     if path is not None:
@@ -38,15 +70,12 @@ def read_settings(path: Path | None, pairs: list[str] | None, output_dir: Path |
             raise FedjetsError(f"--config {path}: cannot be read ({getattr(error, 'strerror', error)})") from None
         except tomllib.TOMLDecodeError as error:
             raise FedjetsError(f"--config {path}: not TOML: {error}") from None
-    flat |= parse_pairs(pairs or [])
-    flat["run.output-dir"] = str(output_dir or flat.get("run.output-dir") or "runs")
-    return Config.from_flat(absolute_paths(flat))
+    return flat | parse_pairs(pairs or [])
 
 
 def absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return settings whose folders and files are absolute: a run works in a folder of its own."""
-    paths = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
-    found = {key: str(Path(str(flat[key])).expanduser().absolute()) for key in paths if flat.get(key)}
+    found = {key: str(Path(str(flat[key])).expanduser().absolute()) for key in PATHS if flat.get(key)}
     return {**flat, **found}
 
 
@@ -82,15 +111,58 @@ def run(
     gpus_per_client: Annotated[float, typer.Option(help="GPUs of a client's process; a fraction shares one")] = 0.0,
     output_dir: OutputOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
 ) -> None:
     """Run a federated training through Flower and follow it to its end."""
     pairs = [*(set_ or []), *(["run.resume=true"] if resume else [])]
+    if superlink:
+        elsewhere, here = read_settings_for_elsewhere(config, pairs, output_dir)
+        from fedjets_flwr.session import print_summary, run_elsewhere
+
+        print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
+        return
     c = read_settings(config, pairs, output_dir)
     from fedjets_flwr.launcher import Resources  # after the settings: a typo is told at once
     from fedjets_flwr.session import print_summary, run_and_follow
 
     summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus_per_client), console)
     print_summary(summary, c.run_dir, console)
+
+
+@cli.command("deploy-local")
+def deploy_local(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    sites: Annotated[int, typer.Option(help="training sites, a SuperNode each")] = 6,
+    unseen: Annotated[int, typer.Option(help="sites that never train, a SuperNode each")] = 2,
+    output_dir: OutputOption = None,
+) -> None:
+    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own."""
+    pairs = [*(set_ or []), f"partition.clients={sites}", f"partition.unseen-clients={unseen}"]
+    c = read_settings(config, pairs, output_dir)
+    from fedjets_flwr.rehearsal import rehearse
+    from fedjets_flwr.session import print_summary
+
+    print_summary(rehearse(c, console), c.run_dir, console)
+
+
+@cli.command()
+def credentials(
+    output: Annotated[Path, typer.Option(help="folder to write to")],
+    host: Annotated[list[str] | None, typer.Option(help="name or address of the SuperLink; repeatable")] = None,
+    sites: Annotated[int, typer.Option(help="key pairs of sites to make")] = 0,
+    first: Annotated[int, typer.Option(help="client id of the first of them")] = 0,
+    days: Annotated[int, typer.Option(min=1, help="how long the certificates are valid")] = 825,
+) -> None:
+    """Make a certificate authority and the SuperLink's certificate (--host), and keys of sites (--sites)."""
+    from fedjets_flwr.credentials import make_server_credentials, make_site_keys
+
+    if not host and sites < 1:
+        raise FedjetsError("give --host NAME for the SuperLink's certificate, --sites N for keys of sites, or both")
+    made = make_server_credentials(output, host, days) if host else []
+    made += make_site_keys(output, range(first, first + sites))
+    for path in made:
+        console.print(str(path), soft_wrap=True)
 
 
 @cli.command()
@@ -170,7 +242,7 @@ def show_settings(
     """List every setting with its default."""
     if write:
         from fedjets_flwr import settings_doc
-        from fedjets_flwr.launcher import APP_ROOT
+        from fedjets_flwr.superlink import APP_ROOT
 
         settings_doc.write(APP_ROOT)
         return

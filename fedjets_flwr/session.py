@@ -1,6 +1,7 @@
 """One run at a terminal: checks before Flower starts, progress, summary."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from fedjets_flwr.checkpoint import RunLock
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
-from fedjets_flwr.launcher import Launched, LocalFlower, Resources
+from fedjets_flwr.launcher import LocalFlower, Resources
 from fedjets_flwr.pretraining import named_common_expert
+from fedjets_flwr.report import draw_plots
+from fedjets_flwr.superlink import Launched, NamedSuperLink
 from fedjets_flwr.tracking import facts_of
 from strategies import method
 
@@ -24,24 +27,62 @@ def run_and_follow(config: Config, resources: Resources, console: Console) -> di
         FedjetsError: the settings, the data or the run failed; one line that says why.
     """
     check(config)
-    resources.federation_config()
+    federation = resources.federation_config()
+    folder = open_folder(config, console)
+    with LocalFlower(folder / "flower.log") as flower:
+        return follow_to_the_end(flower.submit(config, folder, federation), config, console)
+
+
+def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> dict[str, Any]:
+    """Run on a SuperLink of the user's Flower configuration, show the progress, return the summary.
+
+    Args:
+        config: the settings, with the folders of the SuperLink's machine.
+        name: of the connection.
+        here: the same settings, with the folder of this machine that takes the results.
+        console: where the progress is shown.
+
+    Raises:
+        FedjetsError: the settings, the connection or the run failed; one line that says why.
+    """
+    method(config.strategy.name).validate(config)
+    superlink = NamedSuperLink(name)
+    folder = open_folder(here, console)
+    launched = superlink.submit(config, folder)
+    console.print(f"run {launched.run_id} on the SuperLink {name}")
+    summary = follow_to_the_end(launched, config, console, mirrored=True)
+    draw_plots(folder)
+    return summary
+
+
+def open_folder(config: Config, console: Console) -> Path:
+    """Return the run folder, without what an earlier run left there."""
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(config):  # not while another run writes there
         for stale in ("summary.json", "error.json", "progress.json", *([] if config.run.resume else ["metrics.jsonl"])):
             (folder / stale).unlink(missing_ok=True)
     console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
-    with LocalFlower(folder / "flower.log") as flower:
-        launched = flower.run(config, resources)
-        try:
-            follow(launched, config, console)
-        except KeyboardInterrupt:
-            console.print("stopping the Flower run")
-            launched.stop()
-            raise
-        finally:
-            launched.keep_log(folder / "run.log")
-        return launched.outcome()
+    return folder
+
+
+def follow_to_the_end(launched: Launched, config: Config, console: Console, mirrored: bool = False) -> dict[str, Any]:
+    """Show the progress of a run, keep its log, and return its summary; an interrupt stops it.
+
+    Raises:
+        FedjetsError: the run failed.
+    """
+    try:
+        with launched.mirrored() if mirrored else nullcontext():
+            try:
+                follow(launched, config, console)
+            except KeyboardInterrupt:
+                console.print("stopping the Flower run")
+                launched.stop()
+                raise
+    finally:
+        launched.keep_log()
+    return launched.outcome()
 
 
 def check(config: Config) -> None:
@@ -83,7 +124,19 @@ def follow(launched: Launched, config: Config, console: Console) -> None:
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
-    """Print the result beside its controls, and where the pictures are."""
+    """Print the result beside its controls, what it took, and where the pictures are."""
+    if summary["accuracy"] is not None:
+        _print_accuracy(summary, console)
+    seconds = summary["seconds"]
+    console.print(
+        f"{summary['rounds']} rounds, {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up,"
+        f" {seconds['round']:.0f} s in rounds, {summary['embeddings_computed']} embeddings computed"
+    )
+    for path in sorted((folder / "plots").glob("*.png")):
+        console.print(str(path), soft_wrap=True)
+
+
+def _print_accuracy(summary: Mapping[str, Any], console: Console) -> None:
     common, accuracy = summary["common_expert_accuracy"], summary["accuracy"]
     table = Table(title="unseen clients", show_header=True)
     table.add_column("")
@@ -99,7 +152,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     for name, value in rows.items():
         table.add_row(name, f"{value:.4f}", f"{value - common:+.4f}")
     console.print(table)
-    routing, seconds = summary["routing"], summary["seconds"]
+    routing = summary["routing"]
     load = " ".join(f"{share:.2f}" for share in routing["expert_load"])
     console.print(
         f"right expert for {routing['sample_share']:.1%} of samples; the chosen experts are the right ones for"
@@ -107,9 +160,3 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     )
     if summary["gate_collapsed"]:
         console.print("[bold red]warning[/]: the gate collapsed to one expert; raise cohort.anchors or lower gate.lr")
-    console.print(
-        f"{summary['rounds']} rounds, {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up,"
-        f" {seconds['round']:.0f} s in rounds, {summary['embeddings_computed']} embeddings computed"
-    )
-    for path in sorted((folder / "plots").glob("*.png")):
-        console.print(str(path), soft_wrap=True)

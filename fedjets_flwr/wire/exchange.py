@@ -65,6 +65,7 @@ class Exchange:
         facts: digests that every request carries (layouts, common expert).
         sizes: floats of a vector by its kind, the part of its name before the dot.
         deadline: seconds that one exchange may take.
+        moved: bytes that all exchanges so far physically moved, the ones that no result counts too.
     """
 
     grid: Grid
@@ -77,6 +78,7 @@ class Exchange:
     hosts: dict[int, Host] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     coding_seconds: float = 0.0
+    moved: int = 0
     _came_by: dict[int, Transport] = field(default_factory=dict)
     _asked: list[tuple[Message, tuple[Job, ...]]] = field(default_factory=list)
 
@@ -172,10 +174,10 @@ class Exchange:
                 content = encode_request(server_round, self.facts | transport.facts(), share, arrays)
                 if not self.hosts[node].has_common_expert:
                     content["common-expert"] = ConfigRecord({"safetensors": self.common.as_bytes})
-                    self.traffic.wire += len(self.common.as_bytes)
+                    self._move(len(self.common.as_bytes))
                     self.hosts[node] = replace(self.hosts[node], has_common_expert=True)
                 self.traffic.down += sum(4 * vectors[name].numel() for job in share for name in job.vectors)
-                self.traffic.wire += sum(len(array.data) for array in arrays.values())
+                self._move(sum(len(array.data) for array in arrays.values()))
                 self._asked.append((Message(content, node, kind), share))
                 self._came_by |= {job.client: transport for job in share}
         return [message for message, _ in self._asked]
@@ -277,8 +279,12 @@ class Exchange:
             self._fail(job.client, answer.error)
             return
         self.traffic.up += answer.bytes_up
-        self.traffic.wire += answer.bytes_up if isinstance(transport, Inline) else 0
+        self._move(answer.bytes_up if isinstance(transport, Inline) else 0)
         yield answer
+
+    def _move(self, count: int) -> None:
+        self.traffic.wire += count
+        self.moved += count
 
     def _shared_for(self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]) -> Shared | None:
         """Return the shared transport of this exchange, if all that travels fits in the memory."""

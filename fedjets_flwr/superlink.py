@@ -1,0 +1,228 @@
+"""A SuperLink that takes the app: submits a run, follows it, and tells truly how it ended.
+
+``flwr run`` exits 0 when the app failed, so a run is believed only if Flower's status and the summary agree.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjets_flwr.announce import Mirror, without_announcements
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.processes import flower_environment
+from fedjets_flwr.tracking import read_metrics
+
+APP_ROOT = Path(__file__).resolve().parent.parent
+APP_PARTS = ("fedjets_flwr", "client_app", "server_app", "strategies", "pyproject.toml", "LICENSE", "README.md")
+
+
+class SuperLink:
+    """A connection that Flower's configuration names.
+
+    Attributes:
+        name: of the connection.
+        environment: of the ``flwr`` command; its FLWR_HOME holds the configuration.
+        folder: where ``flwr`` runs.
+    """
+
+    name: str
+    environment: dict[str, str]
+    folder: Path
+
+    def alive(self) -> bool:
+        """Return whether it may still answer."""
+        return True
+
+    def submit(self, config: Config, folder: Path, federation: str = "") -> "Launched":
+        """Hand the app and its settings over.
+
+        Args:
+            config: the settings, with the folders of the machine where the ServerApp runs.
+            folder: where the results are read on this machine.
+            federation: Flower's ``--federation-config``, of a simulation.
+
+        Raises:
+            FedjetsError: Flower refused, or nothing answers.
+        """
+        with tempfile.TemporaryDirectory(prefix="fedjets-") as scratch:
+            staged, settings = stage_app(Path(scratch) / "fedjets-flwr"), Path(scratch) / "settings.toml"
+            settings.write_text(to_toml(config.flat()))
+            simulated = ["--federation-config", federation] if federation else []
+            reply = self.cli(
+                "run", str(staged), self.name, "--run-config", str(settings), *simulated, "--format", "json"
+            )
+        return Launched(self, str(reply["run-id"]), folder)
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``flwr``."""
+        command = ["flwr", *arguments]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=120, cwd=self.folder, check=False
+        )
+
+    def cli(self, *arguments: str) -> dict[str, Any]:
+        """Run ``flwr`` and return its JSON.
+
+        Raises:
+            FedjetsError: it failed.
+        """
+        done = self.call(*arguments)
+        try:
+            reply: dict[str, Any] = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            reply = {}
+        if done.returncode or not reply.get("success", bool(reply)):
+            reason = str(reply.get("error-message") or done.stderr or done.stdout).strip()
+            raise FedjetsError(f"flwr {arguments[0]} failed: {reason}")
+        return reply
+
+
+class NamedSuperLink(SuperLink):
+    """A SuperLink of the user's own Flower configuration, most likely on another machine.
+
+    Raises:
+        FedjetsError: the configuration has no such connection.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.environment, self.folder = name, flower_environment(), Path.cwd()
+        path = Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser() / "config.toml"
+        try:
+            known = tomllib.loads(path.read_text()).get("superlink", {})
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise FedjetsError(f"--superlink {name}: {path}: {error}") from None
+        connection = known.get(name)
+        if not isinstance(connection, dict):
+            names = ", ".join(key for key, value in known.items() if isinstance(value, dict)) or "none"
+            raise FedjetsError(f"--superlink {name}: {path} has no [superlink.{name}] (it has: {names})")
+        if str(connection.get("address", "")).startswith(":"):
+            raise FedjetsError(
+                f"--superlink {name}: that is Flower's simulation on this machine; leave --superlink out"
+            )
+
+
+class Launched:
+    """A run that was handed to Flower."""
+
+    def __init__(self, superlink: SuperLink, run_id: str, folder: Path) -> None:
+        self.superlink, self.run_id, self.folder = superlink, run_id, folder
+
+    def facts(self) -> dict[str, Any]:
+        """Return what Flower tells of the run: ``status``, ``network-traffic``, …"""
+        runs = self.superlink.cli("list", "--run-id", self.run_id, self.superlink.name, "--format", "json")["runs"]
+        found: dict[str, Any] = runs[0]
+        return found
+
+    def watch(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yield (what goes on before round 1, the records so far) until Flower calls the run finished."""
+        folder, polled, failures = self.folder, 0.0, 0
+        read, records = -1, read_metrics(folder)
+        while True:
+            metrics = folder / "metrics.jsonl"
+            size = metrics.stat().st_size if metrics.is_file() else 0
+            if size != read:
+                read, records = size, read_metrics(folder)
+            yield _text(folder / "progress.json"), records
+            ended = (folder / "summary.json").is_file() or (folder / "error.json").is_file()
+            if time.monotonic() - polled > (1 if ended else 15):
+                polled = time.monotonic()
+                try:
+                    status = str(self.facts()["status"])
+                    failures = 0
+                except (FedjetsError, subprocess.TimeoutExpired, LookupError):
+                    # A busy machine may miss an answer or two.
+                    failures += 1
+                    if failures > 5 or not self.superlink.alive():
+                        raise FedjetsError(
+                            f"Flower's SuperLink does not answer; see {folder / 'flower.log'}, or go on with --resume"
+                        ) from None
+                    continue
+                if status.startswith("finished"):
+                    return
+            time.sleep(0.3)
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the summary.
+
+        Raises:
+            FedjetsError: the run failed, by Flower's word or for lack of a summary.
+        """
+        facts = self.facts()
+        summary = self.folder / "summary.json"
+        if facts["status"] == "finished:completed" and summary.is_file():
+            found: dict[str, Any] = json.loads(summary.read_text())
+            if found["status"] == "completed":
+                return found
+        error = self.folder / "error.json"
+        if error.is_file():
+            raise FedjetsError(json.loads(error.read_text())["reason"])
+        raise FedjetsError(
+            f"the run ended as {facts['status']} {facts.get('status-details') or ''};"
+            f" its log: {self.folder / 'run.log'}"
+        )
+
+    @contextlib.contextmanager
+    def mirrored(self) -> Iterator[None]:
+        """Bring progress and results here from the run's log, for a ServerApp that runs on another machine."""
+        command = ["flwr", "log", self.run_id, self.superlink.name, "--stream"]
+        mirror = Mirror(self.folder, command, self.superlink.environment, self.superlink.folder)
+        try:
+            with mirror:
+                yield
+        finally:
+            # What the stream lost is still in the whole log.
+            mirror.read(self._log())
+
+    def keep_log(self) -> None:
+        """Write what the server logged to a file of the run folder."""
+        (self.folder / "run.log").write_text(without_announcements(self._log()))
+
+    def stop(self) -> None:
+        """Ask Flower to stop the run."""
+        with contextlib.suppress(FedjetsError, subprocess.TimeoutExpired):
+            self.superlink.cli("stop", self.run_id, self.superlink.name, "--format", "json")
+
+    def _log(self) -> str:
+        try:
+            return self.superlink.call("log", self.run_id, self.superlink.name, "--show").stdout
+        except subprocess.TimeoutExpired:
+            return ""
+
+
+def stage_app(folder: Path) -> Path:
+    """Copy the files of the app to a folder and return it.
+
+    Raises:
+        FedjetsError: this is no checkout.
+    """
+    folder.mkdir()
+    for part in APP_PARTS:
+        source = APP_ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy(source, folder / part)
+    if not (folder / "pyproject.toml").is_file():
+        raise FedjetsError(f"{APP_ROOT} holds no pyproject.toml: install a checkout with `pip install -e .`")
+    return folder
+
+
+def to_toml(flat: Mapping[str, Scalar]) -> str:
+    """Return dotted settings as TOML (JSON strings and numbers are valid TOML values)."""
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in flat.items())
+
+
+def _text(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["text"])
+    except (OSError, ValueError, KeyError):
+        return "starting Flower"
