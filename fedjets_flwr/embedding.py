@@ -6,7 +6,7 @@ entry can never be stale. Files are written to a temporary name and renamed, and
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,13 +48,18 @@ def embed(
     if entry is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        safetensors.torch.save_file(_compute(common, pixels, trainable, device), temporary)
+        safetensors.torch.save_file(compute(common, pixels, trainable, device), temporary)
         temporary.replace(path)
         entry, computed = _read(path), True
         assert entry is not None
+    return embedded(entry, layer, trainable), computed
+
+
+def embedded(entry: Mapping[str, Tensor], layer: str, trainable: str) -> Embedded:
+    """Return what the gate and the experts read of :func:`compute`'s outputs."""
     embedding = entry["logits"] if layer == "logits" else entry["penultimate"]
     features = {"all": None, "head": entry["penultimate"], "stage": entry.get("trunk")}[trainable]
-    return Embedded(entry["logits"], embedding, features), computed
+    return Embedded(entry["logits"], embedding, features)
 
 
 def _key(common: CommonExpert, pixels: Tensor, trainable: str) -> str:
@@ -79,11 +84,13 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 @torch.inference_mode()
-def _compute(
+def compute(
     common: CommonExpert, pixels: Tensor, trainable: str, device: torch.device, batch_size: int = 256
 ) -> dict[str, Tensor]:
+    """Return the common expert's outputs, float32 on the CPU: ``logits`` (n, C), ``penultimate`` (n, d) and, where the
+    trunk ends before that, ``trunk`` (n, ...)."""
     model = common.model.to(device)
-    trunk, neck = _cut(model, "stage" if trainable == "stage" else "head")
+    trunk, neck = cut(model, "stage" if trainable == "stage" else "head")
     parts: dict[str, list[Tensor]] = {"logits": [], "penultimate": [], "trunk": []}
     for batch in pixels.split(batch_size):
         trunk_output = trunk(common.normalise(batch.to(device)))
@@ -95,7 +102,7 @@ def _compute(
     return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items() if tensors}
 
 
-def _cut(model: nn.Sequential, trainable: str) -> Sequence[nn.Sequential]:
+def cut(model: nn.Sequential, trainable: str) -> Sequence[nn.Sequential]:
     """Return the frozen trunk and what lies between it and the penultimate features."""
     start = tail_start(model, trainable)
     return model[:start], model[start:-1]

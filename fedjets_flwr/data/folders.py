@@ -1,13 +1,18 @@
 """A site's own images: torchvision's ImageFolder layout, or a flat folder without labels."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from fedjets_flwr.data.datasets import Images
@@ -31,6 +36,31 @@ class Folder:
 
 
 @lru_cache(maxsize=8)
+def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, int], cache: Path) -> Images:
+    """Return the images of :func:`read_folder`, kept decoded in ``cache`` for processes to come.
+
+    A deployed client starts a process for every message. What is kept is keyed by the names, sizes and times of the
+    files, so a changed folder is read anew.
+    """
+    if not folder.is_dir():
+        raise FedjetsError(f"{folder}: no such folder of images")
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
+    digest = hashlib.sha256(repr((1, classes, shape, str(folder), seen)).encode()).hexdigest()
+    kept = cache / "folders" / f"{digest}.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(kept) if kept.is_file() else {}
+        return Images(tensors["pixels"], tensors["labels"])
+    except (SafetensorError, OSError, KeyError):
+        found = read_folder(folder, classes, shape).images
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_name(f".{digest}.{os.getpid()}")
+    safetensors.torch.save_file({"pixels": found.pixels, "labels": found.labels}, temporary)
+    temporary.replace(kept)
+    return found
+
+
+@lru_cache(maxsize=8)
 def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int]) -> Folder:
     """Return the images of a folder in the order of their paths; it is read once per process.
 
@@ -42,6 +72,16 @@ def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int
     Raises:
         FedjetsError: names the folder or file that is missing, unknown or unreadable.
     """
+    paths, labels = list_images(folder, classes)
+    return Folder(Images(read_images(paths, shape), torch.tensor(labels)), paths)
+
+
+def list_images(folder: Path, classes: Sequence[str]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """Return the files of a folder's images in the order of their paths, and the label of each (:func:`read_folder`).
+
+    Raises:
+        FedjetsError: there is none, or names the folder or file that is missing or unknown.
+    """
     if not folder.is_dir():
         raise FedjetsError(f"{folder}: no such folder of images")
     try:
@@ -51,18 +91,21 @@ def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int
             raise FedjetsError(
                 f"{unknown[0]}: no such class; data.classes names {', '.join(classes)}: mend one of the two"
             )
-        loose = [path for path in inside if _is_image(path)]
+        loose = [path for path in inside if _is_image(path, folder)]
         if found and loose:
             raise FedjetsError(f"{loose[0]}: lies beside class folders; move it into one of them")
-        labelled = [(path, classes.index(c.name)) for c in found for path in sorted(c.rglob("*")) if _is_image(path)]
+        labelled = [(path, classes.index(c.name)) for c in found for path in sorted(c.rglob("*")) if _is_image(path, c)]
         files = labelled if found else [(path, UNKNOWN) for path in loose]
     except OSError as error:
         raise FedjetsError(f"{error.filename}: cannot be read ({error.strerror})") from None
     if not files:
         raise FedjetsError(f"{folder}: no image in it (files that end in {', '.join(IMG_EXTENSIONS)})")
-    pixels = np.stack([read_image(path, shape) for path, _ in files])
-    images = Images(torch.from_numpy(pixels), torch.tensor([label for _, label in files]))
-    return Folder(images, tuple(path for path, _ in files))
+    return tuple(path for path, _ in files), tuple(label for _, label in files)
+
+
+def read_images(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
+    """Return images as uint8 (n, channels, height, width) (see :func:`read_image`)."""
+    return torch.from_numpy(np.stack([read_image(path, shape) for path in paths]))
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -74,14 +117,24 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            upright = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
             if upright.size != (width, height):
                 upright = upright.resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise FedjetsError(f"{path}: not a readable image ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # decoders of damaged files raise what they like
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FedjetsError(f"{path}: not a readable image ({reason})") from None
     pixels = np.asarray(upright, dtype=np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a 16-bit grey image by its upper 8 bits; Pillow would make everything above 255 white."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).clip(0, 65535)
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in IMG_EXTENSIONS and not hidden and path.is_file()

@@ -77,27 +77,37 @@ def load_common_expert(path: Path) -> CommonExpert:
         with safe_open(path, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
-        architecture = _architecture(metadata, tensors)
-        model = build(architecture, 0)
-        model.load_state_dict(_stage_names(tensors), strict=False)
-        expected = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-        found = {k: v.shape for k, v in _stage_names(tensors).items() if not k.endswith("num_batches_tracked")}
-        if expected != found:
-            raise KeyError(next(iter(set(expected.items()) ^ set(found.items())))[0])
-        accuracy = float(metadata["test_accuracy"])
-        return CommonExpert(
-            freeze(model),
-            architecture,
-            tuple(map(float, metadata["mean"].split(","))),
-            tuple(map(float, metadata["std"].split(","))),
-            metadata["dataset"],
-            accuracy / 100 if accuracy > 1 else accuracy,
-        )
+        return common_expert_of(metadata, tensors)
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise FedjetsError(
             f"common-expert.path = {str(path)!r}: not a common expert ({str(error).splitlines()[0]});"
             " make one with `fedjets pretrain`"
         ) from None
+
+
+def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> CommonExpert:
+    """Return the common expert of a safetensors file's metadata and tensors.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: they do not describe one, or do not fit each other.
+    """
+    architecture, tensors = _architecture(metadata, tensors), _stage_names(tensors)
+    with torch.device("meta"):  # no memory for a size that the file only claims
+        expected = _shapes(build(architecture, 0).state_dict())
+    if differing := set(expected.items()) ^ set(_shapes(tensors).items()):
+        raise KeyError(min(name for name, _ in differing))
+    model = build(architecture, 0)
+    model.load_state_dict(tensors, strict=False)
+    mean, std = (tuple(map(float, metadata[key].split(","))) for key in ("mean", "std"))
+    if not len(mean) == len(std) == architecture.channels:
+        raise ValueError("mean and std need one number per channel")
+    accuracy = float(metadata["test_accuracy"])
+    accuracy = accuracy / 100 if accuracy > 1 else accuracy
+    return CommonExpert(freeze(model), architecture, mean, std, metadata["dataset"], accuracy)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def _architecture(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Architecture:
