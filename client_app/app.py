@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from client_app.attacks import poisoned
 from client_app.local import Train, algorithms
 from client_app.measure import evaluate, inspect, prepare, route
+from client_app.node import Node, local_settings, read_node
 from client_app.site import Site, common_expert_path, open_site
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
@@ -29,21 +30,19 @@ def _config(items: tuple[tuple[str, Scalar], ...]) -> Config:
 
 def config_of(context: Context) -> Config:
     """Return the settings of the run, built once per process."""
-    return _config(tuple(sorted(context.run_config.items())))
+    settings = local_settings(context.run_config, context.node_config)
+    return _config(tuple(sorted(settings.items())))
 
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say which clients this node can run, and whether it holds the common expert."""
     digest = str(message.content.config_records["request"]["common-expert"])
-    simulated = in_simulation()
-    client = context.node_config.get("client-id", context.node_config.get("partition-id"))
-    if client is None and not simulated:
-        raise FedjetsError("--node-config: give this SuperNode its client-id, e.g. 'client-id=3'")
+    node = read_node(context.node_config, config_of(context), in_simulation())
     host = ConfigRecord(
         {
-            "any-client": simulated,
-            "clients": [] if simulated else [int(client)],  # type: ignore[arg-type]
+            "any-client": node.client is None,
+            "clients": [] if node.client is None else [node.client],
             "shared": probe(str(message.content.config_records["request"]["shared-folder"])),
             "has-common-expert": bool(digest) and common_expert_path(config_of(context), digest).is_file(),
         }
@@ -57,7 +56,8 @@ def _serve(work: Train) -> Callable[[Message, Context], Message]:
     def handle(message: Message, context: Context) -> Message:
         request = decode_request(message.content)
         config = config_of(context)
-        site = _open(config, request.facts, message)
+        node = read_node(context.node_config, config, in_simulation())
+        site = _open(config, node, request.facts, message)
         answers = (_answer(work, site, request, job) for job in request.jobs)
         # Each answer is encoded before the next client overwrites the site's models.
         return Message(encode_reply(answers, request.transport), reply_to=message)
@@ -74,7 +74,7 @@ def _answer(work: Train, site: Site, request: Request, job: Job) -> Answer:
         return Answer(job.client, {}, {}, error=f"{type(error).__name__}: {error}")
 
 
-def _open(config: Config, facts: Mapping[str, str], message: Message) -> Site:
+def _open(config: Config, node: Node, facts: Mapping[str, str], message: Message) -> Site:
     digest = facts["common-expert"]
     if (record := message.content.config_records.get("common-expert")) is not None:
         path = common_expert_path(config, digest)
@@ -87,7 +87,7 @@ def _open(config: Config, facts: Mapping[str, str], message: Message) -> Site:
             temporary.unlink()
             raise FedjetsError("the common expert arrived damaged")
         temporary.replace(path)
-    return open_site(config, digest, facts["expert-init"], facts["expert-layout"])
+    return open_site(config, node, digest, facts["expert-init"], facts["expert-layout"])
 
 
 app.query("prepare")(_serve(prepare))

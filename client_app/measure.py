@@ -17,13 +17,20 @@ from fedjets_flwr.wire.messages import Job, Number
 Result = tuple[dict[str, Tensor], dict[str, Number]]
 
 
-def prepare(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
-    """Embed the client's data; report its size and, of an unseen client, the controls' right answers."""
+def prepare(site: Site, job: Job, server_round: int, _: Mapping[str, Tensor]) -> Result:
+    """Embed the client's data; report its size and, of an unseen client with labels, the controls' right answers.
+
+    Its mean embedding goes along only if the server is to choose anchors by it.
+    """
     local = site.local(job.client)
-    numbers: dict[str, Number] = {"num-examples": len(local), "computed": int(local.computed)}
-    if not local.data.training:
+    labelled = local.data.labelled
+    numbers: dict[str, Number] = {
+        "num-examples": len(local), "computed": int(local.computed), "labelled": int(labelled)
+    }  # fmt: skip
+    vectors = {"mean-embedding": local.embedding.mean(dim=0)} if job.returns else {}
+    if labelled and not local.data.training:
         numbers["common-right"] = right_answers(local.embedded.logits.softmax(1), local.data.images.labels)
-    return {}, numbers
+    return vectors, numbers
 
 
 def route(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:

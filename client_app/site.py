@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from client_app.node import Node
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.augment import AUGMENTATIONS
 from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
@@ -43,9 +44,10 @@ class Local:
 class Site:
     """Everything that a process needs to serve clients of one run."""
 
-    def __init__(self, config: Config, common: CommonExpert, init: str = "") -> None:
+    def __init__(self, config: Config, common: CommonExpert, init: str = "", images: Path | None = None) -> None:
         torch.set_num_threads(config.run.threads_per_client)
         self.config, self.common, self.init = config, common, init or config.moe.init
+        self.images = images
         wanted = config.run.device
         self.device = torch.device(
             "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
@@ -82,12 +84,13 @@ class Site:
         """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""
         if client not in self._locals:
             c = self.config
-            data = open_client(c, client)
+            data = open_client(c, client, self.images)
             embedded, computed = embed(
                 self.common, data.images.pixels, c.common_expert.embedding, c.moe.trainable, c.cache_dir, self.device
             )
             labels = data.images.labels.to(self.device)
-            offset = label_offset(labels, len(self.dataset.classes)) if c.train.logit_adjust else 0.0
+            adjusted = c.train.logit_adjust and data.training
+            offset = label_offset(labels, len(self.dataset.classes)) if adjusted else 0.0
             self._locals[client] = Local(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
         return self._locals[client]
 
@@ -121,6 +124,8 @@ class Site:
     @cached_property
     def expert_of_label(self) -> Tensor:
         """The expert whose anchor holds most samples of a label, (C,); only a simulation can know it."""
+        if not len(self.dataset.train):
+            raise FedjetsError("gate.mode = 'oracle': only a simulation knows the labels of the anchors; set 'learned'")
         split = open_split(self.config)
         held = torch.stack(
             [
@@ -139,11 +144,12 @@ def common_expert_path(config: Config, digest: str) -> Path:
 
 
 @lru_cache(maxsize=1)
-def open_site(config: Config, digest: str, init: str, layout: str) -> Site:
+def open_site(config: Config, node: Node, digest: str, init: str, layout: str) -> Site:
     """Return this process's site for a run.
 
     Args:
         config: the settings.
+        node: this SuperNode.
         digest: of the common expert.
         init: how the method's experts start; decides their architecture.
         layout: digest of an expert's vector at the server; empty: not yet known.
@@ -154,7 +160,7 @@ def open_site(config: Config, digest: str, init: str, layout: str) -> Site:
     common = load_common_expert(common_expert_path(config, digest))
     if common.digest != digest:
         raise FedjetsError(f"{common_expert_path(config, digest)}: damaged; delete it and run again")
-    site = Site(config, common, init)
+    site = Site(config, common, init, node.images)
     if layout and site.layout.digest != layout:
         raise FedjetsError("server and client build different experts; install the same release on both")
     return site

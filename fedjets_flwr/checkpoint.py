@@ -95,6 +95,7 @@ class Checkpoints:
         self._lock = RunLock(config).__enter__()
         self._best = -1.0
         self.common = ""
+        self.anchors: tuple[int, ...] = ()
         for cut_off in self.folder.glob(".*"):
             cut_off.unlink()
 
@@ -107,7 +108,7 @@ class Checkpoints:
         if not (better or due):
             return
         facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
-        facts |= {"best": self._best, "common-expert": self.common}
+        facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors}
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
             name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"

@@ -158,6 +158,9 @@ class Ensembles(Section):
 class Cohort(Section):
     anchors: int = Field(5, ge=0, description="anchor clients of a round")
     normals: int = Field(5, ge=0, description="normal clients of a round")
+    anchor_selection: Literal["partition", "k-means", "farthest"] = Field(
+        "partition", description="anchors: the partition's (clients 0 to M-1), or chosen by clients' mean embeddings"
+    )
     sampling: Literal["", "anchored", "uniform"] = Field(
         "", description="anchored: so many of each; uniform: anchors + normals from all; empty: the method's own way"
     )

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedjets_flwr.announce import Announcer
 from fedjets_flwr.config import Config
 
 log = logging.getLogger("flwr")
@@ -19,6 +20,13 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def publish(path: Path, value: object, announce: Announcer | None) -> None:
+    """Write a JSON file of a run folder and, deployed, announce it to the launcher."""
+    write_json(path, value)
+    if announce is not None:
+        announce(path.name, value)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -70,16 +78,21 @@ class TensorBoard:
 
 
 class Tracker:
-    """Writes a run's folder."""
+    """Writes a run's folder, and announces it to a launcher on another machine."""
 
-    def __init__(self, config: Config) -> None:
-        self.folder, self.config = config.run_dir, config
+    def __init__(self, config: Config, announce: Announcer | None = None) -> None:
+        self.folder, self.config, self._announce = config.run_dir, config, announce
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "summary.json").unlink(missing_ok=True)
-        write_json(self.folder / "config.json", config.flat())
+        self.say("starting the run")
+        self.write("config.json", config.flat())
         self._sinks: list[Sink] = [TensorBoard(self.folder)] if config.run.tensorboard else []
         self.prepared: dict[str, Any] = {}
         self.embedded = 0
+
+    def write(self, name: str, value: object) -> None:
+        """Write a JSON file of the run folder."""
+        publish(self.folder / name, value, self._announce)
 
     def cut_back(self, server_round: int) -> None:
         """Keep only the records up to a round: what a checkpoint does not hold never happened."""
@@ -88,13 +101,18 @@ class Tracker:
         temporary = self.folder / f".metrics.jsonl.{os.getpid()}"
         temporary.write_text(text)
         temporary.replace(self.folder / "metrics.jsonl")
+        if self._announce is not None:
+            self._announce("cut", kept)
 
     def say(self, text: str) -> None:
         """Tell a reader of the log, and a watching launcher, what goes on before round 1."""
         log.info("%s", text)
-        write_json(self.folder / "progress.json", {"text": text})
+        word = {"word": self._announce.word} if self._announce is not None else {}
+        self.write("progress.json", {"text": text} | word)
 
-    def set_controls(self, controls: Mapping[str, float], per_client: Mapping[int, float], computed: int) -> None:
+    def set_controls(
+        self, controls: Mapping[str, float | None], per_client: Mapping[int, float], computed: int
+    ) -> None:
         """Keep what does not change over the rounds."""
         self.prepared = {
             "common_expert_accuracy": controls["common_expert"],
@@ -102,7 +120,7 @@ class Tracker:
             "controls": dict(controls),
             "embeddings_computed": computed,
         }
-        write_json(self.folder / "prepared.json", self.prepared)
+        self.write("prepared.json", self.prepared)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one round."""
@@ -110,6 +128,8 @@ class Tracker:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if self._announce is not None:
+            self._announce("record", finite(record))
         scalars = {"loss": record["loss"]} | {f"seconds/{k}": v for k, v in record["seconds"].items()}
         if "evaluation" in record:
             scalars |= {k: record["evaluation"][k] for k in ("accuracy", "gate_entropy")}
@@ -119,14 +139,10 @@ class Tracker:
     def finish(self, status: str, digest: str, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return ``summary.json``."""
         records, c = read_metrics(self.folder), self.config
-        evaluations = [(r["round"], r["evaluation"]) for r in records if "evaluation" in r]
-        inspections = [r["inspection"] for r in records if "inspection" in r]
         seconds: dict[str, float] = {}
         for record in records:
             for name, value in record["seconds"].items():
                 seconds[name] = round(seconds.get(name, 0.0) + value, 3)
-        last = evaluations[-1][1]
-        best_round, best = max(evaluations, key=lambda e: e[1]["accuracy"])
         summary = {
             "status": status,
             "strategy": c.strategy.name,
@@ -134,18 +150,8 @@ class Tracker:
             "seed": c.run.seed,
             "rounds": len(records),
             **self.prepared,
-            "accuracy": last["accuracy"],
-            "best_accuracy": best["accuracy"],
-            "best_round": best_round,
-            "reading": last["reading"],
+            **_results(records),
             "client_rounds": sum(len(r["cohort"]) for r in records),
-            "per_client_accuracy": last["per_client_accuracy"],
-            "readings": last["readings"],
-            "chosen": last["chosen"],
-            "routing": inspections[-1]["routing"] | {"expert_load": last["expert_load"]},
-            "gate_entropy": last["gate_entropy"],
-            "gate_collapsed": last["collapsed"],
-            "expert_class_accuracy": inspections[-1]["expert_class_accuracy"],
             "bytes_down": sum(r["bytes_down"] for r in records),
             "bytes_up": sum(r["bytes_up"] for r in records),
             "bytes_served": sum(r.get("bytes_served", 0) for r in records),
@@ -157,10 +163,34 @@ class Tracker:
             | {"python": platform.python_version()},
             **extra,
         }
-        write_json(self.folder / "summary.json", finite(summary))
+        self.write("summary.json", finite(summary))
         for sink in self._sinks:
             sink.close()
         return summary
+
+
+def _results(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was measured on the unseen clients; without labels there is nothing but the experts they got."""
+    served = {client: ids for r in records[-1:] for client, ids in r.get("served", {}).items()}
+    evaluations = [(r["round"], r["evaluation"]) for r in records if "evaluation" in r]
+    if not evaluations:
+        return {"accuracy": None, "best_accuracy": None, "per_client_accuracy": {}, "chosen": served}
+    inspection = [r["inspection"] for r in records if "inspection" in r][-1]
+    last = evaluations[-1][1]
+    best_round, best = max(evaluations, key=lambda e: e[1]["accuracy"])
+    return {
+        "accuracy": last["accuracy"],
+        "best_accuracy": best["accuracy"],
+        "best_round": best_round,
+        "reading": last["reading"],
+        "per_client_accuracy": last["per_client_accuracy"],
+        "readings": last["readings"],
+        "chosen": last["chosen"] | served,
+        "routing": inspection["routing"] | {"expert_load": last["expert_load"]},
+        "gate_entropy": last["gate_entropy"],
+        "gate_collapsed": last["collapsed"],
+        "expert_class_accuracy": inspection["expert_class_accuracy"],
+    }
 
 
 def finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedjets_flwr.aggregation import weights_hash
+from fedjets_flwr.announce import Announcer
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
@@ -16,7 +17,8 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.finished import COMMON_EXPERT
 from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.report import draw_plots
-from fedjets_flwr.tracking import Tracker, write_json
+from fedjets_flwr.tracking import Tracker, publish
+from fedjets_flwr.wire.exchange import in_simulation
 from strategies import method
 from strategies.base import Method
 
@@ -29,22 +31,24 @@ def main(grid: Grid, context: Context) -> None:
     """Run the method that the settings name; anything that fails ends the Flower run as failed."""
     config = Config.from_flat(context.run_config)
     checkpoints = Checkpoints(config)  # holds the lock: what is below writes to the run folder
+    announce = None if in_simulation() else Announcer()
     try:
-        run(grid, config, checkpoints)
+        run(grid, config, checkpoints, announce)
         draw_plots(config.run_dir)
     except Exception as error:
         # Flower tells only that a run failed; the launcher reads the reason here.
         reason = str(error) if isinstance(error, FedjetsError) else traceback.format_exc()
-        write_json(config.run_dir / "error.json", {"reason": reason, "expected": isinstance(error, FedjetsError)})
+        facts = {"reason": reason, "expected": isinstance(error, FedjetsError)}
+        publish(config.run_dir / "error.json", facts, announce)
         raise
 
 
-def run(grid: Grid, config: Config, checkpoints: Checkpoints) -> Method:
+def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announcer | None = None) -> Method:
     """Run all rounds, write the run folder and return the method with its final state."""
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = method(config.strategy.name)
     wanted.validate(config)
-    tracker = Tracker(config)
+    tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     dataset = open_dataset(config)
     if len(dataset.train):
@@ -55,9 +59,10 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints) -> Method:
     strategy = wanted(config, common, dataset, tracker, checkpoints)
     strategy.summary()
     strategy.start(grid)
-    summary = tracker.finish("completed", weights_hash(strategy.vectors), strategy.facts())
-    log.info(
-        "unseen clients: accuracy %.4f (common expert %.4f); results in %s",
-        summary["accuracy"], summary["common_expert_accuracy"], config.run_dir,
-    )  # fmt: skip
+    facts = strategy.facts() | {"wire_bytes_total": strategy.exchange.moved}
+    summary = tracker.finish("completed", weights_hash(strategy.vectors), facts)
+    if summary["accuracy"] is not None:
+        common_accuracy = summary["common_expert_accuracy"]
+        log.info("unseen clients: accuracy %.4f (common expert %.4f)", summary["accuracy"], common_accuracy)
+    log.info("results in %s", config.run_dir)
     return strategy

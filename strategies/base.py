@@ -25,15 +25,18 @@ from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import ClientResult, summarise
 from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.models.experts import build_expert, expert_input, forward_flops
+from fedjets_flwr.models.experts import build_expert, expert_input, forward_flops, gate_inputs
 from fedjets_flwr.privacy import PrivateMeans, noise_key, spent
+from fedjets_flwr.seeds import derive
 from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
+from server_app.anchors import select_anchors
 from server_app.cohort import draw_cohort
 from server_app.limits import check_trained, stop_if_too_many_failed
-from server_app.unseen import inspect, prepare, prepare_all, read_result
+from server_app.preparation import prepare, prepare_all
+from server_app.unseen import inspect, read_result
 
 log = logging.getLogger("flwr")
 
@@ -46,16 +49,21 @@ class Method(Strategy):
         read_out: how an unseen client answers with its experts (a key of ``gating.READ_OUTS``).
         sampling: how a cohort is drawn unless ``cohort.sampling`` says otherwise.
         init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.
+        routed: whether the gate picks ``moe.top-k`` experts for an unseen client; otherwise it is served all.
         private: whether clipping and noise on the sums protect all that the method keeps.
         vectors: the global state.
         extra: vectors of the current round that jobs may name besides the state's.
         samples: training samples or, of unseen clients, samples to classify, by client id.
+        anchors: client ids of the anchors; the m-th is bound to expert m.
+        unseen: clients that never train and whose labels score the method.
+        unlabelled: clients that never train and have no labels; experts are chosen for them all the same.
     """
 
     local: ClassVar[str]
     read_out: ClassVar[str] = "top-1"
     sampling: ClassVar[str] = "uniform"
     init: ClassVar[str] = ""
+    routed: ClassVar[bool] = False
     private: ClassVar[bool] = True
 
     def __init__(
@@ -68,6 +76,8 @@ class Method(Strategy):
         self.extra: dict[str, Tensor] = {}
         self.samples: dict[int, int] = {}
         self.unseen: list[int] = []
+        self.unlabelled: list[int] = []
+        self.anchors: tuple[int, ...] = ()
         self.updated: set[str] = set()
         self._noise_key = noise_key(config.run_dir) if config.privacy.noise_multiplier > 0 else 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -83,6 +93,11 @@ class Method(Strategy):
             raise FedjetsError(
                 f"privacy.noise-multiplier = {config.privacy.noise_multiplier:g}: not for strategy.name ="
                 f" {config.strategy.name!r}, whose state tells more than clipped sums; set it to 0"
+            )
+        if config.privacy.noise_multiplier > 0 and config.cohort.anchor_selection != "partition":
+            raise FedjetsError(
+                f"cohort.anchor-selection = {config.cohort.anchor_selection!r}: clients would send mean embeddings"
+                " without noise; with privacy.noise-multiplier set it to 'partition'"
             )
         if config.privacy.noise_multiplier > 0 and config.aggregation.rule != "mean":
             raise FedjetsError(
@@ -177,11 +192,11 @@ class Method(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the train messages of a round."""
-        self.cohort = draw_cohort(self.config, server_round, self.drawn)
+        self.cohort = draw_cohort(self.config, server_round, self.drawn, self.anchors)
         self.exchange.refresh()
         late = [client for clients in self.cohort for client in clients if client not in self.samples]
         if late:
-            self.samples |= prepare(self.exchange, self.config, late)
+            self.samples |= prepare(self.exchange, self.config, late).samples
         anchors, normals = (self._prepared(clients) for clients in self.cohort)
         jobs = self.plan(server_round, anchors, normals)
         return self.exchange.request(f"train.{self.local}", server_round, jobs, self.vectors | self.extra)
@@ -197,8 +212,8 @@ class Method(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the evaluate messages to the unseen clients."""
-        self._served = self.serve(server_round, self.unseen)
-        jobs = [Job(c, names, cost=self.samples[c] * len(names)) for c, names in self._served.items()]
+        self._served = self.serve(server_round, [*self.unseen, *self.unlabelled])
+        jobs = [Job(c, self._served[c], cost=self.samples[c]) for c in self.unseen if c in self._served]
         return self.exchange.request("evaluate", server_round, jobs, self.vectors)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -212,7 +227,7 @@ class Method(Strategy):
             except BadReply as error:
                 self.exchange.reject(answer.client, str(error))
         self.note_failures()
-        if not self.results:
+        if self.unseen and not self.results:
             raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
         return None
 
@@ -243,8 +258,7 @@ class Method(Strategy):
         c = self.config
         self.vectors = self.initial_vectors()
         first = self._resume() + 1
-        self.samples = prepare_all(self.exchange, c, self.tracker)
-        self.unseen = [client for client in self.samples if client >= c.partition.clients]
+        self._prepare()
         for server_round in range(first, c.run.rounds + 1):
             before = dict(self.vectors)
             try:
@@ -274,8 +288,12 @@ class Method(Strategy):
             with self.clock("evaluate"):
                 self.aggregate_evaluate(server_round, self.exchange.stream(messages))
             record["bytes_served"] = self.exchange.traffic.down - before.down - moved["bytes_down"]
-            record["evaluation"] = summarise(self.results, self.reading, self.num_experts, "gate" in self.vectors)
-            if last or (c.run.inspect_every and server_round % c.run.inspect_every == 0):
+            if self.unlabelled:
+                record["served"] = {c: list(_expert_ids(n)) for c, n in self._served.items() if c in self.unlabelled}
+            if self.results:
+                record["evaluation"] = summarise(self.results, self.reading, self.num_experts, "gate" in self.vectors)
+            due = c.run.inspect_every and server_round % c.run.inspect_every == 0
+            if self.results and (last or due):
                 with self.clock("inspect"):
                     record["inspection"] = inspect(
                         self.exchange, server_round, self.num_experts, self.results, self.vectors
@@ -287,6 +305,24 @@ class Method(Strategy):
         record["failures"] = {str(client): reason for client, reason in self.round_failures.items()}
         return record
 
+    def _prepare(self) -> None:
+        """Have all clients embed their data; choose anchors unless the partition or a checkpoint names them."""
+        c = self.config
+        choose = c.cohort.anchor_selection != "partition" and not self.anchors
+        self.exchange.sizes["mean-embedding"] = gate_inputs(c, self.common)
+        prepared = prepare_all(self.exchange, c, self.tracker, choose)
+        self.samples = prepared.samples
+        never_train = [client for client in self.samples if client >= c.partition.clients]
+        self.unseen = [client for client in never_train if client in prepared.right]
+        self.unlabelled = [client for client in never_train if client not in prepared.right]
+        if choose:
+            self.anchors = select_anchors(
+                prepared.means, c.num_anchors, c.cohort.anchor_selection, derive(c.run.seed, "anchors")
+            )
+            log.info("anchors by %s: clients %s", c.cohort.anchor_selection, ", ".join(map(str, self.anchors)))
+        self.anchors = self.anchors or tuple(range(c.num_anchors))
+        self.checkpoints.anchors = self.anchors
+
     def _resume(self) -> int:
         """Load the newest good checkpoint if asked to; return the last finished round."""
         if not self.config.run.resume:
@@ -295,7 +331,7 @@ class Method(Strategy):
         self.tracker.cut_back(found.server_round if found else 0)
         if found is None:
             return 0
-        self.vectors = found.vectors
+        self.vectors, self.anchors = found.vectors, tuple(found.facts["anchors"])
         log.info("going on after round %d", found.server_round)
         return found.server_round
 
@@ -338,6 +374,7 @@ class Method(Strategy):
             "privacy": private,
             "classes": list(self.dataset.classes),
             "image_shape": list(self.dataset.shape),
+            "anchors": list(self.anchors),
             "trained_parameters": served * self.expert_layout.trained + gate,
             "flops_per_answer": served * self.expert_flops,
             "common_expert_parameters": self.common.num_parameters,

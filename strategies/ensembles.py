@@ -26,7 +26,7 @@ class Ensembles(Method):
         everyone: set[int] = set()
         held: dict[int, list[str]] = defaultdict(list)
         for member in range(self.num_experts):
-            drawn = draw_cohort(self.config, server_round, self.drawn, member)
+            drawn = draw_cohort(self.config, server_round, self.drawn, self.anchors, member)
             clients = [*drawn[0], *drawn[1]]
             everyone.update(clients)
             for client in self._prepared(clients):

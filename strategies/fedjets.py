@@ -22,6 +22,7 @@ class FedJets(Method):
     local = "moe"
     read_out = "top-1"
     sampling = "anchored"
+    routed = True
 
     @classmethod
     def validate(cls, config: Config) -> None:
@@ -57,7 +58,7 @@ class FedJets(Method):
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Give anchors their expert and normal clients the K that the gate chooses."""
         trained = ("gate",) if self.config.gate.mode == "learned" else ()
-        chosen: dict[int, tuple[int, ...]] = {m: (m,) for m in anchors}
+        chosen: dict[int, tuple[int, ...]] = {client: (self.anchors.index(client),) for client in anchors}
         chosen |= self.choose(server_round, normals)
         jobs = []
         for client, experts in chosen.items():

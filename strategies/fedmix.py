@@ -19,6 +19,7 @@ class FedMix(FedJets):
     local = "mixture"
     read_out = "mixture"
     sampling = "uniform"
+    routed = False
 
     @classmethod
     def validate(cls, config: Config) -> None:

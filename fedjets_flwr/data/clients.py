@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import (
@@ -14,17 +15,23 @@ from fedjets_flwr.data.datasets import (
     load_dataset,
     no_images,
 )
-from fedjets_flwr.data.folders import read_folder
+from fedjets_flwr.data.folders import UNKNOWN, cached_images, read_folder
 from fedjets_flwr.data.partition import Split, make_split
+from fedjets_flwr.errors import FedjetsError
 
 
 @dataclass(frozen=True)
 class ClientData:
-    """The local data of a client; ``training`` is false for an unseen client, whose labels only score."""
+    """The local data of a client; ``training`` is false for an unseen client, whose labels, if known, only score."""
 
     client: int
     images: Images
     training: bool
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its labels are known."""
+        return bool((self.images.labels != UNKNOWN).all())
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -48,9 +55,22 @@ def open_split(config: Config) -> Split:
 
 
 @lru_cache(maxsize=256)
-def open_client(config: Config, client: int) -> ClientData:
-    """Return the data of one client of the shared data set."""
-    dataset, split = open_dataset(config), open_split(config)
-    training = client < split.training
+def open_client(config: Config, client: int, folder: Path | None = None) -> ClientData:
+    """Return the data of one client: its own ``folder`` of images, or its part of the shared data set.
+
+    Raises:
+        FedjetsError: there are no images, or a training client's have no labels.
+    """
+    dataset, training = open_dataset(config), client < config.partition.clients
+    if folder is not None:
+        own = ClientData(client, cached_images(folder, dataset.classes, dataset.shape, config.cache_dir), training)
+        if training and not own.labelled:
+            raise FedjetsError(f"{folder}: a training client's images lie in one folder for each class, named as it")
+        return own
+    if not len(dataset.train):
+        raise FedjetsError(
+            "--node-config: give data-path, this site's folder of images, e.g. 'client-id=0 data-path=\"/data/site0\"'"
+        )
+    split = open_split(config)
     images = (dataset.train if training else dataset.test).subset(split.samples[client])
     return ClientData(client, images, training)

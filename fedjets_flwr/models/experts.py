@@ -40,12 +40,16 @@ def build_expert(config: Config, common: CommonExpert, dataset: Dataset, expert:
     return model[tail_start(model, config.moe.trainable) :]
 
 
-def build_configured_gate(config: Config, common: CommonExpert, experts: int) -> nn.Sequential:
-    """Return the gate at its start."""
+def gate_inputs(config: Config, common: CommonExpert) -> int:
+    """Return the length of an embedding."""
     head = common.model[-1]
     assert isinstance(head, nn.Linear)
-    inputs = head.out_features if config.common_expert.embedding == "logits" else head.in_features
-    return build_gate(inputs, config.gate.hidden, experts, derive(config.run.seed, "gate"))
+    return head.out_features if config.common_expert.embedding == "logits" else head.in_features
+
+
+def build_configured_gate(config: Config, common: CommonExpert, experts: int) -> nn.Sequential:
+    """Return the gate at its start."""
+    return build_gate(gate_inputs(config, common), config.gate.hidden, experts, derive(config.run.seed, "gate"))
 
 
 def expert_input(config: Config, common: CommonExpert, dataset: Dataset) -> torch.Tensor:

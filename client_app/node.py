@@ -1,0 +1,52 @@
+"""What a SuperNode says of itself in its ``--node-config``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.errors import FedjetsError
+
+FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}
+"""Keys of a node that stand in for settings which name folders of the server's machine."""
+KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", *FOLDERS)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A SuperNode: the client that it hosts (none: any, in a simulation) and that client's own images, if it has."""
+
+    client: int | None
+    images: Path | None
+
+
+def local_settings(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the run's settings with this node's folders in place of the server's."""
+    own = {setting: node_config[key] for key, setting in FOLDERS.items() if key in node_config}
+    return {**run_config, **own}
+
+
+def read_node(node_config: Mapping[str, Scalar], config: Config, simulated: bool) -> Node:
+    """Return what a SuperNode hosts.
+
+    Raises:
+        FedjetsError: names the key of ``--node-config`` that is missing or does not fit the run.
+    """
+    if simulated:
+        return Node(None, None)
+    if unknown := sorted(set(node_config) - set(KEYS)):
+        raise FedjetsError(f"--node-config: no such key {unknown[0]}; there are {', '.join(KEYS)}")
+    client = node_config.get("client-id", node_config.get("partition-id"))
+    training, total = config.partition.clients, config.partition.clients + config.partition.unseen_clients
+    if not isinstance(client, int) or not 0 <= client < total:
+        raise FedjetsError(f"--node-config: give client-id, a number from 0 to {total - 1}, e.g. 'client-id=0'")
+    fits = "train" if client < training else "unseen"
+    if node_config.get("role", fits) != fits:
+        raise FedjetsError(
+            f"--node-config: role={node_config['role']!r} does not fit client-id={client}: training clients are 0 to"
+            f" {training - 1}, unseen ones {training} to {total - 1} (partition.clients, partition.unseen-clients)"
+        )
+    path = node_config.get("data-path")
+    if config.data.name != "image-folder" and path is not None:
+        raise FedjetsError(f"--node-config: data-path is for data.name = 'image-folder', not {config.data.name!r}")
+    return Node(client, None if path is None else Path(str(path)).expanduser())
