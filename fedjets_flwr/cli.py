@@ -235,6 +235,17 @@ def partition(
     console.print(str(output))
 
 
+@cli.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, finished or not")],
+    output: Annotated[Path | None, typer.Option(help="file to write (default: DIR/report.html)")] = None,
+) -> None:
+    """Write one HTML page about a run."""
+    from fedjets_flwr.report import write_report
+
+    console.print(str(write_report(folder, output)), soft_wrap=True)
+
+
 @cli.command("settings")
 def show_settings(
     write: Annotated[bool, typer.Option("--write", help="rewrite the lists in pyproject.toml and README.md")] = False,

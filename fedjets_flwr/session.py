@@ -13,8 +13,8 @@ from fedjets_flwr.checkpoint import RunLock
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
 from fedjets_flwr.launcher import LocalFlower, Resources
+from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import named_common_expert
-from fedjets_flwr.report import draw_plots
 from fedjets_flwr.superlink import Launched, NamedSuperLink
 from fedjets_flwr.tracking import facts_of
 from strategies import method

@@ -1,0 +1,106 @@
+"""Pictures of a run, drawn from its result files alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjets_flwr.tracking import read_metrics
+
+
+def draw_plots(folder: Path) -> list[Path]:
+    """Draw every picture that a finished run's files allow into ``plots/`` and return their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import seaborn
+
+    seaborn.set_theme(style="whitegrid", context="notebook")
+    records = read_metrics(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "plots").mkdir(exist_ok=True)
+    pictures = {
+        "accuracy": _accuracy(records, summary),
+        "experts": _experts(summary),
+        "load": _load(records),
+        "clients": _clients(summary),
+    }
+    paths = []
+    for name, figure in pictures.items():
+        path = folder / "plots" / f"{name}.png"
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+        paths.append(path)
+    matplotlib.pyplot.close("all")
+    return paths
+
+
+def _axes(width: float = 7, height: float = 4) -> Any:
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height))
+
+
+def _evaluations(records: list[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
+    evaluated = [r for r in records if "evaluation" in r]
+    return [r["round"] for r in evaluated], [r["evaluation"] for r in evaluated]
+
+
+def _accuracy(records: list[dict[str, Any]], summary: Mapping[str, Any]) -> Any:
+    figure, axes = _axes()
+    rounds, evaluations = _evaluations(records)
+    axes.plot(rounds, [e["accuracy"] for e in evaluations], marker="o", color="C0", label=summary["strategy"])
+    styles = {
+        "common_expert": ("common expert", "--"),
+        "common_expert_em": ("common expert + EM prior", "-."),
+        "common_expert_masked": ("common expert, classes known", ":"),
+    }
+    for name, (label, style) in styles.items():
+        axes.axhline(summary["controls"][name], color="0.35", linestyle=style, label=label)
+    axes.set(
+        xlabel="round", ylabel="accuracy on unseen clients", title=f"{summary['strategy']} on {summary['dataset']}"
+    )
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _experts(summary: Mapping[str, Any]) -> Any:
+    import seaborn
+
+    table = np.array(summary["expert_class_accuracy"], dtype=float)
+    figure, axes = _axes(max(6, 0.6 * min(table.shape[1], 40) + 2), 0.5 * len(table) + 1.8)
+    seaborn.heatmap(
+        table, vmin=0, vmax=1, cmap="viridis", annot=table.shape[1] <= 12, fmt=".2f", ax=axes,
+        cbar_kws={"label": "accuracy"}, mask=np.isnan(table),
+    )  # fmt: skip
+    axes.set(xlabel="class", ylabel="expert", title="accuracy of each expert on each class (unseen clients)")
+    return figure
+
+
+def _load(records: list[dict[str, Any]]) -> Any:
+    figure, axes = _axes()
+    rounds, evaluations = _evaluations(records)
+    loads = np.array([e["expert_load"] for e in evaluations]).T
+    if len(rounds) == 1:
+        axes.bar([f"expert {m}" for m in range(len(loads))], loads[:, 0])
+    else:
+        axes.stackplot(rounds, loads, labels=[f"expert {m}" for m in range(len(loads))], alpha=0.85)
+        axes.set_xlim(rounds[0], rounds[-1])
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    axes.set(xlabel="round", ylabel="share of unseen samples", ylim=(0, 1), title="who answers: expert load by round")
+    return figure
+
+
+def _clients(summary: Mapping[str, Any]) -> Any:
+    clients = list(summary["per_client_accuracy"])
+    figure, axes = _axes(max(6, 0.5 * len(clients) + 3))
+    x = np.arange(len(clients))
+    axes.bar(
+        x - 0.2, [summary["common_expert_per_client"][c] for c in clients], 0.4, color="0.6", label="common expert"
+    )
+    axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
+    axes.set_xticks(x, clients)
+    axes.set(xlabel="unseen client", ylabel="accuracy", ylim=(0, 1), title="each unseen client")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    return figure
