@@ -13,11 +13,12 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
 
+# Those of torchvision, whose import takes longer than torch's.
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 UNKNOWN = -1
 """Label of an image whose class nobody told."""
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 
@@ -115,6 +114,8 @@ def _torchvision_resnet(name: str) -> Callable[[Architecture], nn.Sequential]:
     """torchvision's ResNet; the ``cifar`` stem is one 3x3 convolution of stride 1 without pooling."""
 
     def make(a: Architecture) -> nn.Sequential:
+        import torchvision  # takes longer than torch to import; a deployed client's process serves one message
+
         net = getattr(torchvision.models, name)(num_classes=a.num_classes, norm_layer=lambda c: _norm(a.norm, c))
         stem: list[tuple[str, nn.Module]] = [("conv1", net.conv1), ("bn1", net.bn1), ("relu", net.relu)]
         if a.stem == "cifar":

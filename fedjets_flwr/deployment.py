@@ -1,0 +1,154 @@
+"""A whole deployment as real processes on this machine: one SuperLink, a SuperNode per site, TLS, registered keys."""
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedjets_flwr.config import Scalar
+from fedjets_flwr.credentials import make_server_credentials, make_site_keys
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.processes import (
+    flower_environment,
+    free_ports,
+    kill_daemon,
+    start_daemon,
+    stop_daemons,
+    wait_for_port,
+)
+from fedjets_flwr.superlink import SuperLink
+
+NAME = "deployed"
+POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+"""Flower looks for work once a second; every message of every site waits for that."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Files that a SuperNode shows and checks; by default those of its own deployment."""
+
+    private: Path
+    authority: Path
+
+
+class Deployment(SuperLink):
+    """SuperLink and SuperNodes; a context manager that ends them all, whatever some of them suffered meanwhile.
+
+    Attributes:
+        folder: ``keys/``, ``logs/``, a FLWR_HOME and a cache for each daemon, and the SuperLink's database.
+        sites: the ``--node-config`` of each client.
+    """
+
+    name = NAME
+
+    def __init__(self, folder: Path, sites: Mapping[int, Mapping[str, Scalar]]) -> None:
+        self.folder, self.sites = folder, dict(sites)
+        self.environment = flower_environment(folder / "flwr") | POLL
+        self.port, *ports = free_ports(1 + len(self.sites))
+        self._ports = dict(zip(self.sites, ports, strict=True))
+        self._superlink: subprocess.Popen[bytes] | None = None
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Deployment":
+        for name in ("flwr", "keys", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        make_server_credentials(self.folder / "keys", ["127.0.0.1"], days=30)
+        make_site_keys(self.folder / "keys", list(self.sites))
+        (self.folder / "flwr" / "config.toml").write_text(
+            f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "127.0.0.1:{self.port}"\n'
+            f"root-certificates = {json.dumps(str(self.keys / 'ca.crt'))}\n"
+        )
+        try:
+            self.start_superlink()
+            for client in self.sites:
+                self.register(self.keys / f"site-{client}.pub")
+                self.start_site(client)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stop_daemons(list(self._nodes.values()))
+        if self._superlink is not None:
+            stop_daemons([self._superlink])
+
+    @property
+    def keys(self) -> Path:
+        """Folder of keys and certificates."""
+        return self.folder / "keys"
+
+    def log(self, client: int | None = None) -> Path:
+        """Return the log of a site's SuperNode and ClientApps, or of the SuperLink."""
+        return self.folder / "logs" / ("superlink.log" if client is None else f"site{client}.log")
+
+    def alive(self) -> bool:
+        return self._superlink is not None and self._superlink.poll() is None
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, with the database of the one before it, if there was one.
+
+        Raises:
+            FedjetsError: it does not come up.
+        """
+        self._superlink = start_daemon(
+            ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
+             "--ssl-ca-certfile", "keys/ca.crt", "--ssl-certfile", "keys/server.crt",
+             "--ssl-keyfile", "keys/server.key", "--database", "superlink.db"],
+            self.environment, self.folder, self.log(),
+        )  # fmt: skip
+        if not wait_for_port(self._superlink, self.port):
+            raise FedjetsError(f"the SuperLink did not start; its log: {self.log()}")
+
+    def kill_superlink(self) -> None:
+        """SIGKILL the SuperLink."""
+        assert self._superlink is not None
+        kill_daemon(self._superlink)
+
+    def register(self, public_key: Path) -> None:
+        """Tell the SuperLink a site's public key; without it the site is refused."""
+        self.cli("supernode", "register", str(public_key), NAME, "--format", "json")
+
+    def start_site(self, client: int, keys: Keys | None = None) -> "subprocess.Popen[bytes]":
+        """Start the SuperNode of a client and return its process; other keys than its own are for tests."""
+        keys = keys or Keys(self.keys / f"site-{client}", self.keys / "ca.crt")
+        home = self.folder / f"site{client}"
+        home.mkdir(exist_ok=True)
+        node_config: dict[str, Scalar] = {"client-id": client, "cache-dir": str(home / "cache")}
+        process = start_daemon(
+            ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(keys.authority),
+             "--auth-supernode-private-key", str(keys.private), "--port", str(self._ports[client]),
+             "--node-config", to_node_config(node_config | dict(self.sites[client]))],
+            flower_environment(home / "flwr") | POLL, home, self.log(client),
+        )  # fmt: skip
+        self._nodes[client] = process
+        return process
+
+    def kill_site(self, client: int) -> None:
+        """SIGKILL a site's SuperNode."""
+        kill_daemon(self._nodes[client])
+
+    def wait_for_sites(self, seconds: float = 120) -> None:
+        """Return when every SuperNode is connected.
+
+        Raises:
+            FedjetsError: names a site that ended, or that the time is over.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            for client, process in self._nodes.items():
+                if process.poll() is not None:
+                    raise FedjetsError(f"the SuperNode of client {client} ended; its log: {self.log(client)}")
+            waiting = [c for c in self._nodes if "SuperNode ID" not in self.log(c).read_text(errors="replace")]
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise FedjetsError(f"client {waiting[0]} does not reach the SuperLink; its log: {self.log(waiting[0])}")
+            time.sleep(0.3)
+
+
+def to_node_config(values: Mapping[str, Scalar]) -> str:
+    """Return a ``--node-config``: TOML values, blanks between the pairs."""
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
