@@ -11,12 +11,12 @@ from client_app.attacks import poisoned
 from client_app.local import Train, algorithms
 from client_app.measure import evaluate, inspect, prepare, route
 from client_app.node import Node, local_settings, read_node
-from client_app.site import Site, common_expert_path, open_site
+from client_app.site import Site, common_expert_path, open_site, vector_store
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common import load_common_expert
-from fedjets_flwr.wire.exchange import in_simulation
 from fedjets_flwr.wire.messages import Answer, Job, Request, decode_request, encode_reply
+from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe
 
 app = ClientApp()
@@ -54,9 +54,9 @@ def _serve(work: Train) -> Callable[[Message, Context], Message]:
     """Return a handler that runs ``work`` for each client of the message."""
 
     def handle(message: Message, context: Context) -> Message:
-        request = decode_request(message.content)
         config = config_of(context)
         node = read_node(context.node_config, config, in_simulation())
+        request = decode_request(message.content, vector_store(config, node))
         site = _open(config, node, request.facts, message)
         answers = (_answer(work, site, request, job) for job in request.jobs)
         # Each answer is encoded before the next client overwrites the site's models.
@@ -76,11 +76,10 @@ def _answer(work: Train, site: Site, request: Request, job: Job) -> Answer:
 
 def _open(config: Config, node: Node, facts: Mapping[str, str], message: Message) -> Site:
     digest = facts["common-expert"]
-    if (record := message.content.config_records.get("common-expert")) is not None:
+    if (record := message.content.array_records.get("common-expert")) is not None:
         path = common_expert_path(config, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = record["safetensors"]
-        assert isinstance(data, bytes)
+        data = record["safetensors"].data
         temporary = path.with_name(f".{path.name}.{message.metadata.message_id}")
         temporary.write_bytes(data)
         if load_common_expert(temporary).digest != digest:

@@ -23,6 +23,7 @@ from fedjets_flwr.gating import label_offset
 from fedjets_flwr.models.common import CommonExpert, load_common_expert
 from fedjets_flwr.models.experts import build_configured_gate, build_expert
 from fedjets_flwr.training import Inputs
+from fedjets_flwr.wire.holdings import VectorStore
 from fedjets_flwr.wire.vector import FlatModel, Layout
 
 
@@ -141,6 +142,13 @@ def common_expert_path(config: Config, digest: str) -> Path:
     if not digest.isalnum():
         raise FedjetsError("the server sent a malformed digest of the common expert")
     return config.cache_dir / "common-experts" / f"{digest}.safetensors"
+
+
+def vector_store(config: Config, node: Node) -> VectorStore | None:
+    """Return where a deployed site keeps the vectors that it receives; a simulation keeps none."""
+    if node.client is None:
+        return None
+    return VectorStore(config.cache_dir / "vectors" / f"client-{node.client}")
 
 
 @lru_cache(maxsize=1)

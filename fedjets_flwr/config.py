@@ -207,6 +207,9 @@ class Transport(Section):
     name: Literal["auto", "inline", "shared"] = Field(
         "auto", description="how vectors travel: in the message, by shared memory on one machine, or what fits"
     )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="numbers on the wire; float16 halves the bytes and rounds what travels"
+    )
 
 
 class Personalize(Section):
@@ -348,7 +351,7 @@ class Config(Section):
         free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
         free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
         free |= {"limits.max-failure-share", "limits.max-samples"} | {k for k in flat if k.endswith("-seconds")}
-        free |= {key for key in flat if key.startswith(("transport.", "personalize."))}
+        free |= {key for key in flat if key.startswith(("transport.name", "personalize."))}
         if self.train.schedule == "constant":
             free.add("run.rounds")
         return hashlib.sha256(

@@ -18,7 +18,7 @@ from fedjets_flwr.finished import COMMON_EXPERT
 from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.tracking import Tracker, publish
-from fedjets_flwr.wire.exchange import in_simulation
+from fedjets_flwr.wire.nodes import in_simulation
 from strategies import method
 from strategies.base import Method
 

@@ -42,7 +42,7 @@ def prepare_all(exchange: Exchange, config: Config, tracker: Tracker, with_means
         FedjetsError: too many failed.
     """
     everyone = range(config.partition.clients + config.partition.unseen_clients)
-    exchange.wait_for_nodes(everyone, config.limits)
+    exchange.wait_for_nodes(everyone)
     prepared = prepare(exchange, config, everyone, tracker, with_means)
     failed = exchange.failures
     if len(failed) > config.limits.max_failure_share * len(everyone):

@@ -193,7 +193,7 @@ class Method(Strategy):
     ) -> list[Message]:
         """Return the train messages of a round."""
         self.cohort = draw_cohort(self.config, server_round, self.drawn, self.anchors)
-        self.exchange.refresh()
+        self.exchange.nodes.refresh(self.config.limits.exchange_seconds)
         late = [client for clients in self.cohort for client in clients if client not in self.samples]
         if late:
             self.samples |= prepare(self.exchange, self.config, late).samples
@@ -247,7 +247,7 @@ class Method(Strategy):
             FedjetsError: too many clients failed, or no node came.
         """
         c = self.config
-        self.exchange = Exchange(grid, c.limits.exchange_seconds, common=self.common, transport=c.transport.name)
+        self.exchange = Exchange(grid, c, self.common)
         try:
             self._run(grid)
         finally:
@@ -281,13 +281,11 @@ class Method(Strategy):
             self.aggregate_train(server_round, self.exchange.stream(messages))
         record: dict[str, object] = {"round": server_round, "loss": self.trained.pop("loss")}
         record |= {"cohort": sorted([*self.cohort[0], *self.cohort[1]]), "trained": self.trained}
-        moved = self.exchange.traffic.since(before)
         last = server_round == c.run.rounds
         if last or server_round % c.run.evaluate_every == 0:
             messages = self.configure_evaluate(server_round, arrays, settings, grid)
             with self.clock("evaluate"):
                 self.aggregate_evaluate(server_round, self.exchange.stream(messages))
-            record["bytes_served"] = self.exchange.traffic.down - before.down - moved["bytes_down"]
             if self.unlabelled:
                 record["served"] = {c: list(_expert_ids(n)) for c, n in self._served.items() if c in self.unlabelled}
             if self.results:
@@ -301,7 +299,7 @@ class Method(Strategy):
                 self.note_failures()
         self.seconds["transport"] = self.exchange.coding_seconds
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
-        record |= moved | {"seconds": seconds | {"round": time.monotonic() - started}}
+        record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
         record["failures"] = {str(client): reason for client, reason in self.round_failures.items()}
         return record
 

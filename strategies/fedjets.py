@@ -1,10 +1,11 @@
 """FedJETs (arXiv 2306.08586, Algorithm 1): the gate picks K of M experts for each client before it trains.
 
 A round takes two exchanges with the normal clients: the gate goes out and the ids of the chosen experts come back; then
-exactly those experts go out and come back trained. Anchors are bound to one expert and skip the first.
+exactly those experts go out and come back trained. Anchors are bound to one expert and skip the first. When the unseen
+clients are asked for an evaluation, the normal clients of the next round are asked along: the gate is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.experts import build_configured_gate
 from fedjets_flwr.wire.messages import BadReply, Job
 from fedjets_flwr.wire.vector import FlatModel
+from server_app.cohort import draw_cohort
 from strategies.base import Method
 
 
@@ -20,6 +22,7 @@ class FedJets(Method):
     """Gate-driven expert dispatch with per-expert averaging."""
 
     local = "moe"
+    _ahead: Mapping[int, tuple[int, ...]] = {}
     read_out = "top-1"
     sampling = "anchored"
     routed = True
@@ -59,7 +62,10 @@ class FedJets(Method):
         """Give anchors their expert and normal clients the K that the gate chooses."""
         trained = ("gate",) if self.config.gate.mode == "learned" else ()
         chosen: dict[int, tuple[int, ...]] = {client: (self.anchors.index(client),) for client in anchors}
-        chosen |= self.choose(server_round, normals)
+        chosen |= {client: self._ahead[client] for client in normals if client in self._ahead}
+        if rest := [client for client in normals if client not in self._ahead]:
+            chosen |= self.choose(server_round, rest)
+        self._ahead = {}
         jobs = []
         for client, experts in chosen.items():
             names = tuple(f"expert.{m}" for m in experts)
@@ -87,10 +93,13 @@ class FedJets(Method):
 
     def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Return the K experts of each unseen client, and the gate that picks among them for each sample."""
-        return {
-            client: (*(f"expert.{m}" for m in experts), "gate")
-            for client, experts in self.choose(server_round, clients).items()
-        }
+        coming: list[int] = []
+        if server_round < self.config.run.rounds:
+            drawn = draw_cohort(self.config, server_round + 1, self.drawn, self.anchors)[1]
+            coming = [client for client in drawn if client in self.samples]
+        chosen = self.choose(server_round, [*clients, *coming])
+        self._ahead = {client: chosen.pop(client) for client in coming if client in chosen}
+        return {client: (*(f"expert.{m}" for m in experts), "gate") for client, experts in chosen.items()}
 
 
 METHOD = FedJets

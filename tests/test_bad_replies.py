@@ -436,5 +436,5 @@ class LyingHost(OneClientANode):
 def test_a_node_that_describes_itself_badly_is_not_used(run: Runner, description: ConfigRecord | None) -> None:
     grid = type("Grid", (LyingHost,), {"description": description})
     found = run(grid, strategy__name="fedavg", run__rounds=1)
-    assert sorted(found.exchange.hosts) == list(range(1, 15))
+    assert sorted(found.exchange.nodes.hosts) == list(range(1, 15))
     assert failures(found) == [{}]

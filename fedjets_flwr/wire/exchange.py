@@ -1,44 +1,37 @@
-"""The server's side of an exchange: which node runs which client, sending, and answers in client order."""
+"""The server's side of an exchange: encoding requests, each vector once, and answers in client order."""
 
 import logging
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedjets_flwr.config import Limits
+from fedjets_flwr.config import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common import CommonExpert
+from fedjets_flwr.wire.holdings import Holdings
 from fedjets_flwr.wire.messages import Answer, BadReply, Job, decode_answer, encode_request
-from fedjets_flwr.wire.transport import Inline, Shared, SharedFolder, Transport
+from fedjets_flwr.wire.nodes import Host, Nodes, last_line, stream
+from fedjets_flwr.wire.transport import WIDTHS, Inline, Shared, SharedFolder, Transport, byte_array
 
 log = logging.getLogger("flwr")
-
-POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Host:
-    """What a SuperNode can run: any client (simulation), or the ones that it names."""
-
-    any_client: bool
-    clients: frozenset[int]
-    has_common_expert: bool
-    sees_shared: bool
 
 
 @dataclass
 class Traffic:
-    """Encoded bytes as if each client were alone on its node, and what physically moved."""
+    """Encoded bytes as if each client were alone on its node, and what physically moved.
+
+    ``down`` and ``up`` are those of training clients, ``served`` what unseen clients got. A vector that a client holds
+    already counts for nothing, also in a simulation, where nobody keeps it and it moves all the same.
+    """
 
     down: int = 0
     up: int = 0
+    served: int = 0
     wire: int = 0
 
     def copy(self) -> "Traffic":
@@ -50,115 +43,44 @@ class Traffic:
         return {
             "bytes_down": self.down - before.down,
             "bytes_up": self.up - before.up,
+            "bytes_served": self.served - before.served,
             "wire_bytes": self.wire - before.wire,
         }
 
 
-@dataclass
 class Exchange:
     """Hands jobs out over the SuperNodes and reads their answers.
 
     Attributes:
-        grid: Flower's connection to the SuperNodes.
-        transport: ``inline``, ``shared``, or ``auto``: shared where the node sees the folder and its memory has room.
-        common: the common expert; a node that lacks it gets it with its first job.
+        nodes: the SuperNodes.
         facts: digests that every request carries (layouts, common expert).
         sizes: floats of a vector by its kind, the part of its name before the dot.
-        deadline: seconds that one exchange may take.
+        failures: reasons by client id, of the last request.
         moved: bytes that all exchanges so far physically moved, the ones that no result counts too.
     """
 
-    grid: Grid
-    deadline: float
-    common: CommonExpert
-    transport: str = "auto"
-    facts: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    traffic: Traffic = field(default_factory=Traffic)
-    hosts: dict[int, Host] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    coding_seconds: float = 0.0
-    moved: int = 0
-    _came_by: dict[int, Transport] = field(default_factory=dict)
-    _asked: list[tuple[Message, tuple[Job, ...]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.facts["common-expert"] = self.common.digest
-        self._shared = None if self.transport == "inline" else SharedFolder()
-        self._sequence = 0
-
-    def wait_for_nodes(self, clients: Iterable[int], limits: Limits) -> None:
-        """Return when the nodes host ``clients``, or, after ``limits.node-seconds``, enough of them.
-
-        Raises:
-            FedjetsError: too few came, or two nodes claim one client.
-        """
-        wanted, start = set(clients), time.monotonic()
-        while True:
-            known = len(self.hosts)
-            self.refresh(limits.node_seconds)
-            missing = wanted - {client for host in self.hosts.values() for client in host.clients}
-            # A simulation registers its nodes while this runs: go on once no new one appears.
-            if any(host.any_client for host in self.hosts.values()):
-                missing = set()
-            if not missing and known == len(self.hosts):
-                break
-            if time.monotonic() - start > limits.node_seconds:
-                if len(missing) > limits.max_failure_share * len(wanted):
-                    raise FedjetsError(
-                        f"limits.node-seconds = {limits.node_seconds:g}: no SuperNode hosts client {min(missing)}"
-                        f" ({len(missing)} of {len(wanted)} clients missing); start it, or raise the setting"
-                    )
-                log.warning("%d of %d clients have no SuperNode yet", len(missing), len(wanted))
-                break
-            time.sleep(0.3)
-        owners = Counter(client for host in self.hosts.values() for client in host.clients)
-        for client, count in owners.items():
-            if client not in wanted:
-                raise FedjetsError(
-                    f"client-id={client}: not a client of this run (0 to {max(wanted)}); mend --node-config"
-                )
-            if count > 1:
-                raise FedjetsError(f"client-id={client}: {count} SuperNodes claim it; give each its own --node-config")
-
-    def refresh(self, seconds: float | None = None) -> None:
-        """Ask the nodes that are new what they host, and forget the ones that left."""
-        present = set(self.grid.get_node_ids())
-        self.hosts = {node: host for node, host in self.hosts.items() if node in present}
+    def __init__(self, grid: Grid, config: Config, common: CommonExpert) -> None:
+        self.config, self.common = config, common
+        self.facts = {"common-expert": common.digest}
+        self.sizes: dict[str, int] = {}
+        self.traffic = Traffic()
+        self.failures: dict[int, str] = {}
+        self.coding_seconds = 0.0
+        self.moved = 0
+        self.holdings = Holdings()
+        self._grid, self._deadline = grid, config.limits.exchange_seconds
+        self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
-        content = {"request": ConfigRecord({"common-expert": self.common.digest, "shared-folder": folder})}
-        new = sorted(present - self.hosts.keys())
-        messages = [Message(RecordDict(dict(content)), node, "query.describe") for node in new]
-        for reply in self.stream(messages, seconds):
-            try:
-                if reply.has_error():
-                    raise BadReply(_last_line(reply.error.reason))
-                host = self._read_host(reply.content)
-            except BadReply as error:
-                log.warning("a SuperNode did not describe itself: %s", error)
-                continue
-            # A node that restarted under a new id takes its clients over from the old one.
-            for node, other in list(self.hosts.items()):
-                if node not in new and (taken := other.clients & host.clients):
-                    log.warning("another SuperNode now hosts %s", sorted(taken))
-                    self.hosts[node] = replace(other, clients=other.clients - host.clients)
-            self.hosts[reply.metadata.src_node_id] = host
+        self.nodes = Nodes(grid, {"common-expert": common.digest, "shared-folder": folder})
+        self._sequence = 0
+        self._came_by: dict[int, Transport] = {}
+        self._asked: list[tuple[Message, tuple[Job, ...]]] = []
 
-    def _read_host(self, content: RecordDict) -> Host:
-        try:
-            record = content.config_records["host"]
-            clients, any_client, shared = record["clients"], record["any-client"], str(record["shared"])
-            has_common = bool(record["has-common-expert"])
-        except (KeyError, TypeError):
-            raise BadReply("it speaks another version; install the same release") from None
-        if not isinstance(clients, list) or not all(isinstance(c, int) and c >= 0 for c in clients):
-            raise BadReply("its clients are not ids")
-        if any_client and not in_simulation():
-            raise BadReply("it claims to host any client, outside a simulation")
-        sees_shared = self._shared is not None and shared == self._shared.token
-        if self.transport == "shared" and not sees_shared:
+    def wait_for_nodes(self, clients: Iterable[int]) -> None:
+        """Return when the nodes host ``clients``, or enough of them (see :meth:`Nodes.wait_for`)."""
+        self.nodes.wait_for(clients, self.config.limits)
+        if self.config.transport.name == "shared" and not all(map(self._sees_shared, self.nodes.hosts.values())):
             raise FedjetsError("transport.name = 'shared': a SuperNode does not see the server's memory; set 'auto'")
-        return Host(bool(any_client), frozenset(clients), has_common, sees_shared)  # type: ignore[arg-type]
 
     def request(
         self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]
@@ -168,29 +90,58 @@ class Exchange:
         jobs = list(jobs)
         with self._coding():
             encode = self._encoder(jobs, vectors)
-            for node, share in self._hand_out(jobs).items():
-                names = sorted({name for job in share for name in job.vectors})
-                transport, arrays = encode(self.hosts[node], names)
-                content = encode_request(server_round, self.facts | transport.facts(), share, arrays)
-                if not self.hosts[node].has_common_expert:
-                    content["common-expert"] = ConfigRecord({"safetensors": self.common.as_bytes})
+            shares, homeless = self.nodes.hand_out(jobs)
+            for client in homeless:
+                self._fail(client, "no SuperNode hosts this client")
+            for node, share in shares.items():
+                host = self.nodes.hosts[node]
+                versions, missing = self._count_down(share, vectors)
+                names = sorted(versions if host.any_client else missing)
+                transport, arrays = encode(host, names)
+                keep = {} if host.any_client else versions
+                content = encode_request(server_round, self.facts | transport.facts(), share, arrays, keep)
+                if not host.has_common_expert:
+                    content["common-expert"] = ArrayRecord({"safetensors": byte_array(self.common.as_bytes)})
                     self._move(len(self.common.as_bytes))
-                    self.hosts[node] = replace(self.hosts[node], has_common_expert=True)
-                self.traffic.down += sum(4 * vectors[name].numel() for job in share for name in job.vectors)
+                    self.nodes.got_common_expert(node)
                 self._move(sum(len(array.data) for array in arrays.values()))
                 self._asked.append((Message(content, node, kind), share))
                 self._came_by |= {job.client: transport for job in share}
         return [message for message, _ in self._asked]
 
+    def _count_down(self, share: Sequence[Job], vectors: Mapping[str, Tensor]) -> tuple[dict[str, str], set[str]]:
+        """Note what goes to each client; return the versions of a node's vectors, and the names not held there."""
+        versions = {n: self.holdings.version(n, vectors[n]) for job in share for n in job.vectors}
+        everything: set[str] = set()
+        for job in share:
+            wanted = {name: versions[name] for name in job.vectors}
+            missing = self.holdings.missing(job.client, wanted)
+            count = sum(self._width * vectors[name].numel() for name in missing)
+            if job.client < self.config.partition.clients:
+                self.traffic.down += count
+            else:
+                self.traffic.served += count
+            self.holdings.sent(job.client, wanted)
+            everything.update(missing)
+        return versions, everything
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a number on the wire."""
+        return WIDTHS[self.config.transport.dtype]
+
+    def _sees_shared(self, host: Host) -> bool:
+        return self._shared is not None and host.shared_token == self._shared.token
+
     def _encoder(
         self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]
     ) -> Callable[[Host, Sequence[str]], tuple[Transport, dict[str, Array]]]:
         """Return what encodes vectors for a node, each vector once per transport."""
-        shared, inline = self._shared_for(jobs, vectors), Inline()
+        shared, inline = self._shared_for(jobs, vectors), Inline(self.config.transport.dtype)
         encoded: dict[tuple[Transport, str], Array] = {}
 
         def encode(host: Host, names: Sequence[str]) -> tuple[Transport, dict[str, Array]]:
-            choices: list[Transport] = [shared, inline] if shared and host.sees_shared else [inline]
+            choices: list[Transport] = [shared, inline] if shared and self._sees_shared(host) else [inline]
             for transport in choices:
                 try:
                     for name in names:
@@ -204,22 +155,9 @@ class Exchange:
 
         return encode
 
-    def stream(self, messages: Sequence[Message], seconds: float | None = None) -> Iterator[Message]:
+    def stream(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Send, and yield replies as they arrive, until all are there or the deadline has passed."""
-        if not messages:
-            return
-        start, pause, deadline = time.monotonic(), POLL_SECONDS, min(seconds or self.deadline, self.deadline)
-        # Flower gives no id to a message that it could not store.
-        waiting = {name for name in self.grid.push_messages(messages) if name}
-        while waiting and time.monotonic() - start < deadline:
-            arrived = list(self.grid.pull_messages(waiting))
-            for reply in arrived:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if waiting:
-                # Deployed, each look is an HTTP request: look less often the longer it takes.
-                pause = POLL_SECONDS if arrived else min(1.0, pause * 1.05)
-                time.sleep(pause)
+        return stream(self._grid, messages, self._deadline)
 
     def answers(self, replies: Iterable[Message]) -> Iterator[Answer]:
         """Yield the good answers to the last request in client-id order; note the others in :attr:`failures`.
@@ -242,10 +180,10 @@ class Exchange:
                 (0, ()),
             )
             if reply.has_error():
-                self.hosts.pop(node, None)  # it may have lost the common expert: it is asked again
+                self.nodes.lost(node)
             for job in share:
                 if reply.has_error():
-                    self._fail(job.client, _last_line(reply.error.reason))
+                    self._fail(job.client, last_line(reply.error.reason))
                 else:
                     arrived[job.client] = reply.content
             while position < len(order) and (order[position] in arrived or order[position] in self.failures):
@@ -253,7 +191,7 @@ class Exchange:
                 position += 1
         for client in order[position:]:
             if client not in arrived and client not in self.failures:
-                self._fail(client, f"no answer within limits.exchange-seconds = {self.deadline:g}")
+                self._fail(client, f"no answer within limits.exchange-seconds = {self._deadline:g}")
             yield from self._decode(jobs[client], arrived.pop(client, None))
 
     def ask(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> Iterator[Answer]:
@@ -294,10 +232,10 @@ class Exchange:
         self._sequence += 1
         floats = sum(vectors[name].numel() for name in {name for job in jobs for name in job.vectors})
         floats += sum(self.sizes[name.split(".")[0]] for job in jobs for name in job.returns)
-        if self._shared.has_room(4 * floats):
-            return Shared(self._shared.path, self._sequence)
-        if self.transport == "shared":
-            raise FedjetsError(f"transport.name = 'shared': no room for {4 * floats} bytes there; set 'auto'")
+        if self._shared.has_room(self._width * floats):
+            return Shared(self._shared.path, self._sequence, self.config.transport.dtype)
+        if self.config.transport.name == "shared":
+            raise FedjetsError(f"transport.name = 'shared': no room for {self._width * floats} bytes; set 'auto'")
         return None
 
     @contextmanager
@@ -319,29 +257,5 @@ class Exchange:
 
     def _fail(self, client: int, reason: str) -> None:
         self.failures[client] = reason
+        self.holdings.forget(client)
         log.warning("client %d: %s", client, reason)
-
-    def _hand_out(self, jobs: Sequence[Job]) -> dict[int, tuple[Job, ...]]:
-        shares: dict[int, list[Job]] = {}
-        load: dict[int, float] = {}
-        for job in sorted(jobs, key=lambda j: (-j.cost, j.client)):
-            owners = [node for node, host in self.hosts.items() if job.client in host.clients]
-            able = owners or [node for node, host in self.hosts.items() if host.any_client]
-            if not able:
-                self._fail(job.client, "no SuperNode hosts this client")
-                continue
-            node = min(able, key=lambda n: (load.get(n, 0.0), n))
-            load[node] = load.get(node, 0.0) + job.cost
-            shares.setdefault(node, []).append(job)
-        return {node: tuple(sorted(share, key=lambda j: j.client)) for node, share in sorted(shares.items())}
-
-
-def in_simulation() -> bool:
-    """Return whether this process is part of a Flower simulation; a deployed one never imports Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def _last_line(reason: str | None) -> str:
-    lines = [line for line in str(reason).strip().splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no reason"

@@ -11,9 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.wire.transport import Inline, Transport, transport_of
+from fedjets_flwr.wire.holdings import VectorStore, versions_of
+from fedjets_flwr.wire.transport import WIDTHS, Inline, Transport, transport_of
 
-VERSION = 1
+VERSION = 2
 LARGEST = 1e308
 """Numbers of answers lie between minus this and this, which NaN does not."""
 Number = int | float | list[int] | list[float]
@@ -102,9 +103,16 @@ class Answer:
 
 
 def encode_request(
-    server_round: int, facts: Mapping[str, str], jobs: Iterable[Job], arrays: Mapping[str, Array]
+    server_round: int,
+    facts: Mapping[str, str],
+    jobs: Iterable[Job],
+    arrays: Mapping[str, Array],
+    keep: Mapping[str, str] | None = None,
 ) -> RecordDict:
-    """Return the content of a message that carries ``jobs`` and the encoded vectors that they name, each one once."""
+    """Return the content of a message that carries ``jobs`` and encoded vectors, each one once.
+
+    ``keep``: versions of all vectors that the jobs name, for a node that keeps them; those it holds need no array.
+    """
     jobs = list(jobs)
     content = RecordDict(
         {
@@ -115,16 +123,21 @@ def encode_request(
     )
     for job in jobs:
         content[f"client.{job.client}"] = ConfigRecord({"vectors": list(job.vectors), **job.numbers})
-    names = sorted({name for job in jobs for name in job.vectors})
+    names = sorted(arrays.keys() & {name for job in jobs for name in job.vectors})
     content["vectors"] = ArrayRecord({name: arrays[name] for name in names})
+    content["keep"] = ConfigRecord({"versions": [f"{name}@{version}" for name, version in (keep or {}).items()]})
     return content
 
 
-def decode_request(content: RecordDict) -> Request:
+def decode_request(content: RecordDict, store: VectorStore | None = None) -> Request:
     """Return what a message asks.
 
+    Args:
+        content: the message's.
+        store: where this site keeps vectors; in a simulation there is none, and everything comes along.
+
     Raises:
-        FedjetsError: the server speaks another version.
+        FedjetsError: the server speaks another version, or takes this site to hold what it lost.
     """
     head = dict(content.config_records["request"])
     if head.pop("version") != VERSION:
@@ -138,7 +151,23 @@ def decode_request(content: RecordDict) -> Request:
     facts = {k: str(v) for k, v in head.items()}
     transport = transport_of(facts)
     vectors = {name: transport.decode(name, array) for name, array in content.array_records["vectors"].items()}
+    keep = versions_of(map(str, content.config_records["keep"]["versions"]))  # type: ignore[arg-type]
+    if store is not None:
+        vectors |= _kept(store, keep, vectors)
     return Request(server_round, facts, tuple(jobs), vectors, transport)
+
+
+def _kept(store: VectorStore, versions: Mapping[str, str], received: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keep what was received; return what was not, from the store."""
+    found = {}
+    for name, version in versions.items():
+        if name in received:
+            store.put(name, version, received[name])
+        elif (held := store.get(name, version)) is not None:
+            found[name] = held
+        else:
+            raise FedjetsError(f"{name} is no longer in {store.folder}; the server will send it again")
+    return found
 
 
 def encode_reply(answers: Iterable[Answer], transport: Transport | None = None) -> RecordDict:
@@ -189,4 +218,4 @@ def decode_answer(
             vectors[name] = transport.decode(f"{client}.{name}", array, size)
         except ValueError as error:
             raise BadReply(str(error)) from None
-    return Answer(client, vectors, dict(numbers), bytes_up=sum(4 * size for size in expected.values()))
+    return Answer(client, vectors, dict(numbers), bytes_up=WIDTHS[transport.dtype] * sum(expected.values()))

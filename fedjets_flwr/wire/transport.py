@@ -1,7 +1,7 @@
 """How vectors travel: inside the message, or through files in shared memory for nodes on the server's machine.
 
-Both carry raw little-endian float32 with no header to parse, and give the same bits. For ``shared`` the server names
-the folder, the files to read and the files to write; a reply names nothing.
+Both carry raw little-endian float32 (or float16) with no header to parse, and give the same bits. For ``shared`` the
+server names the folder, the files to read and the files to write; a reply names nothing.
 """
 
 import fcntl
@@ -24,11 +24,17 @@ from flwr.app import Array
 from torch import Tensor
 
 INLINE, SHARED = "fedjets.raw", "fedjets.shared"
+WIDTHS = {"float32": 4, "float16": 2}
+"""Bytes of a number by ``transport.dtype``."""
 _FOLDER = re.compile(r"fedjets-(\d+)-[0-9a-f]{16}")
 
 
 class Transport(Protocol):
     """Turns named vectors into arrays of a message and back."""
+
+    @property
+    def dtype(self) -> str:
+        """``float32`` or ``float16``: a key of :data:`WIDTHS`."""
 
     def facts(self) -> dict[str, str]:
         """Return what a request tells of this transport."""
@@ -44,26 +50,31 @@ class Transport(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class Inline:
-    """Vectors inside the message: one copy to encode, none to decode; works everywhere."""
+    """Vectors inside the message: one copy to encode, none to decode float32; works everywhere."""
+
+    dtype: str = "float32"
 
     def facts(self) -> dict[str, str]:
-        """Return nothing: it is the rule."""
-        return {}
+        """Return the type of the numbers."""
+        return {"dtype": self.dtype}
 
     def encode(self, name: str, vector: Tensor) -> Array:
         """Return an array that holds the bytes."""
-        return Array(dtype="float32", shape=tuple(vector.shape), stype=INLINE, data=_floats(vector).tobytes())
+        data = _numbers(vector, self.dtype).tobytes()
+        return Array(dtype=self.dtype, shape=tuple(vector.shape), stype=INLINE, data=data)
 
     def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
-        """Return a view of the array's bytes."""
-        if array.stype != INLINE or array.dtype != "float32" or len(array.data) % 4:
-            raise ValueError(f"{name} is {array.dtype} of {array.stype}, not raw float32")
-        if size is not None and len(array.data) != 4 * size:
-            raise ValueError(f"{name} has {len(array.data)} bytes, not {4 * size}")
+        """Return a view of the array's bytes, or, of float16, a copy in float32."""
+        width = WIDTHS[self.dtype]
+        if array.stype != INLINE or array.dtype != self.dtype or len(array.data) % width:
+            raise ValueError(f"{name} is {array.dtype} of {array.stype}, not raw {self.dtype}")
+        if size is not None and len(array.data) != width * size:
+            raise ValueError(f"{name} has {len(array.data)} bytes, not {width * size}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the view must not be written to
-            return torch.from_numpy(np.frombuffer(array.data, dtype=np.float32))
+            return torch.from_numpy(np.frombuffer(array.data, dtype=self.dtype)).float()
 
 
 @dataclass(frozen=True)
@@ -75,10 +86,11 @@ class Shared:
 
     folder: Path
     sequence: int
+    dtype: str = "float32"
 
     def facts(self) -> dict[str, str]:
         """Return what a request tells of this transport."""
-        return {"shared-folder": str(self.folder), "sequence": str(self.sequence)}
+        return {"shared-folder": str(self.folder), "sequence": str(self.sequence), "dtype": self.dtype}
 
     def path(self, name: str) -> Path:
         """Return the file of a vector; names that are no plain words are refused."""
@@ -89,8 +101,8 @@ class Shared:
     def encode(self, name: str, vector: Tensor) -> Array:
         """Write the file and return an array without bytes."""
         with os.fdopen(os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            _floats(vector).tofile(file)
-        return Array(dtype="float32", shape=tuple(vector.shape), stype=SHARED, data=b"")
+            _numbers(vector, self.dtype).tofile(file)
+        return Array(dtype=self.dtype, shape=tuple(vector.shape), stype=SHARED, data=b"")
 
     def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
         """Return a private memory map of the file; the file may be deleted after that."""
@@ -101,18 +113,25 @@ class Shared:
             held = path.stat().st_size
         except OSError:
             raise ValueError(f"{name} was not written") from None
-        if held % 4 or (size is not None and held != 4 * size):
-            raise ValueError(f"{name} has {held} bytes, not {4 * (size or 0)}")
-        return torch.from_file(str(path), shared=False, size=held // 4, dtype=torch.float32)
+        width = WIDTHS[self.dtype]
+        if held % width or (size is not None and held != width * size):
+            raise ValueError(f"{name} has {held} bytes, not {width * (size or 0)}")
+        kind = getattr(torch, self.dtype)
+        return torch.from_file(str(path), shared=False, size=held // width, dtype=kind).float()
 
     def forget(self, name: str) -> None:
         """Delete a vector's file."""
         self.path(name).unlink(missing_ok=True)
 
 
-def _floats(vector: Tensor) -> np.ndarray:
+def _numbers(vector: Tensor, dtype: str) -> np.ndarray:
     assert vector.dtype == torch.float32 and vector.dim() == 1 and sys.byteorder == "little"
-    return vector.detach().cpu().contiguous().numpy()
+    return vector.detach().to(getattr(torch, dtype)).cpu().contiguous().numpy()
+
+
+def byte_array(data: bytes) -> Array:
+    """Return raw bytes as an array, which Flower sends in chunks where a message's text fields are sent whole."""
+    return Array(dtype="uint8", shape=(len(data),), stype=INLINE, data=data)
 
 
 class SharedFolder:
@@ -171,10 +190,13 @@ def transport_of(facts: Mapping[str, str]) -> Transport:
     """Return the transport that a request names.
 
     Raises:
-        ValueError: it names a folder that is not the server's.
+        ValueError: it names a folder that is not the server's, or an unknown type of numbers.
     """
+    dtype = facts.get("dtype", "float32")
+    if dtype not in WIDTHS:
+        raise ValueError(f"{dtype} is none of {', '.join(WIDTHS)}")
     if "shared-folder" not in facts:
-        return Inline()
+        return Inline(dtype)
     if not probe(facts["shared-folder"]):
         raise ValueError("the request names a folder that is no shared folder of a server here")
-    return Shared(Path(facts["shared-folder"]), int(facts["sequence"]))
+    return Shared(Path(facts["shared-folder"]), int(facts["sequence"]), dtype)
