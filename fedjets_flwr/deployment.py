@@ -27,7 +27,7 @@ POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 
 @dataclass(frozen=True)
 class Keys:
-    """Files that a SuperNode shows and checks; by default those of its own deployment."""
+    """Files of a SuperNode: its private key, and the authority by which it knows the SuperLink."""
 
     private: Path
     authority: Path
@@ -46,10 +46,9 @@ class Deployment(SuperLink):
     def __init__(self, folder: Path, sites: Mapping[int, Mapping[str, Scalar]]) -> None:
         self.folder, self.sites = folder, dict(sites)
         self.environment = flower_environment(folder / "flwr") | POLL
-        self.port, *ports = free_ports(1 + len(self.sites))
-        self._ports = dict(zip(self.sites, ports, strict=True))
+        self.port = free_ports(1)[0]
         self._superlink: subprocess.Popen[bytes] | None = None
-        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Deployment":
         for name in ("flwr", "keys", "logs"):
@@ -80,9 +79,9 @@ class Deployment(SuperLink):
         """Folder of keys and certificates."""
         return self.folder / "keys"
 
-    def log(self, client: int | None = None) -> Path:
-        """Return the log of a site's SuperNode and ClientApps, or of the SuperLink."""
-        return self.folder / "logs" / ("superlink.log" if client is None else f"site{client}.log")
+    def log(self, name: str = "superlink") -> Path:
+        """Return the log of a daemon: the SuperLink, or a SuperNode with its ClientApps."""
+        return self.folder / "logs" / f"{name}.log"
 
     def alive(self) -> bool:
         return self._superlink is not None and self._superlink.poll() is None
@@ -111,24 +110,27 @@ class Deployment(SuperLink):
         """Tell the SuperLink a site's public key; without it the site is refused."""
         self.cli("supernode", "register", str(public_key), NAME, "--format", "json")
 
-    def start_site(self, client: int, keys: Keys | None = None) -> "subprocess.Popen[bytes]":
-        """Start the SuperNode of a client and return its process; other keys than its own are for tests."""
-        keys = keys or Keys(self.keys / f"site-{client}", self.keys / "ca.crt")
-        home = self.folder / f"site{client}"
+    def start_site(self, client: int) -> None:
+        """Start the SuperNode of a client."""
+        keys = Keys(self.keys / f"site-{client}", self.keys / "ca.crt")
+        self.start_node(f"site{client}", {"client-id": client} | dict(self.sites[client]), keys)
+
+    def start_node(self, name: str, node_config: Mapping[str, Scalar], keys: Keys) -> "subprocess.Popen[bytes]":
+        """Start a SuperNode with a folder of its own and return its process."""
+        home = self.folder / name
         home.mkdir(exist_ok=True)
-        node_config: dict[str, Scalar] = {"client-id": client, "cache-dir": str(home / "cache")}
-        process = start_daemon(
+        own = {"cache-dir": str(home / "cache")} | dict(node_config)
+        self._nodes[name] = start_daemon(
             ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(keys.authority),
-             "--auth-supernode-private-key", str(keys.private), "--port", str(self._ports[client]),
-             "--node-config", to_node_config(node_config | dict(self.sites[client]))],
-            flower_environment(home / "flwr") | POLL, home, self.log(client),
+             "--auth-supernode-private-key", str(keys.private), "--port", str(free_ports(1)[0]),
+             "--node-config", to_node_config(own)],
+            flower_environment(home / "flwr") | POLL, home, self.log(name),
         )  # fmt: skip
-        self._nodes[client] = process
-        return process
+        return self._nodes[name]
 
     def kill_site(self, client: int) -> None:
         """SIGKILL a site's SuperNode."""
-        kill_daemon(self._nodes[client])
+        kill_daemon(self._nodes[f"site{client}"])
 
     def wait_for_sites(self, seconds: float = 120) -> None:
         """Return when every SuperNode is connected.
@@ -138,14 +140,14 @@ class Deployment(SuperLink):
         """
         deadline = time.monotonic() + seconds
         while True:
-            for client, process in self._nodes.items():
+            for name, process in self._nodes.items():
                 if process.poll() is not None:
-                    raise FedjetsError(f"the SuperNode of client {client} ended; its log: {self.log(client)}")
-            waiting = [c for c in self._nodes if "SuperNode ID" not in self.log(c).read_text(errors="replace")]
+                    raise FedjetsError(f"the SuperNode {name} ended; its log: {self.log(name)}")
+            waiting = [n for n in self._nodes if "SuperNode ID" not in self.log(n).read_text(errors="replace")]
             if not waiting:
                 return
             if time.monotonic() > deadline:
-                raise FedjetsError(f"client {waiting[0]} does not reach the SuperLink; its log: {self.log(waiting[0])}")
+                raise FedjetsError(f"{waiting[0]} does not reach the SuperLink; its log: {self.log(waiting[0])}")
             time.sleep(0.3)
 
 

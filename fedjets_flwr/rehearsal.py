@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +84,3 @@ def keep_logs(deployment: Deployment, folder: Path) -> None:
     (folder / "logs").mkdir(exist_ok=True)
     for path in sorted((deployment.folder / "logs").glob("*.log")):
         (folder / "logs" / path.name).write_bytes(path.read_bytes())
-
-
-def total_bytes(facts: Mapping[str, Any]) -> int:
-    """Return the bytes that the SuperLink says it exchanged with the SuperNodes of a run."""
-    return int(facts["network-traffic"]["total-bytes"])
