@@ -12,7 +12,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev,tensorboard,privacy]'
+	$(BIN)/pip install --quiet --editable '.[dev,tensorboard,privacy,onnx]'
 	touch $@
 
 run: setup

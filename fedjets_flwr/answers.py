@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.data.pictures import Pictures
 from fedjets_flwr.embedding import Embedded, compute, embedded
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.gating import READ_OUTS, chosen_weights, scores, top_1_of
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.training import predict
@@ -57,6 +58,19 @@ class Predictions:
         rows = zip(files, self.classes.tolist(), top.tolist(), self.experts.tolist(), strict=True)
         table.writerows((file, self.names[answer], f"{share:.6f}", expert) for file, answer, share, expert in rows)
         return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be UTF-8
+
+
+def place(device: str) -> torch.device:
+    """Return a torch device by its name.
+
+    Raises:
+        FedjetsError: this machine has none of that name.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FedjetsError(f"--device {device}: cannot be used here ({reason}); leave it out for the CPU") from None
 
 
 @dataclass(frozen=True)

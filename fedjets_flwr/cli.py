@@ -246,6 +246,64 @@ def report(
     console.print(str(write_report(folder, output)), soft_wrap=True)
 
 
+DeviceOption = Annotated[str, typer.Option(help="where to compute: cpu or cuda")]
+
+
+@cli.command()
+def personalize(
+    run: Annotated[Path, typer.Option(metavar="DIR", help="folder of a finished run")],
+    images: Annotated[Path, typer.Option(metavar="FOLDER", help="a site's images; labels are not needed")],
+    experts: Annotated[int, typer.Option(metavar="K", help="experts to choose; 0: as many as in the run")] = 0,
+    read_out: Annotated[str, typer.Option(help="top-1, mixture, blend or mean (default: as in the run)")] = "",
+    prior: Annotated[str, typer.Option(help="none or em (default: as in the run)")] = "",
+    output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Give a site its own model: the experts of a finished run that suit its unlabelled images."""
+    from fedjets_flwr.finished import open_run
+    from fedjets_flwr.personal_view import show_personalised
+    from fedjets_flwr.personaliser import personalise
+
+    made = personalise(open_run(run), images, experts, read_out, prior, device)
+    folder = output or Path("bundles") / f"{run.absolute().name}-{images.absolute().name}"
+    made.save(folder)
+    show_personalised(made, folder, console)
+
+
+@cli.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images, or one image")],
+    output: Annotated[Path | None, typer.Option(help="CSV file to write (default: standard output)")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Classify images with a personalised model."""
+    from fedjets_flwr.personal_view import show_accuracy
+    from fedjets_flwr.personaliser import Personaliser
+
+    found = Personaliser.load(bundle, device).predict(images)
+    if output is None:
+        typer.echo(found.csv(), nl=False)
+    else:
+        output.write_bytes(found.csv())
+    show_accuracy(found, Console(stderr=True))
+
+
+@cli.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write")],
+    images: Annotated[Path | None, typer.Option(help="images to check it on (default: random pixels)")] = None,
+) -> None:
+    """Write a personalised model as one ONNX graph, checked against PyTorch."""
+    from fedjets_flwr.onnx_export import export_onnx
+    from fedjets_flwr.personaliser import Personaliser
+
+    difference = export_onnx(Personaliser.load(bundle), onnx, images)
+    size = onnx.stat().st_size / 1e6
+    console.print(f"{onnx} ({size:.2f} MB; probabilities differ from PyTorch's by {difference:.1g})", soft_wrap=True)
+
+
 @cli.command("settings")
 def show_settings(
     write: Annotated[bool, typer.Option("--write", help="rewrite the lists in pyproject.toml and README.md")] = False,

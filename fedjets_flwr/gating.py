@@ -82,7 +82,7 @@ def top_1_of(weights: Tensor) -> Tensor:
 def read_top_1(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
     """Return each sample's best expert's probabilities (the paper's test rule): (K, n, C), (n, K) -> (n, C)."""
     best = top_1_of(weights)
-    return probs[best, torch.arange(len(best), device=best.device)]
+    return probs[best, torch.arange(best.shape[0], device=best.device)]
 
 
 def read_mixture(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:

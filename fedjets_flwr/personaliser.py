@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedjets_flwr import bundle
-from fedjets_flwr.answers import Chunk, Predictions, answer, gate_scores, look
+from fedjets_flwr.answers import Chunk, Predictions, answer, gate_scores, look, place
 from fedjets_flwr.bundle import Card
 from fedjets_flwr.config import Model
 from fedjets_flwr.data.pictures import Pictures, open_pictures
@@ -54,14 +54,15 @@ class Personaliser:
         Raises:
             FedjetsError: a file is missing, altered, or does not fit the others.
         """
+        where = place(device)
         card, files = bundle.read_bundle(folder)
         common = bundle.read_common(card, files[bundle.COMMON], folder / bundle.COMMON)
         gate = bundle.read_gate(card, common, files[bundle.GATE], folder / bundle.GATE) if card.gated else None
         experts = {}
         for m in card.experts:
             name = bundle.expert_file(m)
-            experts[m] = FlatModel(bundle.read_expert(card, files[name], folder / name).to(device))
-        return cls(card, common, FlatModel(gate.to(device)) if gate else None, experts, torch.device(device))
+            experts[m] = FlatModel(bundle.read_expert(card, files[name], folder / name).to(where))
+        return cls(card, common, FlatModel(gate.to(where)) if gate else None, experts, where)
 
     def predict(self, images: object) -> Predictions:
         """Return the answers to images that nobody labelled, one or many.
@@ -124,7 +125,7 @@ def personalise(
     Raises:
         FedjetsError: names the option, file or setting that is wrong.
     """
-    config, place = run.config, torch.device(device)
+    config, where = run.config, place(device)
     read_out = read_out or config.personalize.read_out or method(config.strategy.name).read_out
     prior = prior or config.personalize.prior
     if read_out not in READ_OUTS:
@@ -132,17 +133,17 @@ def personalise(
     if prior not in ("none", "em"):
         raise FedjetsError(f"--prior {prior}: no such correction; choose none or em")
     pictures = open_pictures(images, run.task.classes, run.task.shape)
-    chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, place))
-    gate = _gate(run, place)
+    chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
+    gate = _gate(run, where)
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
-    scores = gate_scores(gate.module if gate else None, embedding, run.num_experts, place)
+    scores = gate_scores(gate.module if gate else None, embedding, run.num_experts, where)
     chosen = _choose(run, scores, experts)
     unread = Personaliser(
         _card(run, chosen, scores, read_out, prior),
         run.common,
         gate,
-        {m: _held(run, f"expert.{m}", build_expert(config, run.common, run.task, m, run.init), place) for m in chosen},
-        place,
+        {m: _held(run, f"expert.{m}", build_expert(config, run.common, run.task, m, run.init), where) for m in chosen},
+        where,
     )
     probs, answered = unread._answer(chunks)
     card = unread.card.model_copy(update={"label_prior": tuple(em_prior(probs).clamp(0, 1).tolist())})

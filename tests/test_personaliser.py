@@ -1,7 +1,5 @@
 """A bundle's predictions are those of the run's own evaluation; a damaged or hostile bundle is one line."""
 
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
