@@ -69,6 +69,7 @@ def line_chart(
     curve: tuple[str, Sequence[float | None]],
     levels: Sequence[tuple[str, str, float]],
     show: Callable[[float], str],
+    mark: Callable[[float], str],
 ) -> Chart:
     """Return a curve over rounds and the levels it is to be compared with.
 
@@ -76,7 +77,8 @@ def line_chart(
         rounds: ascending.
         curve: its name and a value for each round; None leaves a gap.
         levels: (name, kind, value).
-        show: writes a value, on the axis and in the hits.
+        show: writes a value.
+        mark: writes a value on the axis.
     """
     name, values = curve
     known = [v for v in values if v is not None] + [value for *_, value in levels]
@@ -107,7 +109,7 @@ def line_chart(
         hits.append(Hit(round(places[i] - width / 2, 2), round(width, 2), f"round {rounds[i]}", facts))
     return Chart(
         x=_round_ticks(rounds, places),
-        y=tuple(Tick(height(t), show(t)) for t in ticks),
+        y=tuple(Tick(height(t), mark(t)) for t in ticks),
         lines=tuple(lines),
         hits=tuple(hits),
         legend=((name, "own"), *((n, kind) for n, kind, _ in levels)),
@@ -118,6 +120,7 @@ def column_chart(
     rounds: Sequence[int],
     layers: Sequence[tuple[str, str, Sequence[float]]],
     show: Callable[[float], str],
+    mark: Callable[[float], str],
     top: float | None = None,
 ) -> Chart:
     """Return stacked columns over rounds; where there are many, a column is the mean of neighbours.
@@ -126,6 +129,7 @@ def column_chart(
         rounds: ascending.
         layers: (name, kind, a value for each round), from the bottom.
         show: writes a value.
+        mark: writes a value on the axis.
         top: the axis's end; None: what fits.
     """
     step = -(-len(rounds) // MOST_COLUMNS)
@@ -151,7 +155,7 @@ def column_chart(
         facts = tuple((name, kind, show(value)) for (name, kind, _), value in zip(layers, column, strict=True))
         hits.append(Hit(round(left, 2), round(slot, 2), title, facts[::-1]))
     starts = [rounds[group[0]] for group in groups]
-    kept = tuple(Tick(round(100 * (1 - t / high), 2), show(t)) for t in ticks if t <= high * 1.0001)
+    kept = tuple(Tick(round(100 * (1 - t / high), 2), mark(t)) for t in ticks if t <= high * 1.0001)
     legend = tuple((name, kind) for name, kind, _ in layers)
     return Chart(_round_ticks(starts, places), kept, (), tuple(boxes), tuple(hits), legend)
 
@@ -168,7 +172,6 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def _round_ticks(rounds: Sequence[int], places: Sequence[float], wanted: int = 5) -> tuple[Tick, ...]:
-    """Label some of the rounds, the first and the last among them."""
-    count = min(wanted, len(rounds))
-    chosen = sorted({round(i * (len(rounds) - 1) / max(1, count - 1)) for i in range(count)})
-    return tuple(Tick(round(places[i], 2), str(rounds[i])) for i in chosen)
+    """Label evenly spaced rounds, the last among them."""
+    step = max(1, -(-(len(rounds) - 1) // (wanted - 1)))
+    return tuple(Tick(round(places[i], 2), str(rounds[i])) for i in range(len(rounds) - 1, -1, -step))

@@ -12,6 +12,11 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f}\N{NARROW NO-BREAK SPACE}%"
 
 
+def percent_mark(value: float) -> str:
+    """Return a share as an axis writes it: 0.8 as ``80 %``, 0.925 as ``92.5 %``."""
+    return f"{100 * value:.4g}\N{NARROW NO-BREAK SPACE}%"
+
+
 def kind(expert: int) -> str:
     """Return the class that colours an expert."""
     return f"c{expert % 8}"

@@ -55,7 +55,7 @@ def read_recorded(folder: Path) -> Recorded:
         results=summary if summary is not None else prepared | _so_far(settings, records),
         records=records,
         finished=summary is not None,
-        error=str(error.get("reason", "")),
+        error=str(error.get("reason", "")).strip(),
         progress=str((_read(folder / "progress.json") or {}).get("text", "")),
     )
 

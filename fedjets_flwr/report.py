@@ -18,6 +18,10 @@ from fedjets_flwr.recorded import Recorded, read_recorded
 from fedjets_flwr.samples import Samples, find_samples
 
 MOST_FAILURES = 200
+UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading"), "") | dict.fromkeys(
+    ("seed", "rounds", "best_accuracy", "best_round", "trained_parameters", "gate_collapsed", "versions", "privacy")
+)
+"""What the templates read of results and an unfinished run, or one of another version, may not tell."""
 CONTROLS = (
     ("common_expert", "common expert", "common expert alone", "level-common"),
     ("common_expert_em", "common expert + EM", "its outputs corrected by label shares that EM estimates", "level-em"),
@@ -53,7 +57,7 @@ def render(recorded: Recorded, samples: Samples) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(page_text, name) for name in page_text.__all__}
-    r = recorded.results
+    r = UNKNOWN | recorded.results
     return environment.get_template("report.html").render(
         run=recorded,
         results=r,
@@ -111,18 +115,20 @@ def _charts(recorded: Recorded) -> dict[str, Chart]:
         levels = [(name, kind, controls[key]) for key, name, _, kind in CONTROLS if controls.get(key) is not None]
         at = [record["round"] for record in evaluated]
         accuracy = [record["evaluation"]["accuracy"] for record in evaluated]
-        charts["accuracy"] = line_chart(at, (str(recorded.results["strategy"]), accuracy), levels, page_text.percent)
+        charts["accuracy"] = line_chart(
+            at, (str(recorded.results["strategy"]), accuracy), levels, page_text.percent, page_text.percent_mark
+        )
         loads = list(zip(*(record["evaluation"]["expert_load"] for record in evaluated), strict=True))
         if len(loads) > 1:
             layers = [(f"expert {m}", page_text.kind(m), load) for m, load in enumerate(loads)]
-            charts["load"] = column_chart(at, layers, page_text.percent, top=1.0)
+            charts["load"] = column_chart(at, layers, page_text.percent, page_text.percent_mark, top=1.0)
     if any(record["loss"] is not None for record in records):
         losses = [record["loss"] for record in records]
-        charts["loss"] = line_chart(rounds, ("training loss", losses), [], page_text.number)
+        charts["loss"] = line_chart(rounds, ("training loss", losses), [], page_text.number, page_text.number)
     if records:
         names = (("down", "bytes_down", "c0"), ("up", "bytes_up", "c1"), ("served", "bytes_served", "c2"))
         moved = [(name, kind, [record.get(key, 0) for record in records]) for name, key, kind in names]
-        charts["bytes"] = column_chart(rounds, moved, page_text.size)
+        charts["bytes"] = column_chart(rounds, moved, page_text.size, page_text.size)
     return charts
 
 

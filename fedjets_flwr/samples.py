@@ -66,16 +66,17 @@ def find_samples(recorded: Recorded) -> Samples:
         return Samples(why_none="The run is not finished: there are no final experts to ask.")
     if recorded.settings.get("data.name") == "image-folder":
         return Samples(why_none="None are shown: the images never leave the sites that hold them.")
+    clients = sorted(map(int, recorded.results.get("per_client_accuracy") or {}))
+    if not clients:
+        return Samples(why_none="None are shown: no unseen client has labels to tell right from wrong.")
     try:
-        run = open_run(recorded.folder)
-        return _samples(run, [int(client) for client in run.summary["per_client_accuracy"]])
+        return _samples(open_run(recorded.folder), clients)
     except FedjetsError as error:
         return Samples(why_none=f"None are shown: {error}")
 
 
 def _samples(run: FinishedRun, clients: list[int]) -> Samples:
-    asked = [clients[i * len(clients) // MOST_CLIENTS] for i in range(MOST_CLIENTS)]
-    asked = sorted(clients if len(clients) <= MOST_CLIENTS else asked)
+    asked = clients[:: -(-len(clients) // MOST_CLIENTS)]
     work = max(1, run.summary["flops_per_answer"] * len(asked))
     most = int(min(MOST_IMAGES, max(FEWEST_IMAGES, MOST_FLOPS / work)))
     read_out, whole = "", True
