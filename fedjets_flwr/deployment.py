@@ -86,6 +86,9 @@ class Deployment(SuperLink):
     def alive(self) -> bool:
         return self._superlink is not None and self._superlink.poll() is None
 
+    def hint(self) -> str:
+        return f" (its log: {self.log()})"
+
     def start_superlink(self) -> None:
         """Start the SuperLink, with the database of the one before it, if there was one.
 

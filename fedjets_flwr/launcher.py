@@ -57,6 +57,9 @@ class LocalFlower(SuperLink):
     def alive(self) -> bool:
         return self._superlink.poll() is None
 
+    def hint(self) -> str:
+        return f" (its log: {self._log})"
+
     def __enter__(self) -> "LocalFlower":
         try:
             return self._enter()

@@ -22,6 +22,8 @@ from fedjets_flwr.processes import flower_environment
 from fedjets_flwr.tracking import read_metrics
 
 APP_ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 120.0
+"""Seconds without an answer after which a SuperLink is given up."""
 APP_PARTS = ("fedjets_flwr", "client_app", "server_app", "strategies", "pyproject.toml", "LICENSE", "README.md")
 
 
@@ -41,6 +43,10 @@ class SuperLink:
     def alive(self) -> bool:
         """Return whether it may still answer."""
         return True
+
+    def hint(self) -> str:
+        """Return where to look when it does not answer."""
+        return ""
 
     def submit(self, config: Config, folder: Path, federation: str = "") -> "Launched":
         """Hand the app and its settings over.
@@ -124,7 +130,7 @@ class Launched:
 
     def watch(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield (what goes on before round 1, the records so far) until Flower calls the run finished."""
-        folder, polled, failures = self.folder, 0.0, 0
+        folder, polled, silent_since = self.folder, 0.0, 0.0
         read, records = -1, read_metrics(folder)
         while True:
             metrics = folder / "metrics.jsonl"
@@ -133,17 +139,18 @@ class Launched:
                 read, records = size, read_metrics(folder)
             yield _text(folder / "progress.json"), records
             ended = (folder / "summary.json").is_file() or (folder / "error.json").is_file()
-            if time.monotonic() - polled > (1 if ended else 15):
+            if time.monotonic() - polled > (1 if ended else 5 if silent_since else 15):
                 polled = time.monotonic()
                 try:
                     status = str(self.facts()["status"])
-                    failures = 0
+                    silent_since = 0.0
                 except (FedjetsError, subprocess.TimeoutExpired, LookupError):
-                    # A busy machine may miss an answer or two.
-                    failures += 1
-                    if failures > 5 or not self.superlink.alive():
+                    # A busy machine misses an answer or two, a network more.
+                    silent_since = silent_since or polled
+                    if time.monotonic() - silent_since > PATIENCE or not self.superlink.alive():
                         raise FedjetsError(
-                            f"Flower's SuperLink does not answer; see {folder / 'flower.log'}, or go on with --resume"
+                            f"the SuperLink {self.superlink.name} does not answer any more{self.superlink.hint()};"
+                            " when it is back, go on with --resume"
                         ) from None
                     continue
                 if status.startswith("finished"):
@@ -184,7 +191,8 @@ class Launched:
 
     def keep_log(self) -> None:
         """Write what the server logged to a file of the run folder."""
-        (self.folder / "run.log").write_text(without_announcements(self._log()))
+        if text := without_announcements(self._log()):
+            (self.folder / "run.log").write_text(text)
 
     def stop(self) -> None:
         """Ask Flower to stop the run."""
