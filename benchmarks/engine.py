@@ -1,0 +1,125 @@
+"""Runs of an app through the real Flower, ours or a stock one, measured round by round."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from benchmarks.paced import Paced, alive, descendants
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.launcher import LocalFlower, Resources
+from fedjets_flwr.superlink import stage_app, to_toml
+
+RIVALS = Path(__file__).parent / "rivals"
+STOCK = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "stock-fedavg"
+version = "0.1.0"
+description = "Flower's own FedAvg, state dicts as its quickstart sends them"
+license = "Apache-2.0"
+dependencies = []
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+[tool.flwr.app]
+publisher = "stock"
+[tool.flwr.app.components]
+serverapp = "stock_app:server"
+clientapp = "stock_app:client"
+[tool.flwr.app.config]
+"""
+
+
+class Engine(Paced):
+    """A simulation of its own: its server is paused between measurements, its idle nodes cost nothing.
+
+    Attributes:
+        started: when the command was given (monotonic seconds).
+    """
+
+    def __init__(self, flower: LocalFlower, lines: Path) -> None:
+        super().__init__(lines, self._servers, flower.alive)
+        self._flower, self._server, self.started = flower, 0, time.monotonic()
+
+    def processes(self) -> dict[int, str]:
+        """Return every process of this simulation by id."""
+        return descendants(self._flower._superlink.pid)
+
+    def _servers(self) -> list[int]:
+        return [self.server] if self.server else []
+
+    @property
+    def server(self) -> int:
+        """Process that runs the ServerApp and drives the simulation, 0 before it is there."""
+        if not self._server:
+            found = (pid for pid, command in self.processes().items() if "flwr-simulation" in command)
+            self._server = next(found, 0)
+        return self._server
+
+    @property
+    def nodes(self) -> list[int]:
+        """Processes that run the ClientApp."""
+        return [pid for pid, command in self.processes().items() if command.startswith("ray::ClientAppActor")]
+
+
+@contextmanager
+def ours(config: Config, resources: Resources, extra: Mapping[str, Path] | None = None) -> Iterator[Engine]:
+    """Run this app as ``fedjets run`` does; ``extra`` are files added to the app, by their place in it."""
+    (config.run_dir / "app").mkdir(parents=True)
+    app = stage_app(config.run_dir / "app" / "fedjets-flwr")
+    for place, source in (extra or {}).items():
+        shutil.copy(source, app / place)
+    yield from _run(app, config.flat(), resources, config.run_dir / "metrics.jsonl")
+
+
+@contextmanager
+def stock(folder: Path, settings: Mapping[str, Scalar], resources: Resources) -> Iterator[Engine]:
+    """Run Flower's own FedAvg (``rivals/stock_app.py``) with these settings."""
+    app, lines = folder / "app" / "stock-fedavg", folder / "lines.jsonl"
+    app.mkdir(parents=True)
+    settings = {**settings, "lines": str(lines)}
+    (app / "pyproject.toml").write_text(STOCK + to_toml(settings))
+    shutil.copy(RIVALS / "stock_app.py", app)
+    yield from _run(app, settings, resources, lines)
+
+
+def _run(app: Path, settings: Mapping[str, Scalar], resources: Resources, lines: Path) -> Iterator[Engine]:
+    chosen = app.parent / "settings.toml"
+    chosen.write_text(to_toml(settings))
+    begun = time.monotonic()
+    leftover: Iterable[int] = ()
+    try:
+        with LocalFlower(app.parent / "flower.log") as flower:
+            reply = flower.cli(
+                "run", str(app), "own", "--run-config", str(chosen),
+                "--federation-config", resources.federation_config(), "--format", "json",
+            )  # fmt: skip
+            engine = Engine(flower, lines)
+            engine.started = begun
+            try:
+                yield engine
+            except Exception:
+                engine.resume()
+                print(flower.call("log", str(reply["run-id"]), "own", "--show").stdout[-3000:])
+                raise
+            finally:
+                engine.resume()
+                leftover = engine.processes()
+    finally:
+        end(leftover)
+
+
+def end(pids: Iterable[int], seconds: float = 10.0) -> None:
+    """Wait for processes that lost their parent to end, then end them."""
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in pids:
+        if alive(pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

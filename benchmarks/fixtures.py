@@ -1,0 +1,43 @@
+"""What benchmarks run on: settings, and a common expert of random weights, whose speed is that of a trained one."""
+
+import tomllib
+from pathlib import Path
+
+from benchmarks.outcome import Plan
+from fedjets_flwr.cli import absolute_paths
+from fedjets_flwr.config import Config, Scalar, flatten
+from fedjets_flwr.data.clients import open_dataset
+from fedjets_flwr.models.architectures import build
+from fedjets_flwr.models.common import CommonExpert, freeze
+from fedjets_flwr.models.experts import configured_architecture
+from fedjets_flwr.pretraining import save_common_expert
+
+PRESETS = Path(__file__).parent.parent / "configs"
+ENDLESS: dict[str, Scalar] = {
+    # The benchmark ends a run when it has seen enough; nothing but rounds happens until then.
+    "run.rounds": 1_000_000,
+    "run.evaluate-every": 1_000_000,
+    "run.checkpoint-every": 1_000_000,
+}
+
+
+def settings(plan: Plan, name: str, changes: dict[str, Scalar], preset: str = "") -> Config:
+    """Return the settings of a benchmark's run below ``plan.scratch``, with a common expert of random weights."""
+    flat: dict[str, Scalar] = {}
+    if preset:
+        flat |= dict(flatten(tomllib.loads((PRESETS / f"{preset}.toml").read_text())))
+    flat |= ENDLESS | {"run.name": name, "run.output-dir": str(plan.scratch)}
+    flat |= {"run.cache-dir": str(plan.scratch / "cache")} | changes
+    config = Config.from_flat(absolute_paths(flat))
+    path = plan.scratch / f"common-{config.data.name}-{config.model.name}.safetensors"
+    if not path.is_file():
+        random_common_expert(config, path)
+    return Config.from_flat({**config.flat(), "common-expert.path": str(path)})
+
+
+def random_common_expert(config: Config, path: Path) -> None:
+    """Write a common expert of the configured architecture that was never trained."""
+    dataset = open_dataset(config)
+    architecture = configured_architecture(config, dataset)
+    model = freeze(build(architecture, 0))
+    save_common_expert(CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.1), path)

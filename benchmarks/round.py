@@ -1,0 +1,192 @@
+"""Seconds of a round of `configs/cifar10-laptop.toml` through Flower, against a bare PyTorch loop of the same training.
+
+The bare loop trains the same list of (client, expert, batch) with the same optimiser in one process that has all cores:
+no server, no routing, no averaging, no messages. It is tried with one torch thread on each of a pool of threads, and
+with all cores in each operation; the faster counts. `head` is the preset (linear experts over cached features, where a
+round lasts as long as Flower polls), `all` the same with whole experts, where training dominates.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.engine import ours
+from benchmarks.fixtures import settings
+from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, matmul_peak, ratios
+from client_app.site import Site
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
+from fedjets_flwr.launcher import Resources
+from fedjets_flwr.models.common import load_common_expert
+from fedjets_flwr.models.experts import build_configured_gate, build_expert
+
+VARIANTS: dict[str, dict[str, Scalar]] = {
+    "head": {},
+    "all": {"moe.trainable": "all", "moe.init": "random", "train.lr": 0.05},
+}
+LIMITS = {"all": 1.15}
+
+
+@dataclass
+class Work:
+    """What one client trains in a round: its data and the experts that it holds."""
+
+    site: Site
+    client: int
+    experts: int
+    anchor: bool
+
+
+class Worker:
+    """Models of one thread, made once and overwritten for each client."""
+
+    def __init__(self, site: Site) -> None:
+        c = site.config
+        self.experts = [build_expert(c, site.common, site.dataset, 0, c.moe.init) for _ in range(c.moe.top_k)]
+        self.start = [[p.detach().clone() for p in expert.parameters()] for expert in self.experts]
+        self.gate = build_configured_gate(c, site.common, c.moe.experts)
+        self.gate_start = [p.detach().clone() for p in self.gate.parameters()]
+
+    def train(self, work: Work) -> None:
+        """Do one client's local epochs."""
+        site, c = work.site, work.site.config
+        local, experts = site.local(work.client), self.experts[: work.experts]
+        for expert, start in zip(experts, self.start, strict=False):
+            _load(expert, start)
+        _load(self.gate, self.gate_start)
+        optimizers = [
+            torch.optim.SGD(m.parameters(), lr=c.train.lr, momentum=c.train.momentum, foreach=True) for m in experts
+        ]
+        optimizers.append(torch.optim.SGD(self.gate.parameters(), lr=c.gate.lr, foreach=True))
+        inputs = site.inputs(local)
+        for model in [*experts, self.gate]:
+            model.train()
+        for rows in torch.randperm(len(local)).split(c.train.batch_size):
+            loss = self._loss(c, experts, inputs(rows), local.embedding[rows], local.labels[rows], work.anchor)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    def _loss(
+        self, c: Config, experts: list[nn.Sequential], x: Tensor, embedding: Tensor, labels: Tensor, anchor: bool
+    ) -> Tensor:
+        if anchor:
+            return F.cross_entropy(experts[0](x), labels) + anchor_gate_loss(self.gate(embedding), 0)
+        weights = chosen_weights(scores(self.gate(embedding)), list(range(len(experts))), c.moe.renormalise)
+        return mixture_loss(torch.stack([expert(x) for expert in experts]), weights, labels, c.moe.mix, 0.0)
+
+
+def measure(plan: Plan) -> Outcome:
+    """Alternate blocks of engine rounds with the bare loop over the same jobs, for both variants."""
+    outcome = Outcome("round", (__doc__ or "").strip())
+    peak = matmul_peak()
+    outcome.facts["matrix-product peak of all cores, GFLOP/s"] = round(peak / 1e9, 1)
+    for name, changes in VARIANTS.items():
+        measured, flops, mode = _variant(plan, name, dict(changes))
+        engine, bare = measured
+        outcome.samples[f"{name}: engine, s a round"] = Samples(tuple(engine))
+        outcome.samples[f"{name}: bare loop, s a round"] = Samples(tuple(bare))
+        over = [a - b for a, b in zip(engine, bare, strict=True)]
+        outcome.samples[f"{name}: engine - bare loop, s"] = Samples(tuple(over))
+        outcome.samples[f"{name}: share of the peak, engine"] = Samples(tuple(flops / s / peak for s in engine))
+        outcome.samples[f"{name}: share of the peak, bare loop"] = Samples(tuple(flops / s / peak for s in bare))
+        outcome.facts[f"{name}: GFLOP of training in a round"] = round(flops / 1e9, 2)
+        outcome.facts[f"{name}: bare loop's faster setting"] = mode
+        if name in LIMITS:
+            outcome.bounds.append(Bound(f"{name}: engine / bare loop", ratios(engine, bare), LIMITS[name]))
+        else:
+            outcome.bounds.append(Bound(f"{name}: engine - bare loop", Samples(tuple(over)), 0.30, "s a round"))
+            outcome.samples[f"{name}: engine / bare loop"] = ratios(engine, bare)
+    return outcome
+
+
+def _variant(plan: Plan, name: str, changes: dict[str, Scalar]) -> tuple[tuple[list[float], list[float]], int, str]:
+    if plan.quick:
+        changes |= {"partition.samples-per-client": 64, "partition.clients": 12}
+    config = settings(plan, name, changes, "cifar10-laptop")
+    torch.manual_seed(0)
+    site = Site(config, load_common_expert(Path(config.common_expert.path)))
+    block = 1 if plan.quick else {"head": 20, "all": 1}[name]
+    with ExitStack() as stack:
+        engine = stack.enter_context(ours(config, Resources()))
+        engine.rounds(2 if plan.quick else 3, seconds=600)
+        bare = Bare(site)
+        mode = bare.choose(_jobs(site, engine.records[-1]["cohort"]))
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(plan.rounds):
+            seconds[0].append(sum(engine.rounds(block)) / block)
+            cohorts = [record["cohort"] for record in engine.records[-block:]]
+            seconds[1].append(sum(bare.round(_jobs(site, cohort)) for cohort in cohorts) / block)
+        flops = bare.flops(_jobs(site, cohorts[-1]))
+    return seconds, flops, mode
+
+
+class Bare:
+    """The loop without a server."""
+
+    def __init__(self, site: Site) -> None:
+        self._workers = [Worker(site) for _ in range(cores())]
+        self._pooled = True
+
+    def choose(self, jobs: list[Work]) -> str:
+        """Take the faster of a pool of threads and threads within operations; say which."""
+        seconds = {}
+        for self._pooled in (True, False):
+            self.round(jobs)
+            seconds[self._pooled] = min(self.round(jobs) for _ in range(3))
+        self._pooled = seconds[True] < seconds[False]
+        names = {True: f"{cores()} threads, one torch thread each", False: f"one loop, {cores()} torch threads"}
+        return names[self._pooled]
+
+    def round(self, jobs: list[Work]) -> float:
+        """Train all jobs; return the seconds."""
+        torch.set_num_threads(1 if self._pooled else cores())
+        for job in jobs:
+            job.site.local(job.client)
+        begun = time.perf_counter()
+        if self._pooled:
+            shares = _balanced(jobs, len(self._workers))
+            with ThreadPoolExecutor(len(self._workers)) as pool:
+                list(pool.map(_work_off, self._workers, shares))
+        else:
+            _work_off(self._workers[0], jobs)
+        return time.perf_counter() - begun
+
+    def flops(self, jobs: list[Work]) -> int:
+        """Return the floating-point operations of the training of ``jobs``."""
+        with FlopCounterMode(display=False) as counter:
+            _work_off(self._workers[0], jobs)
+        return int(counter.get_total_flops())
+
+
+def _work_off(worker: Worker, jobs: list[Work]) -> None:
+    for job in jobs:
+        worker.train(job)
+
+
+def _balanced(jobs: list[Work], count: int) -> list[list[Work]]:
+    """Hand jobs out, the longest first, each to whoever has least."""
+    shares: list[list[Work]] = [[] for _ in range(count)]
+    for job in sorted(jobs, key=lambda j: -j.experts):
+        min(shares, key=lambda share: sum(j.experts for j in share)).append(job)
+    return shares
+
+
+def _jobs(site: Site, cohort: list[int]) -> list[Work]:
+    anchors = site.config.num_anchors
+    return [Work(site, c, 1 if c < anchors else site.config.moe.top_k, c < anchors) for c in cohort]
+
+
+@torch.no_grad()
+def _load(model: nn.Module, values: list[Tensor]) -> None:
+    for parameter, value in zip(model.parameters(), values, strict=True):
+        parameter.copy_(value)
