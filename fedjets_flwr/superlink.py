@@ -137,6 +137,7 @@ class Launched:
             size = metrics.stat().st_size if metrics.is_file() else 0
             if size != read:
                 read, records = size, read_metrics(folder)
+                polled = time.monotonic()  # it lives: no need to ask, which takes a second of a core
             yield _text(folder / "progress.json"), records
             ended = (folder / "summary.json").is_file() or (folder / "error.json").is_file()
             if time.monotonic() - polled > (1 if ended else 5 if silent_since else 15):
