@@ -44,10 +44,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Hit:
-    """An upright strip that tells its numbers when pointed at."""
+    """An upright strip that tells the numbers at ``at``, a place within it, when pointed at."""
 
     left: float
     width: float
+    at: float
     title: str
     facts: tuple[tuple[str, str, str], ...]
 
@@ -105,8 +106,10 @@ def line_chart(
     for i in range(0, len(rounds), step):
         value = values[i]
         facts = ((name, "own", "–" if value is None else show(value)), *((n, k, show(v)) for n, k, v in levels))
-        width = 100 * step / max(1, len(rounds) - 1)
-        hits.append(Hit(round(places[i] - width / 2, 2), round(width, 2), f"round {rounds[i]}", facts))
+        half = 50 * step / max(1, len(rounds) - 1)
+        left, right = max(0.0, places[i] - half), min(100.0, places[i] + half)
+        at = 100 * (places[i] - left) / (right - left)
+        hits.append(Hit(round(left, 2), round(right - left, 2), round(at, 2), f"round {rounds[i]}", facts))
     return Chart(
         x=_round_ticks(rounds, places),
         y=tuple(Tick(height(t), mark(t)) for t in ticks),
@@ -153,7 +156,7 @@ def column_chart(
         first, last = rounds[group[0]], rounds[group[-1]]
         title = f"round {first}" if first == last else f"rounds {first} to {last}, mean"
         facts = tuple((name, kind, show(value)) for (name, kind, _), value in zip(layers, column, strict=True))
-        hits.append(Hit(round(left, 2), round(slot, 2), title, facts[::-1]))
+        hits.append(Hit(round(left, 2), round(slot, 2), 50.0, title, facts[::-1]))
     starts = [rounds[group[0]] for group in groups]
     kept = tuple(Tick(round(100 * (1 - t / high), 2), mark(t)) for t in ticks if t <= high * 1.0001)
     legend = tuple((name, kind) for name, kind, _ in layers)

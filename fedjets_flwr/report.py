@@ -23,7 +23,7 @@ UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading"), "") 
 )
 """What the templates read of results and an unfinished run, or one of another version, may not tell."""
 CONTROLS = (
-    ("common_expert", "common expert", "common expert alone", "level-common"),
+    ("common_expert", "common expert", "what every client starts with, alone", "level-common"),
     ("common_expert_em", "common expert + EM", "its outputs corrected by label shares that EM estimates", "level-em"),
     ("common_expert_masked", "classes known", "a bound: the common expert, told which classes occur", "level-bound"),
 )

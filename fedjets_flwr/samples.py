@@ -116,9 +116,13 @@ def _client(config: Config, client: int) -> ClientData:
 def _in_turn(
     run: FinishedRun, answered: Mapping[int, tuple[ClientData, Predictions]], read_out: str, wanted: bool
 ) -> Iterator[Sample]:
-    """Yield right or wrong answers, one of each client in turn."""
+    """Yield right or wrong answers, one of each client in turn, and no image twice: clients may share some."""
+    seen: set[str] = set()
     for row in zip_longest(*(_of_client(run, *pair, read_out, wanted) for pair in answered.values())):
-        yield from (sample for sample in row if sample is not None)
+        for sample in row:
+            if sample is not None and sample.image not in seen:
+                seen.add(sample.image)
+                yield sample
 
 
 def _of_client(

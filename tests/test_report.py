@@ -174,7 +174,7 @@ def test_one_model_has_no_experts_to_tell_apart(tmp_path: Path, monkeypatch: pyt
     run_in_process(tmp_path, monkeypatch, **TINY, strategy__name="fedavg")
     shown = page(tmp_path / "runs" / "tiny")
     assert "The model" in shown.text and "Who answers" not in shown.text
-    assert len(shown.images()) > 6
+    assert len(shown.images()) > 6 and "Images and their answers" in shown.text
 
 
 def test_privacy_is_told_if_on(folder: Path) -> None:
