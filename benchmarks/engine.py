@@ -46,6 +46,11 @@ class Engine(Paced):
         super().__init__(lines, self._servers, flower.alive)
         self._flower, self._server, self.started = flower, 0, time.monotonic()
 
+    @property
+    def running(self) -> bool:
+        """Whether Flower still runs."""
+        return self._flower.alive()
+
     def processes(self) -> dict[int, str]:
         """Return every process of this simulation by id."""
         return descendants(self._flower._superlink.pid)

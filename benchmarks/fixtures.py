@@ -7,7 +7,7 @@ from benchmarks.outcome import Plan
 from fedjets_flwr.cli import absolute_paths
 from fedjets_flwr.config import Config, Scalar, flatten
 from fedjets_flwr.data.clients import open_dataset
-from fedjets_flwr.models.architectures import build
+from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common import CommonExpert, freeze
 from fedjets_flwr.models.experts import configured_architecture
 from fedjets_flwr.pretraining import save_common_expert
@@ -35,9 +35,9 @@ def settings(plan: Plan, name: str, changes: dict[str, Scalar], preset: str = ""
     return Config.from_flat({**config.flat(), "common-expert.path": str(path)})
 
 
-def random_common_expert(config: Config, path: Path) -> None:
-    """Write a common expert of the configured architecture that was never trained."""
+def random_common_expert(config: Config, path: Path, architecture: Architecture | None = None) -> None:
+    """Write a common expert that was never trained, of the configured architecture unless another is named."""
     dataset = open_dataset(config)
-    architecture = configured_architecture(config, dataset)
+    architecture = architecture or configured_architecture(config, dataset)
     model = freeze(build(architecture, 0))
     save_common_expert(CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.1), path)

@@ -6,8 +6,6 @@ with all cores in each operation; the faster counts. `head` is the preset (linea
 round lasts as long as Flower polls), `all` the same with whole experts, where training dominates.
 """
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bare import BareLoop
 from benchmarks.engine import ours
 from benchmarks.fixtures import settings
-from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, matmul_peak, ratios
+from benchmarks.outcome import Bound, Outcome, Plan, Samples, matmul_peak, ratios
 from client_app.site import Site
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
@@ -119,70 +118,22 @@ def _variant(plan: Plan, name: str, changes: dict[str, Scalar]) -> tuple[tuple[l
     with ExitStack() as stack:
         engine = stack.enter_context(ours(config, Resources()))
         engine.rounds(2 if plan.quick else 3, seconds=600)
-        bare = Bare(site)
-        mode = bare.choose(_jobs(site, engine.records[-1]["cohort"]))
+        bare = BareLoop(lambda: Worker(site), Worker.train, lambda job: job.experts)
+        bare.choose(_jobs(site, engine.records[-1]["cohort"]))
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(plan.rounds):
             seconds[0].append(sum(engine.rounds(block)) / block)
             cohorts = [record["cohort"] for record in engine.records[-block:]]
             seconds[1].append(sum(bare.round(_jobs(site, cohort)) for cohort in cohorts) / block)
-        flops = bare.flops(_jobs(site, cohorts[-1]))
-    return seconds, flops, mode
-
-
-class Bare:
-    """The loop without a server."""
-
-    def __init__(self, site: Site) -> None:
-        self._workers = [Worker(site) for _ in range(cores())]
-        self._pooled = True
-
-    def choose(self, jobs: list[Work]) -> str:
-        """Take the faster of a pool of threads and threads within operations; say which."""
-        seconds = {}
-        for self._pooled in (True, False):
-            self.round(jobs)
-            seconds[self._pooled] = min(self.round(jobs) for _ in range(3))
-        self._pooled = seconds[True] < seconds[False]
-        names = {True: f"{cores()} threads, one torch thread each", False: f"one loop, {cores()} torch threads"}
-        return names[self._pooled]
-
-    def round(self, jobs: list[Work]) -> float:
-        """Train all jobs; return the seconds."""
-        torch.set_num_threads(1 if self._pooled else cores())
-        for job in jobs:
-            job.site.local(job.client)
-        begun = time.perf_counter()
-        if self._pooled:
-            shares = _balanced(jobs, len(self._workers))
-            with ThreadPoolExecutor(len(self._workers)) as pool:
-                list(pool.map(_work_off, self._workers, shares))
-        else:
-            _work_off(self._workers[0], jobs)
-        return time.perf_counter() - begun
-
-    def flops(self, jobs: list[Work]) -> int:
-        """Return the floating-point operations of the training of ``jobs``."""
         with FlopCounterMode(display=False) as counter:
-            _work_off(self._workers[0], jobs)
-        return int(counter.get_total_flops())
-
-
-def _work_off(worker: Worker, jobs: list[Work]) -> None:
-    for job in jobs:
-        worker.train(job)
-
-
-def _balanced(jobs: list[Work], count: int) -> list[list[Work]]:
-    """Hand jobs out, the longest first, each to whoever has least."""
-    shares: list[list[Work]] = [[] for _ in range(count)]
-    for job in sorted(jobs, key=lambda j: -j.experts):
-        min(shares, key=lambda share: sum(j.experts for j in share)).append(job)
-    return shares
+            bare.alone(_jobs(site, cohorts[-1]))
+    return seconds, int(counter.get_total_flops()), bare.mode
 
 
 def _jobs(site: Site, cohort: list[int]) -> list[Work]:
     anchors = site.config.num_anchors
+    for client in cohort:
+        site.local(client)  # data are read before the clock runs
     return [Work(site, c, 1 if c < anchors else site.config.moe.top_k, c < anchors) for c in cohort]
 
 

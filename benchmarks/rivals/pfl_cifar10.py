@@ -5,6 +5,7 @@ users of 50 images, cohort 50, batch 10, SGD 0.1, 2-convolution CNN. Under torch
 
     python pfl_cifar10.py DATA LINES TORCH-THREADS CHANNELS-LAST
 """
+# mypy: ignore-errors
 
 import json
 import os
@@ -36,7 +37,7 @@ class Line(TrainingProcessCallback):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):  # type: ignore[no-untyped-def]
+    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
         """Tell that an iteration is over."""
         if os.environ.get("RANK", "0") == "0":
             with self._path.open("a") as file:
@@ -44,14 +45,14 @@ class Line(TrainingProcessCallback):
         return False, Metrics()
 
 
-def loss(self, inputs, targets, eval=False):  # type: ignore[no-untyped-def]
+def loss(self, inputs, targets, eval=False):
     """Cross entropy, as pfl's models define it."""
     self.eval() if eval else self.train()
     return F.cross_entropy(self(inputs), targets)
 
 
 @torch.no_grad()
-def metrics(self, inputs, targets, eval=True):  # type: ignore[no-untyped-def]
+def metrics(self, inputs, targets, eval=True):
     """Loss and accuracy, as pfl's models define them; never asked for here."""
     self.eval() if eval else self.train()
     right = (self(inputs).argmax(1) == targets).float().sum().item()
@@ -72,7 +73,7 @@ def main(folder: str, lines: str, threads: str, channels_last: str) -> None:
         nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
         nn.Flatten(), nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
     )  # fmt: skip
-    net.loss, net.metrics = types.MethodType(loss, net), types.MethodType(metrics, net)  # type: ignore[assignment]
+    net.loss, net.metrics = types.MethodType(loss, net), types.MethodType(metrics, net)
     model = PyTorchModel(net, torch.optim.SGD, torch.optim.SGD(net.parameters(), 1.0))
     data = FederatedDataset.from_slices(users, get_user_sampler("random", range(USERS)))
     FederatedAveraging().run(
