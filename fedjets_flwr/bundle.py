@@ -108,6 +108,12 @@ def expert_file(expert: int) -> str:
     return f"expert-{expert}.safetensors"
 
 
+def check_free(folder: Path) -> None:
+    """Raise FedjetsError if a bundle cannot be written there without a loss."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FedjetsError(f"{folder}: there is something already; remove it, or name another --output")
+
+
 def write_bundle(folder: Path, card: Card, files: Mapping[str, bytes]) -> Card:
     """Write a bundle in one step and return its card with the digests of ``files``.
 
@@ -117,8 +123,7 @@ def write_bundle(folder: Path, card: Card, files: Mapping[str, bytes]) -> Card:
     card = card.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FedjetsError(f"{folder}: there is something already; remove it, or name another --output")
+        check_free(folder)
         temporary.mkdir(parents=True)
         for name, data in files.items():
             (temporary / name).write_bytes(data)
@@ -139,7 +144,8 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, bytes]]:
     """
     card = _read_card(folder / CARD)
     if set(card.sha256) - {PREDICTIONS} != set(card.weights):
-        raise FedjetsError(f"{folder / CARD}: damaged (sha256: not the files {', '.join(card.weights)})")
+        wanted = ", ".join(card.weights)
+        raise FedjetsError(f"{folder / CARD}: damaged, or of another version (sha256: not the files {wanted})")
     files = {name: _read(folder / name) for name in card.sha256}
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != card.sha256[name]:
@@ -181,7 +187,7 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
     try:
         tensors = _tensors(data)
         common = common_expert_of(_metadata(data), tensors)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
     found, wanted = common.architecture, card.architecture
     if card.trainable == "all":  # a whole expert is of any architecture
@@ -224,7 +230,7 @@ def _filled(make: Callable[[], nn.Sequential], data: bytes, path: Path) -> nn.Se
         if differing := set(expected.items()) ^ set(found.items()):
             raise ValueError(f"{min(name for name, _ in differing)} does not fit {CARD}")
         module.load_state_dict(tensors, assign=True)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not the weights of this model ({_line(error)})") from None
     return module.eval().requires_grad_(False)
 

@@ -260,12 +260,14 @@ def personalize(
     device: DeviceOption = "cpu",
 ) -> None:
     """Give a site its own model: the experts of a finished run that suit its unlabelled images."""
+    from fedjets_flwr.bundle import check_free
     from fedjets_flwr.finished import open_run
     from fedjets_flwr.personal_view import show_personalised
     from fedjets_flwr.personaliser import personalise
 
-    made = personalise(open_run(run), images, experts, read_out, prior, device)
     folder = output or Path("bundles") / f"{run.absolute().name}-{images.absolute().name}"
+    check_free(folder)
+    made = personalise(open_run(run), images, experts, read_out, prior, device)
     made.save(folder)
     show_personalised(made, folder, console)
 

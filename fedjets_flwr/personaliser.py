@@ -174,11 +174,11 @@ def _gate(run: FinishedRun, device: torch.device) -> FlatModel | None:
 
 
 def _held(run: FinishedRun, name: str, module: nn.Module, device: torch.device) -> FlatModel:
-    """Return a model that holds a vector of the run's checkpoint."""
+    """Return a model that holds a vector of the run's checkpoint, rounded as it was for the run's own sites."""
     model, vector = FlatModel(module.to(device).eval().requires_grad_(False)), run.vectors.get(name)
     if vector is None or vector.shape != model.vector.shape:
         raise FedjetsError(f"{run.folder / 'checkpoints'}: {name} does not fit config.json; the run is damaged")
-    model.load(vector)
+    model.load(vector.to(getattr(torch, run.config.transport.dtype)))
     return model
 
 

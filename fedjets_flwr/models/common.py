@@ -4,6 +4,7 @@ Stored as safetensors; the metadata says what it is, so that a file is enough to
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
@@ -78,7 +79,7 @@ def load_common_expert(path: Path) -> CommonExpert:
             metadata: Mapping[str, str] = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
         return common_expert_of(metadata, tensors)
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
         raise FedjetsError(
             f"common-expert.path = {str(path)!r}: not a common expert ({str(error).splitlines()[0]});"
             " make one with `fedjets pretrain`"
@@ -89,17 +90,21 @@ def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
     """Return the common expert of a safetensors file's metadata and tensors.
 
     Raises:
-        KeyError, ValueError, RuntimeError: they do not describe one, or do not fit each other.
+        KeyError, ValueError, ArithmeticError, RuntimeError: they do not describe one, or do not fit each other.
     """
     architecture, tensors = _architecture(metadata, tensors), _stage_names(tensors)
     with torch.device("meta"):  # no memory for a size that the file only claims
         expected = _shapes(build(architecture, 0).state_dict())
     if differing := set(expected.items()) ^ set(_shapes(tensors).items()):
         raise KeyError(min(name for name, _ in differing))
+    if not all(t.is_floating_point() for name, t in tensors.items() if not name.endswith("num_batches_tracked")):
+        raise ValueError("weights that are no floats")
     model = build(architecture, 0)
     model.load_state_dict(tensors, strict=False)
     mean, std = (tuple(map(float, metadata[key].split(","))) for key in ("mean", "std"))
-    if not len(mean) == len(std) == architecture.channels:
+    if not len(mean) == len(std) == architecture.channels or not all(
+        map(math.isfinite, [*mean, *(1 / s for s in std)])
+    ):
         raise ValueError("mean and std need one number per channel")
     accuracy = float(metadata["test_accuracy"])
     accuracy = accuracy / 100 if accuracy > 1 else accuracy

@@ -1,0 +1,115 @@
+"""The exported graph gives the bundle's answers, for any batch, with every read-out, prior and kind of expert."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedjets_flwr import onnx_export
+from fedjets_flwr.data.clients import open_client
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.finished import FinishedRun
+from fedjets_flwr.onnx_export import export_onnx
+from fedjets_flwr.personaliser import Personaliser, personalise
+from tests.personal import finish
+from tests.test_personaliser import call
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    return finish(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def pixels(run: FinishedRun) -> torch.Tensor:
+    return open_client(run.config, 8).images.pixels
+
+
+def answers(path: Path, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    probabilities, experts = session.run(["probabilities", "expert"], {"images": pixels.numpy()})
+    return probabilities, experts
+
+
+def check(made: Personaliser, path: Path, pixels: torch.Tensor) -> None:
+    assert export_onnx(made, path, pixels) <= 1e-4
+    for batch in (pixels[:1], pixels[:7], pixels):
+        wanted = made.predict(batch)
+        probabilities, experts = answers(path, batch)
+        np.testing.assert_allclose(probabilities, wanted.probabilities.numpy(), atol=1e-4)
+        assert experts.tolist() == wanted.experts.tolist()
+
+
+@pytest.mark.parametrize("reading", ["top-1/none", "mixture/em", "blend/em", "mean/none"])
+def test_every_reading(run: FinishedRun, pixels: torch.Tensor, tmp_path: Path, reading: str) -> None:
+    read_out, prior = reading.split("/")
+    made = personalise(run, pixels, experts=3, read_out=read_out, prior=prior)
+    check(made, tmp_path / "model.onnx", pixels)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"moe__trainable": "stage", "model__name": "resnet8"},
+        {"moe__trainable": "head", "common_expert__embedding": "logits"},
+        {"strategy__name": "ensembles"},
+    ],
+    ids=["stage", "head", "no-gate"],
+)
+def test_every_kind_of_expert(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: Any) -> None:
+    run = finish(tmp_path_factory, **changes)
+    pixels = open_client(run.config, 8).images.pixels
+    personalise(run, pixels).save(tmp_path / "bundle")
+    check(Personaliser.load(tmp_path / "bundle"), tmp_path / "model.onnx", pixels)
+
+
+def test_the_command_writes_a_graph_that_says_what_it_is(
+    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    made = personalise(run, pixels)
+    made.save(tmp_path / "bundle")
+    path = tmp_path / "deep" / "model.onnx"
+    assert call(monkeypatch, "export", tmp_path / "bundle", "--onnx", path) == 0
+    shown = capfd.readouterr()
+    assert shown.out.startswith(str(path))
+    assert shown.err == ""
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(path)
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["classes"]) == [str(digit) for digit in range(10)]
+    assert json.loads(told["image_shape"]) == [1, 8, 8]
+    assert "8 x 8 pixels" in told["preprocessing"]
+    (images,) = session.get_inputs()
+    assert images.type == "tensor(uint8)"
+    assert images.shape[1:] == [1, 8, 8]
+
+
+def test_a_graph_that_answers_otherwise_is_not_kept(
+    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(onnx_export.Graph):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            read, experts = super().forward(images)
+            return read * 0.999, experts
+
+    monkeypatch.setattr(onnx_export, "Graph", Wrong)
+    with pytest.raises(FedjetsError, match="not written; onnxruntime's probabilities differ from PyTorch's by"):
+        export_onnx(personalise(run, pixels), tmp_path / "model.onnx", pixels)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxscript"])
+def test_a_missing_extra_is_one_line(
+    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(FedjetsError, match=rf"--onnx: {name} is not installed; pip install 'fedjets-flwr\[onnx\]'"):
+        export_onnx(personalise(run, pixels), tmp_path / "model.onnx")
