@@ -1,0 +1,116 @@
+"""A round on real daemons: seconds and bytes of ours and of the same round done naively, on one machine over TLS.
+
+Both run on the same deployment, six training sites and two unseen ones with image folders of the bundled digits, one
+after the other. Naive is stock Flower's FedAvg over all experts (``rivals/naive_deployed.py``). Alone:
+``python -m benchmarks.deploy_round``.
+"""
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.outcome import Bound, Outcome, Plan, Samples, machine, ratios
+from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.deployment import NAME, Deployment
+from fedjets_flwr.models.common import load_common_expert
+from fedjets_flwr.models.experts import gate_inputs
+from fedjets_flwr.rehearsal import as_sites
+from fedjets_flwr.superlink import Launched, to_toml
+from fedjets_flwr.tracking import read_metrics
+
+SITES, UNSEEN = 6, 2
+SETTINGS: dict[str, Scalar] = {
+    "run.name": "ours", "run.evaluate-every": 1, "run.checkpoint-every": 1000,
+    "partition.clients": SITES, "partition.unseen-clients": UNSEEN, "cohort.normals": 1,
+}  # fmt: skip
+
+
+def measure(plan: Plan) -> Outcome:
+    """Return seconds and bytes of a round, ours and naive."""
+    flat = SETTINGS | {"run.rounds": plan.rounds, "run.output-dir": str(plan.scratch / "runs")}
+    flat |= {"run.cache-dir": str(plan.scratch / "cache"), "moe.trainable": "head" if plan.quick else "all"}
+    config, sites = as_sites(Config.from_flat(flat), plan.scratch / "sites", Console(quiet=True))
+    with Deployment(plan.scratch / "daemons", sites) as deployment:
+        deployment.wait_for_sites(300)
+        launched = deployment.submit(config, config.run_dir)
+        ours_total = finish(launched)
+        records = read_metrics(config.run_dir)
+        ours = [record["seconds"]["round"] - record["seconds"].get("inspect", 0.0) for record in records]
+        launched, lines = submit_naive(deployment, config, plan)
+        naive_total = finish(launched)
+    stamps = [json.loads(line) for line in lines.read_text().splitlines()]
+    naive = [b["time"] - a["time"] for a, b in zip(stamps, stamps[1:], strict=False)]
+    return Outcome(
+        "deploy-round",
+        f"One round of {SITES} training sites and the evaluation on {UNSEEN} others, on real daemons over loopback and"
+        " TLS. Naive: stock Flower FedAvg, every expert to everybody, one array per tensor.",
+        bounds=[Bound("seconds of a round, ours / naive", ratios(ours, naive), 1.0)],
+        samples={
+            "ours, seconds": Samples(tuple(ours)),
+            "naive, seconds": Samples(tuple(naive)),
+            "ours, bytes of vectors": Samples(tuple(float(record["wire_bytes"]) for record in records)),
+        },
+        facts={
+            "ours, bytes of the whole run by Flower's count": ours_total,
+            "naive, bytes of the whole run by Flower's count": naive_total,
+            "ours, bytes down, up and served in the median round": [
+                statistics.median(record[name] for record in records)
+                for name in ("bytes_down", "bytes_up", "bytes_served")
+            ],
+            "naive, arrays and bytes in a message": [stamps[0]["arrays"], stamps[0]["bytes"]],
+            "load of the machine": machine()["load"],
+        },
+    )
+
+
+def finish(launched: Launched) -> int:
+    """Wait for the end of a run; return the bytes that Flower counted between SuperLink and SuperNodes.
+
+    Raises:
+        RuntimeError: the run failed.
+    """
+    while True:
+        facts = launched.facts()
+        if str(facts["status"]).startswith("finished"):
+            break
+        time.sleep(5)
+    if facts["status"] != "finished:completed":
+        raise RuntimeError(f"{facts['status']} {facts.get('status-details')}")
+    return int(facts["network-traffic"]["total-bytes"])
+
+
+def submit_naive(deployment: Deployment, config: Config, plan: Plan) -> tuple[Launched, Path]:
+    """Submit the naive app; return the run and the file with a line for each round."""
+    lines = plan.scratch / "lines.jsonl"
+    settings: dict[str, Scalar] = {
+        "lines": str(lines), "rounds": plan.rounds, "experts": config.moe.experts, "nodes": SITES + UNSEEN,
+        "trained": SITES, "evaluated": UNSEEN, "model": config.model.name, "width": config.model.width,
+        "channels": config.data.channels, "size": config.data.size, "classes": config.data.classes,
+        "inputs": gate_inputs(config, load_common_expert(Path(config.common_expert.path))),
+    }  # fmt: skip
+    app = plan.scratch / "naive-deployed"
+    app.mkdir()
+    shutil.copy(Path(__file__).parent / "rivals" / "naive_deployed.py", app)
+    (app / "pyproject.toml").write_text(
+        '[project]\nname = "naive-deployed"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "fedjets"\n'
+        '[tool.flwr.app.components]\nserverapp = "naive_deployed:server"\nclientapp = "naive_deployed:client"\n'
+        "[tool.flwr.app.config]\n" + to_toml(settings)
+    )
+    reply: dict[str, Any] = deployment.cli("run", str(app), NAME, "--format", "json")
+    return Launched(deployment, str(reply["run-id"]), plan.scratch), lines
+
+
+if __name__ == "__main__":
+    folder = Path(tempfile.mkdtemp(prefix="fedjets-deploy-round-"))
+    try:
+        outcome = measure(Plan(3, False, folder, folder))
+        print(json.dumps(outcome.as_json(), indent=2))
+        print(outcome.as_markdown())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
