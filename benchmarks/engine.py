@@ -43,13 +43,13 @@ class Engine(Paced):
     """
 
     def __init__(self, flower: LocalFlower, lines: Path) -> None:
-        super().__init__(lines, self._servers, flower.alive)
+        super().__init__(lines, self._servers, lambda: self.running)
         self._flower, self._server, self.started = flower, 0, time.monotonic()
 
     @property
     def running(self) -> bool:
-        """Whether Flower still runs."""
-        return self._flower.alive()
+        """Whether Flower runs, and its simulation has not ended."""
+        return self._flower.alive() and (not self._server or alive(self._server))
 
     def processes(self) -> dict[int, str]:
         """Return every process of this simulation by id."""

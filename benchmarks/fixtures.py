@@ -18,6 +18,7 @@ ENDLESS: dict[str, Scalar] = {
     "run.rounds": 1_000_000,
     "run.evaluate-every": 1_000_000,
     "run.checkpoint-every": 1_000_000,
+    "limits.node-seconds": 600.0,
 }
 
 

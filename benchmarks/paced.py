@@ -45,12 +45,17 @@ class Paced:
         """
         start = len(self.records)
         marks = [self.resume()]
+        checked = 0.0
         deadline = time.monotonic() + seconds
         while len(self.records) < start + count:
             self._poll()
             if len(self.records) >= start + count:
                 break
-            if time.monotonic() > deadline or not self._alive():
+            if time.monotonic() > checked + 1:
+                checked = time.monotonic()
+                self._pids()
+                if checked < deadline and self._alive():
+                    continue
                 raise Stuck(f"{self._lines}: {len(self.records) - start} of {count} lines after {seconds:.0f} s")
             time.sleep(POLL)
         self.pause()

@@ -1,7 +1,7 @@
 """100, 1,000 and 10,000 clients with cohorts of the same size, on the digits: what grows that should not.
 
 Linear experts over a small common expert, cohorts of 5 anchors and 5 normal clients. Start-up (which embeds the data of
-every client once) may grow with the clients; a round and the server's memory may not. Memory is a process's peak (VmHWM).
+every client once) may grow with the clients; a round and the server's memory may not. Memory is a peak (VmHWM).
 """
 
 from contextlib import ExitStack
