@@ -27,7 +27,7 @@ def prepare(site: Site, job: Job, server_round: int, _: Mapping[str, Tensor]) ->
     numbers: dict[str, Number] = {
         "num-examples": len(local), "computed": int(local.computed), "labelled": int(labelled)
     }  # fmt: skip
-    vectors = {"mean-embedding": local.embedding.mean(dim=0)} if job.returns else {}
+    vectors = {"mean-embedding": local.embedding.mean(dim=0)} if "mean-embedding" in job.numbers else {}
     if labelled and not local.data.training:
         numbers["common-right"] = right_answers(local.embedded.logits.softmax(1), local.data.images.labels)
     return vectors, numbers

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -68,8 +68,8 @@ def prepare(
 ) -> Prepared:
     """Have clients embed their data; return what those said that could."""
     prepared, training = Prepared(), config.partition.clients
-    returns = ("mean-embedding",) if with_means else ()
-    jobs = [Job(client, returns=returns if client < training else ()) for client in clients]
+    means = Job(-1, returns=("mean-embedding",), numbers={"mean-embedding": 1}) if with_means else Job(-1)
+    jobs = [replace(means if client < training else Job(-1), client=client) for client in clients]
     for answer in exchange.ask("query.prepare", 0, jobs, {}):
         try:
             count = answer.count("num-examples", config.limits.max_samples)

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,6 @@ class Folder:
         return bool((self.images.labels != UNKNOWN).all())
 
 
-@lru_cache(maxsize=8)
 def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, int], cache: Path) -> Images:
     """Return the images of :func:`read_folder`, kept decoded in ``cache`` for processes to come.
 
@@ -61,9 +59,8 @@ def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, i
     return found
 
 
-@lru_cache(maxsize=8)
 def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int]) -> Folder:
-    """Return the images of a folder in the order of their paths; it is read once per process.
+    """Return the images of a folder in the order of their paths.
 
     Args:
         folder: holds class folders, or images alone.

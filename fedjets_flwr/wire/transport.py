@@ -94,7 +94,7 @@ class Shared:
 
     def path(self, name: str) -> Path:
         """Return the file of a vector; names that are no plain words are refused."""
-        if not re.fullmatch(r"[a-z0-9.]+", name):
+        if not re.fullmatch(r"[a-z0-9.-]+", name):
             raise ValueError(f"{name!r} cannot be a file name")
         return self.folder / f"{self.sequence}-{name}"
 
