@@ -19,7 +19,7 @@ from fedjets_flwr.personaliser import personalise
 from fedjets_flwr.recorded import Recorded
 from fedjets_flwr.seeds import torch_generator
 
-SHOWN = 6
+SHOWN = 8
 """Right answers shown, and wrong ones."""
 MOST_CLIENTS = 8
 MOST_IMAGES = 512

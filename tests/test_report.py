@@ -107,7 +107,7 @@ def test_the_page_shows_the_run(folder: Path) -> None:
 
 def test_images_are_answered_as_in_the_run(folder: Path) -> None:
     shown = page(folder)
-    assert len(shown.images()) == 12
+    assert len(shown.images()) == 16
     assert all(source.startswith("data:image/png;base64,") for source in shown.images())
     assert "Drawn at random" in shown.text
 
@@ -174,7 +174,7 @@ def test_one_model_has_no_experts_to_tell_apart(tmp_path: Path, monkeypatch: pyt
     run_in_process(tmp_path, monkeypatch, **TINY, strategy__name="fedavg")
     shown = page(tmp_path / "runs" / "tiny")
     assert "The model" in shown.text and "Who answers" not in shown.text
-    assert len(shown.images()) > 6 and "Images and their answers" in shown.text
+    assert len(shown.images()) > 8 and "Images and their answers" in shown.text
 
 
 def test_privacy_is_told_if_on(folder: Path) -> None:
