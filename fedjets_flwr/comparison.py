@@ -221,6 +221,17 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
+    """Return (row, failed runs, one reason) of the rows in which runs ended with an error: a result, too."""
+    found = []
+    for row, configs in experiment.rows:
+        files = [c.run_dir / "error.json" for c in configs if done(c.run_dir) is None]
+        reasons = [json.loads(file.read_text())["reason"].strip() for file in files if file.is_file()]
+        if reasons:
+            found.append((row.name, len(reasons), reasons[0].splitlines()[-1]))
+    return found
+
+
 HEADINGS = (
     "method", "seeds", "last", "best", "classes known", "over common", "over EM control", "kB down", "kB up", "s",
     "parameters", "MFLOPs",
@@ -242,6 +253,7 @@ def markdown(experiment: Experiment) -> str:
             _spread(line.over_common, "+"), _spread(line.over_em, "+"), *cost,
         ]  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
+    text += [f"| {name} | {seeds} | failed" + " |" * 10 for name, seeds, _ in failures_of(experiment)]
     text += [
         "",
         "Accuracy in percent over the unseen clients: after the last round, the best evaluation, and with the other"
@@ -249,6 +261,7 @@ def markdown(experiment: Experiment) -> str:
         " that a served client holds; MFLOPs: their forward pass, one sample.",
         "",
     ]
+    text += [f"{name}: {reason}\n" for name, _, reason in failures_of(experiment)]
     return "\n".join(text)
 
 

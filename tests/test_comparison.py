@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjets_flwr.comparison import read_experiment
+from fedjets_flwr.comparison import markdown, read_experiment
 from fedjets_flwr.errors import FedjetsError
 from tests.test_end_to_end import TINY
 
@@ -76,3 +76,17 @@ def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
     assert {path.name for path in results.glob("*.png")} == {"accuracy.png", "bytes.png"}
     assert "round" not in compare(tmp_path).split("|")[0]
     assert (results / "table.md").read_text() == table
+
+
+def test_a_failed_run_is_named_in_the_table(tmp_path: Path) -> None:
+    for name, text in (("configs/digits.toml", ""), ("experiments/small.yaml", SMALL)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    experiment = read_experiment(tmp_path / "experiments" / "small.yaml", [], tmp_path / "runs")
+    _, (config,) = experiment.rows[0]
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "error.json").write_text('{"reason": "round 3: 6 of 10 clients failed"}')
+    table = markdown(experiment)
+    assert "| FedAvg | 1 | failed |" in table
+    assert "FedAvg: round 3: 6 of 10 clients failed" in table
+    assert "| FedJETs |" not in table
