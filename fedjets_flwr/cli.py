@@ -27,13 +27,18 @@ OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent 
 PATHS = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
 
 
-def read_settings(path: Path | None, pairs: list[str] | None, output_dir: Path | None = None) -> Config:
+def read_settings(
+    path: Path | None,
+    pairs: list[str] | None,
+    output_dir: Path | None = None,
+    defaults: Mapping[str, Scalar] | None = None,
+) -> Config:
     """Return the checked settings of a preset and ``key=value`` pairs; the later one wins.
 
     Raises:
         FedjetsError: names the file or setting that is wrong.
     """
-    flat = read_flat(path, pairs)
+    flat = {**(defaults or {}), **read_flat(path, pairs)}
     flat["run.output-dir"] = str(output_dir or flat.get("run.output-dir") or "runs")
     return Config.from_flat(absolute_paths(flat))
 
@@ -137,13 +142,19 @@ def deploy_local(
     unseen: Annotated[int, typer.Option(help="sites that never train, a SuperNode each")] = 2,
     output_dir: OutputOption = None,
 ) -> None:
-    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own."""
+    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own.
+
+    Three rounds unless the settings say otherwise.
+    """
     pairs = [*(set_ or []), f"partition.clients={sites}", f"partition.unseen-clients={unseen}"]
-    c = read_settings(config, pairs, output_dir)
+    few = {"run.rounds": 3, "run.evaluate-every": 1, "cohort.normals": max(0, min(5, sites - 5))}
+    c = read_settings(config, pairs, output_dir, few)
     from fedjets_flwr.rehearsal import rehearse
     from fedjets_flwr.session import print_summary
 
     print_summary(rehearse(c, console), c.run_dir, console)
+    site = c.run_dir / "sites" / f"site{sites}"
+    console.print(f"an unseen site's own model: fedjets personalize --run {c.run_dir} --images {site}", soft_wrap=True)
 
 
 @cli.command()
