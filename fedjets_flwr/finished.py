@@ -60,6 +60,8 @@ def open_run(folder: Path) -> FinishedRun:
         raise FedjetsError(f"{error.filename} is missing: {folder} is no finished run; end it with --resume") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FedjetsError(f"{folder}: damaged, or of an older version ({error})") from None
+    if not (folder / COMMON_EXPERT).is_file():
+        raise FedjetsError(f"{folder}: no models in it; those of a deployed run are in its folder on the server")
     common = load_common_expert(folder / COMMON_EXPERT)
     init = method(config.strategy.name).init or config.moe.init
     return FinishedRun(folder, config, summary, newest_vectors(folder / "checkpoints"), common, task, init)

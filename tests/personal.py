@@ -1,6 +1,5 @@
 """A tiny real run on the digits, finished, for tests of what is made from one."""
 
-
 import pytest
 
 from fedjets_flwr.config import Scalar

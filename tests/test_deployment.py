@@ -12,6 +12,9 @@ import pytest
 
 from fedjets_flwr.credentials import make_server_credentials, make_site_keys
 from fedjets_flwr.deployment import Keys
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.finished import open_run
+from fedjets_flwr.personaliser import Personaliser, personalise
 from fedjets_flwr.processes import kill_daemon
 from fedjets_flwr.superlink import to_toml
 from fedjets_flwr.tracking import read_metrics
@@ -74,6 +77,24 @@ def test_flower_counts_the_same_bytes(small: Deployed) -> None:
     check_bytes(small, exchanges=6)
 
 
+def check_personalised(running: Deployed, folder: Path) -> None:
+    """An unseen site's images get the experts and the answers that they got in the run."""
+    run = open_run(running.server)
+    assert run.summary["per_client_accuracy"]
+    for client, accuracy in run.summary["per_client_accuracy"].items():
+        images = running.sites / f"site{client}"
+        made = personalise(run, images)
+        assert list(made.card.experts) == run.summary["chosen"][client]
+        made.save(folder / client)
+        assert Personaliser.load(folder / client).predict(images).accuracy == accuracy
+
+
+def test_an_unseen_site_is_personalised_as_in_the_run(small: Deployed, tmp_path: Path) -> None:
+    check_personalised(small, tmp_path)
+    with pytest.raises(FedjetsError, match="no models in it; those of a deployed run are in its folder on the server"):
+        open_run(small.here)
+
+
 def test_an_unregistered_key_is_refused(small: Deployed, tmp_path: Path) -> None:
     make_site_keys(tmp_path, [0])
     keys = Keys(tmp_path / "site-0", small.deployment.keys / "ca.crt")
@@ -97,12 +118,13 @@ def test_a_superlink_of_another_authority_is_refused(small: Deployed, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_six_sites_and_two_unseen_ones_do_three_rounds(big: Deployed) -> None:
+def test_six_sites_and_two_unseen_ones_do_three_rounds(big: Deployed, tmp_path: Path) -> None:
     check_results(big, rounds=3)
     check_bytes(big, exchanges=12)
     summary = json.loads((big.server / "summary.json").read_text())
     assert set(summary["per_client_accuracy"]) == {"6", "7"}
     assert summary["embeddings_computed"] == 8
+    check_personalised(big, tmp_path)
 
 
 @pytest.mark.slow
