@@ -47,26 +47,22 @@ def check(made: Personaliser, path: Path, pixels: torch.Tensor) -> None:
         assert experts.tolist() == wanted.experts.tolist()
 
 
-@pytest.mark.parametrize("reading", ["top-1/none", "mixture/em", "blend/em", "mean/none"])
-def test_every_reading(run: FinishedRun, pixels: torch.Tensor, tmp_path: Path, reading: str) -> None:
-    read_out, prior = reading.split("/")
-    made = personalise(run, pixels, experts=3, read_out=read_out, prior=prior)
-    check(made, tmp_path / "model.onnx", pixels)
-
-
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "reading"),
     [
-        {"moe__trainable": "stage", "model__name": "resnet8"},
-        {"moe__trainable": "head", "common_expert__embedding": "logits"},
-        {"strategy__name": "ensembles"},
+        ({}, "top-1/em"),
+        ({"moe__trainable": "stage"}, "blend/em"),
+        ({"moe__trainable": "head", "common_expert__embedding": "logits"}, "mixture/none"),
+        ({"strategy__name": "ensembles"}, "mean/none"),
     ],
-    ids=["stage", "head", "no-gate"],
+    ids=["all", "stage", "head", "no-gate"],
 )
-def test_every_kind_of_expert(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: Any) -> None:
+def test_every_kind_of_expert_and_every_reading(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: Any, reading: str
+) -> None:
     run = finish(tmp_path_factory, **changes)
-    pixels = open_client(run.config, 8).images.pixels
-    personalise(run, pixels).save(tmp_path / "bundle")
+    pixels, (read_out, prior) = open_client(run.config, 8).images.pixels, reading.split("/")
+    personalise(run, pixels, read_out=read_out, prior=prior).save(tmp_path / "bundle")
     check(Personaliser.load(tmp_path / "bundle"), tmp_path / "model.onnx", pixels)
 
 

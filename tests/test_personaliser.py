@@ -87,8 +87,7 @@ def test_every_method_answers_as_in_its_run(
     check_like_the_run(finish(tmp_path_factory, strategy__name=name, ensembles__members=3), tmp_path)
 
 
-@pytest.mark.parametrize("trainable", ["stage", "head"])
-@pytest.mark.parametrize("embedding", ["penultimate", "logits"])
+@pytest.mark.parametrize(("trainable", "embedding"), [("stage", "penultimate"), ("head", "logits")])
 def test_tails_answer_as_in_their_run(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, trainable: str, embedding: str
 ) -> None:
@@ -100,7 +99,7 @@ def test_tails_answer_as_in_their_run(
     "changes",
     [
         {"personalize__prior": "em"},
-        {"personalize__prior": "em", "strategy__name": "fedmix", "model__norm": "group"},
+        {"personalize__prior": "em", "strategy__name": "fedmix", "personalize__read_out": "blend"},
         {"transport__dtype": "float16", "moe__init": "common", "moe__top_k": 5},
     ],
     ids=["em", "fedmix-em", "float16"],
