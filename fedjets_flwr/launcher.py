@@ -87,7 +87,7 @@ class LocalFlower(SuperLink):
         (self.folder / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        if wait_for_port(self._superlink, port, 30):
+        if wait_for_port(self._superlink, port):
             return True
         stop_daemons([self._superlink])
         return False

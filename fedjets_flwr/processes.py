@@ -54,7 +54,7 @@ def start_daemon(
         )  # fmt: skip
 
 
-def wait_for_port(process: "subprocess.Popen[bytes]", port: int, seconds: float = 60) -> bool:
+def wait_for_port(process: "subprocess.Popen[bytes]", port: int, seconds: float = 120) -> bool:
     """Return whether a daemon listens before it ends or the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
