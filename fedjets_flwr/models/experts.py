@@ -4,7 +4,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset
@@ -62,6 +61,9 @@ def expert_input(config: Config, common: CommonExpert, dataset: Dataset) -> torc
 
 def forward_flops(module: nn.Module, sample: torch.Tensor) -> int:
     """Return the floating-point operations of one forward pass (2 per multiply-add)."""
+    # Its import takes a tenth of the start of a deployed client's process, which never counts.
+    from torch.utils.flop_counter import FlopCounterMode
+
     training = module.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module.eval()(sample)
