@@ -61,9 +61,10 @@ class Deployed:
         )  # fmt: skip
 
     def finish(self, process: "subprocess.Popen[str]", seconds: float = 900) -> dict[str, Any]:
-        """Return the summary of a run that must succeed."""
+        """Return the summary of a run that must succeed; ``flower.json`` keeps what Flower tells of it."""
         output, errors = process.communicate(timeout=seconds)
         assert process.returncode == 0, output + errors
+        (self.here / "flower.json").write_text(json.dumps(self.flower_facts()))
         summary: dict[str, Any] = json.loads((self.here / "summary.json").read_text())
         return summary
 

@@ -1,6 +1,7 @@
 """Real daemons over TLS with registered keys; the quick tests share one small deployment."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -34,10 +35,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """Six training sites and two unseen ones that did three rounds."""
+    """Six training sites and two unseen ones that did three rounds; the daemons are gone, what they wrote is there."""
     with deployed(tmp_path_factory.mktemp("big"), **SIX_AND_TWO) as running:
         running.finish(running.start())
-        yield running
+    yield running
 
 
 def check_results(running: Deployed, rounds: int) -> None:
@@ -63,7 +64,7 @@ def check_results(running: Deployed, rounds: int) -> None:
 def check_bytes(running: Deployed, exchanges: int) -> None:
     """What Flower counted between SuperLink and SuperNodes is what the run says it moved, plus the messages' frames."""
     summary = json.loads((running.here / "summary.json").read_text())
-    traffic = running.flower_facts()["network-traffic"]
+    traffic = json.loads((running.here / "flower.json").read_text())["network-traffic"]
     extra = traffic["total-bytes"] - summary["wire_bytes_total"]
     assert summary["wire_bytes_total"] >= summary["wire_bytes"] > 0
     assert 0 < extra < MESSAGE_OVERHEAD * exchanges * len(running.deployment.sites)
@@ -178,3 +179,15 @@ def test_deploy_local_rehearses_all_of_it(tmp_path: Path) -> None:
         "superlink.log", "site0.log", "site1.log", "site2.log"
     }  # fmt: skip
     assert {path.name for path in (run / "sites").iterdir()} == {"site0", "site1", "site2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_interrupt_stops_the_run_on_the_superlink(small: Deployed) -> None:
+    here = small.here.with_name("stopped")
+    process = small.start("-c", "run.name=stopped", "-c", "run.rounds=1000", "-c", "run.evaluate-every=1000")
+    replace(small, here=here).wait_for_round(1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert small.flower_facts()["status"] == "finished:stopped"
