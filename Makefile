@@ -6,7 +6,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: setup run test test-slow lint
+.PHONY: setup run test test-slow lint bench
 
 setup: .venv/installed
 
@@ -28,3 +28,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# One line a bound, ending in ok or MISS; a quiet machine and about an hour. Some only: make bench NAMES="round pfl"
+bench: setup
+	$(BIN)/python -m benchmarks $(NAMES)

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,60 +34,57 @@ class Paced:
         self.records: list[dict[str, Any]] = []
         self.times: list[float] = []
         self._lines, self._pids, self._alive = lines, pids, alive
-        self._read, self._paused_at, self._pulsed = 0, 0.0, 0.0
+        self._read = 0
         self._going_on = threading.Event()
         self._pulses: threading.Thread | None = None
 
     def rounds(self, count: int, seconds: float = 300.0) -> list[float]:
-        """Let it go on for ``count`` more lines; return the seconds that each took, pauses left out.
+        """Let it go on for ``count`` more whole rounds; return the seconds of each.
+
+        The round that a pause interrupted is not among them: its timers ran out meanwhile. The first of all rounds
+        begins when this is first called.
 
         Raises:
             Stuck: they did not come.
         """
+        self._poll()  # what the pulses brought
+        interrupted = 1 if self.records else 0
+        marks = [time.monotonic()]
         start = len(self.records)
-        marks = [self.resume()]
-        checked = 0.0
-        deadline = time.monotonic() + seconds
-        while len(self.records) < start + count:
+        self.resume()
+        deadline, checked = time.monotonic() + seconds, 0.0
+        while len(self.records) < start + interrupted + count:
             self._poll()
-            if len(self.records) >= start + count:
-                break
             if time.monotonic() > checked + 1:
                 checked = time.monotonic()
                 self._pids()
-                if checked < deadline and self._alive():
-                    continue
-                raise Stuck(f"{self._lines}: {len(self.records) - start} of {count} lines after {seconds:.0f} s")
+                if checked > deadline or not self._alive():
+                    got = len(self.records) - start
+                    raise Stuck(f"{self._lines}: {got} of {count + interrupted} lines after {seconds:.0f} s")
             time.sleep(POLL)
         self.pause()
-        marks += self.times[start : start + count]
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        marks = (marks + self.times[start:])[interrupted : interrupted + count + 1]
+        return [b - a for a, b in pairwise(marks)]
 
     def pause(self) -> None:
         """Stop it where it is."""
         _signal(self._pids(), signal.SIGSTOP)
-        self._paused_at, self._pulsed = time.monotonic(), 0.0
         self._going_on.clear()
         self._pulses = threading.Thread(target=self._pulse, daemon=True)
         self._pulses.start()
 
-    def resume(self) -> float:
-        """Let it go on; return when the round that it is in would have begun without the pause."""
+    def resume(self) -> None:
+        """Let it go on."""
         self._going_on.set()
         if self._pulses is not None:
             self._pulses.join()
-        now = time.monotonic()
-        begun = now - (self._paused_at - self.times[-1]) - self._pulsed if self._paused_at and self.times else now
         _signal(self._pids(), signal.SIGCONT)
-        return begun
 
     def _pulse(self) -> None:
         while not self._going_on.wait(PULSE_EVERY):
-            begun = time.monotonic()
             _signal(self._pids(), signal.SIGCONT)
             time.sleep(PULSE)
             _signal(self._pids(), signal.SIGSTOP)
-            self._pulsed += time.monotonic() - begun
 
     def _poll(self) -> None:
         try:

@@ -1,0 +1,96 @@
+"""The benchmarks' own parts; what they measure is measured by `make bench`."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks.outcome import Bound, Outcome, Samples, ratios
+from benchmarks.paced import Paced, Stuck, descendants
+
+TICKING = """
+import json, sys, time
+for n in range(1000):
+    time.sleep(0.05)
+    with open(sys.argv[1], "a") as file:
+        file.write(json.dumps({"round": n}) + "\\n")
+"""
+
+
+def outcome(value: float) -> Outcome:
+    return Outcome("aggregate", "about", [Bound("a / b", Samples((value, value, 9.0)), 1.0)], {"a, s": Samples((1.0,))})
+
+
+def test_a_bound_counts_by_the_median_and_says_so_at_the_end_of_its_line() -> None:
+    assert Bound("a / b", Samples((0.9, 1.0, 7.0)), 1.0).line().endswith(" ok")
+    assert Bound("a / b", Samples((0.9, 1.1, 7.0)), 1.0).line().endswith(" MISS")
+
+
+def test_ratios_pair_what_was_measured_side_by_side() -> None:
+    assert ratios([1.0, 4.0], [2.0, 2.0]).values == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(("value", "code"), [(0.5, 0), (2.0, 1)])
+def test_a_missed_bound_is_the_exit_code_and_both_files_are_written(
+    value: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.aggregate.measure", lambda plan: outcome(value))
+    assert runner.main(["aggregate", "--output", str(tmp_path)]) == code
+    assert capsys.readouterr().out.rstrip().endswith("MISS" if code else "ok")
+    assert json.loads((tmp_path / "aggregate.json").read_text())["bounds"][0]["holds"] is not bool(code)
+    assert "a / b" in (tmp_path / "README.md").read_text()
+
+
+def test_tiny_sizes_never_overwrite_measured_results() -> None:
+    with pytest.raises(SystemExit):
+        runner.main(["--quick"])
+
+
+def test_averages_are_timed_beside_flowers(tmp_path: Path) -> None:
+    assert runner.main(["aggregate", "--quick", "--output", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "aggregate.json").read_text())
+    assert [bound["limit"] for bound in written["bounds"]] == [0.2, 1.0]
+    assert written["machine"]["cores"] >= 1
+
+
+def test_a_program_is_paused_between_measurements(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    process = subprocess.Popen([sys.executable, "-c", TICKING, str(lines)])
+    try:
+        side = Paced(lines, lambda: [process.pid], lambda: process.poll() is None)
+        assert len(side.rounds(3)) == 3
+        held = len(lines.read_text().splitlines())
+        time.sleep(0.5)
+        assert len(lines.read_text().splitlines()) == held
+        # The pause of half a second is in no round, and the round that it cut through does not count.
+        assert min(side.rounds(2)) > 0.04
+        assert len(side.records) >= 6
+    finally:
+        side.resume()
+        process.kill()
+        process.wait()
+
+
+def test_a_program_that_ends_early_is_noticed(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    with pytest.raises(Stuck, match="0 of 1 lines"):
+        Paced(tmp_path / "none", lambda: [], lambda: process.poll() is None).rounds(1)
+
+
+def test_descendants_are_found_over_generations() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        while not any("time.sleep(30)" in c for c in descendants(process.pid).values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for pid in [*descendants(process.pid), process.pid]:
+            subprocess.run(["kill", "-9", str(pid)], check=False)
+        process.wait()
