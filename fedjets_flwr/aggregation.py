@@ -62,8 +62,8 @@ class RunningMeans:
             self._units[name], self._weights[name] = weight, 1.0
 
     def result(self) -> dict[str, Tensor]:
-        """Return the means."""
-        return {name: total / self._weights[name] for name, total in self._sums.items()}
+        """Return the means; the sums become them in place."""
+        return {name: total.div_(self._weights[name]) for name, total in self._sums.items()}
 
 
 class Robust:

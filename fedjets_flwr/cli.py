@@ -21,6 +21,7 @@ console = Console()
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML preset, e.g. configs/cifar10-laptop.toml")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-c", metavar="KEY=VALUE", help="a setting; repeatable")]
+GpusOption = Annotated[str, typer.Option(help="GPUs of a client's process: auto, 0, or a number; 0.5 shares one")]
 OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent folder of the run (default: runs/)")]
 
 
@@ -113,7 +114,7 @@ def run(
     set_: SetOption = None,
     supernodes: Annotated[int, typer.Option(help="SuperNodes of the simulation; 0: as many as fit")] = 0,
     cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
-    gpus_per_client: Annotated[float, typer.Option(help="GPUs of a client's process; a fraction shares one")] = 0.0,
+    gpus: GpusOption = "auto",
     output_dir: OutputOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
     superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
@@ -130,7 +131,7 @@ def run(
     from fedjets_flwr.launcher import Resources  # after the settings: a typo is told at once
     from fedjets_flwr.session import print_summary, run_and_follow
 
-    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus_per_client), console)
+    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus), console)
     print_summary(summary, c.run_dir, console)
 
 
@@ -183,7 +184,7 @@ def compare(
     output_dir: OutputOption = None,
     set_: SetOption = None,
     cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
-    gpus_per_client: Annotated[float, typer.Option(help="GPUs of a client's process; a fraction shares one")] = 0.0,
+    gpus: GpusOption = "auto",
 ) -> None:
     """Run presets x seeds, skipping what is done, and write one table and its figures."""
     from fedjets_flwr.comparison import read_experiment, run_experiment
@@ -191,7 +192,7 @@ def compare(
 
     wanted = read_experiment(experiment, set_ or [], output_dir)
     folder = output or Path("results") / experiment.stem
-    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus_per_client), console)
+    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus), console)
 
 
 @cli.command()

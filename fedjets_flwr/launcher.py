@@ -21,12 +21,12 @@ class Resources:
     Attributes:
         supernodes: virtual nodes; 0: as many as clients can run at once.
         cpus_per_client: Ray CPUs of a client's process.
-        gpus_per_client: Ray GPUs (a fraction shares one) of a client's process.
+        gpus: of a client's process: a number, a fraction of one, or ``auto``: half of one, if there is any.
     """
 
     supernodes: int = 0
     cpus_per_client: int = 1
-    gpus_per_client: float = 0.0
+    gpus: str = "auto"
 
     def federation_config(self) -> str:
         """Return Flower's ``--federation-config``.
@@ -39,11 +39,37 @@ class Resources:
             raise FedjetsError(f"--cpus-per-client {self.cpus_per_client}: give 1 to {cpus}, the CPUs here")
         if self.supernodes < 0:
             raise FedjetsError(f"--supernodes {self.supernodes}: give 1 or more")
-        nodes = self.supernodes or cpus // self.cpus_per_client
+        present = gpu_count()
+        share = self._gpu_share(present)
+        at_once = cpus // self.cpus_per_client
+        if share:
+            # Flower counts processes for the machine; one that fits no single GPU would wait for ever.
+            at_once = min(at_once, present * int(1 / share) if share < 1 else int(present / share))
         return (
-            f"num-supernodes={nodes} client-resources-num-cpus={self.cpus_per_client}"
-            f" client-resources-num-gpus={self.gpus_per_client} init-args-num-cpus={cpus}"
+            f"num-supernodes={self.supernodes or at_once} client-resources-num-cpus={self.cpus_per_client}"
+            f" client-resources-num-gpus={share:g} init-args-num-cpus={at_once * self.cpus_per_client}"
         )
+
+    def _gpu_share(self, present: int) -> float:
+        if self.gpus == "auto":
+            return 0.5 if present else 0.0
+        try:
+            share = float(self.gpus)
+        except ValueError:
+            share = -1.0
+        if not (0 <= share <= present and (share <= 1 or share.is_integer())):
+            raise FedjetsError(
+                f"--gpus {self.gpus}: give auto, 0, a fraction such as 0.5, or a whole number up to {present}, the GPUs"
+                " here"
+            )
+        return share
+
+
+def gpu_count() -> int:
+    """Return the GPUs that PyTorch sees, without starting one up."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 class LocalFlower(SuperLink):

@@ -1,6 +1,7 @@
 """Normalisation and augmentation of whole batches, drawn per image."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,15 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return uint8 pixels (n, c, h, w) as float32: (x / 255 - mean) / std, per channel."""
-    shape = (1, -1, 1, 1)
-    scale = 1 / (255 * torch.tensor(std, device=pixels.device)).view(shape)
-    shift = (torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device)).view(shape)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
     return pixels.float().mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=8)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    shape = (1, -1, 1, 1)
+    scale = 1 / (255 * torch.tensor(std, device=device)).view(shape)
+    return scale, (torch.tensor(mean, device=device) / torch.tensor(std, device=device)).view(shape)
 
 
 def keep(pixels: Tensor, generator: torch.Generator) -> Tensor:
