@@ -5,6 +5,7 @@ after the other. Naive is stock Flower's FedAvg over all experts (``rivals/naive
 ``python -m benchmarks.deploy_round``.
 """
 
+import argparse
 import json
 import shutil
 import statistics
@@ -24,17 +25,20 @@ from fedjets_flwr.rehearsal import as_sites
 from fedjets_flwr.superlink import Launched, to_toml
 from fedjets_flwr.tracking import read_metrics
 
-SITES, UNSEEN = 6, 2
 SETTINGS: dict[str, Scalar] = {
     "run.name": "ours", "run.evaluate-every": 1, "run.checkpoint-every": 1000,
-    "partition.clients": SITES, "partition.unseen-clients": UNSEEN, "cohort.normals": 1,
+    "partition.clients": 6, "partition.unseen-clients": 2, "cohort.normals": 1,
+}  # fmt: skip
+TINY: dict[str, Scalar] = {
+    "partition.name": "quantity", "partition.clients": 2, "partition.unseen-clients": 1, "moe.experts": 2,
+    "moe.top-k": 1, "cohort.anchors": 2, "cohort.normals": 0, "common-expert.target-accuracy": 0.3,
 }  # fmt: skip
 
 
 def measure(plan: Plan) -> Outcome:
     """Return seconds and bytes of a round, ours and naive."""
     flat = SETTINGS | {"run.rounds": plan.rounds, "run.output-dir": str(plan.scratch / "runs")}
-    flat |= {"run.cache-dir": str(plan.scratch / "cache"), "moe.trainable": "head" if plan.quick else "all"}
+    flat |= {"run.cache-dir": str(plan.scratch / "cache")} | (TINY if plan.quick else {})
     config, sites = as_sites(Config.from_flat(flat), plan.scratch / "sites", Console(quiet=True))
     with Deployment(plan.scratch / "daemons", sites) as deployment:
         deployment.wait_for_sites(300)
@@ -48,8 +52,9 @@ def measure(plan: Plan) -> Outcome:
     naive = [b["time"] - a["time"] for a, b in zip(stamps, stamps[1:], strict=False)]
     return Outcome(
         "deploy-round",
-        f"One round of {SITES} training sites and the evaluation on {UNSEEN} others, on real daemons over loopback and"
-        " TLS. Naive: stock Flower FedAvg, every expert to everybody, one array per tensor.",
+        f"One round of {config.partition.clients} training sites and the evaluation on"
+        f" {config.partition.unseen_clients} others, on real daemons over loopback and TLS. Naive: stock Flower FedAvg,"
+        " every expert to everybody, one array per tensor.",
         bounds=[Bound("seconds of a round, ours / naive", ratios(ours, naive), 1.0)],
         samples={
             "ours, seconds": Samples(tuple(ours)),
@@ -87,10 +92,10 @@ def finish(launched: Launched) -> int:
 
 def submit_naive(deployment: Deployment, config: Config, plan: Plan) -> tuple[Launched, Path]:
     """Submit the naive app; return the run and the file with a line for each round."""
-    lines = plan.scratch / "lines.jsonl"
+    lines, trained, evaluated = plan.scratch / "lines.jsonl", config.partition.clients, config.partition.unseen_clients
     settings: dict[str, Scalar] = {
-        "lines": str(lines), "rounds": plan.rounds, "experts": config.moe.experts, "nodes": SITES + UNSEEN,
-        "trained": SITES, "evaluated": UNSEEN, "model": config.model.name, "width": config.model.width,
+        "lines": str(lines), "rounds": plan.rounds, "experts": config.moe.experts,
+        "nodes": trained + evaluated, "trained": trained, "evaluated": evaluated, "model": config.model.name, "width": config.model.width,
         "channels": config.data.channels, "size": config.data.size, "classes": config.data.classes,
         "inputs": gate_inputs(config, load_common_expert(Path(config.common_expert.path))),
     }  # fmt: skip
@@ -107,9 +112,13 @@ def submit_naive(deployment: Deployment, config: Config, plan: Plan) -> tuple[La
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two sites and two experts, to see that it works")
+    chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fedjets-deploy-round-"))
     try:
-        outcome = measure(Plan(3, False, folder, folder))
+        outcome = measure(Plan(chosen.rounds, chosen.quick, folder, folder))
         print(json.dumps(outcome.as_json(), indent=2))
         print(outcome.as_markdown())
     finally:
