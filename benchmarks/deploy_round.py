@@ -95,7 +95,8 @@ def submit_naive(deployment: Deployment, config: Config, plan: Plan) -> tuple[La
     lines, trained, evaluated = plan.scratch / "lines.jsonl", config.partition.clients, config.partition.unseen_clients
     settings: dict[str, Scalar] = {
         "lines": str(lines), "rounds": plan.rounds, "experts": config.moe.experts,
-        "nodes": trained + evaluated, "trained": trained, "evaluated": evaluated, "model": config.model.name, "width": config.model.width,
+        "nodes": trained + evaluated, "trained": trained, "evaluated": evaluated,
+        "model": config.model.name, "width": config.model.width,
         "channels": config.data.channels, "size": config.data.size, "classes": config.data.classes,
         "inputs": gate_inputs(config, load_common_expert(Path(config.common_expert.path))),
     }  # fmt: skip
