@@ -93,6 +93,6 @@ def _seconds(code: str) -> float:
     begun = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**flower_environment(), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return time.perf_counter() - begun
