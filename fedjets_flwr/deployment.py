@@ -37,14 +37,16 @@ class Deployment(SuperLink):
     """SuperLink and SuperNodes; a context manager that ends them all, whatever some of them suffered meanwhile.
 
     Attributes:
-        folder: ``keys/``, ``logs/``, a FLWR_HOME and a cache for each daemon, and the SuperLink's database.
+        folder: ``keys/``, ``logs/``, a FLWR_HOME and a cache for each daemon.
         sites: the ``--node-config`` of each client.
+        durable: the SuperLink keeps its state in a database and survives its own end. Without one it is faster, and no
+            "database is locked", which ends SuperNodes, comes up on a busy machine.
     """
 
     name = NAME
 
-    def __init__(self, folder: Path, sites: Mapping[int, Mapping[str, Scalar]]) -> None:
-        self.folder, self.sites = folder, dict(sites)
+    def __init__(self, folder: Path, sites: Mapping[int, Mapping[str, Scalar]], durable: bool = False) -> None:
+        self.folder, self.sites, self.durable = folder, dict(sites), durable
         self.environment = flower_environment(folder / "flwr") | POLL
         self.port = free_ports(1)[0]
         self._superlink: subprocess.Popen[bytes] | None = None
@@ -90,7 +92,7 @@ class Deployment(SuperLink):
         return f" (its log: {self.log()})"
 
     def start_superlink(self) -> None:
-        """Start the SuperLink, with the database of the one before it, if there was one.
+        """Start the SuperLink; a durable one goes on with the database of the one before it.
 
         Raises:
             FedjetsError: it does not come up.
@@ -98,7 +100,7 @@ class Deployment(SuperLink):
         self._superlink = start_daemon(
             ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
              "--ssl-ca-certfile", "keys/ca.crt", "--ssl-certfile", "keys/server.crt",
-             "--ssl-keyfile", "keys/server.key", "--database", "superlink.db"],
+             "--ssl-keyfile", "keys/server.key", *(["--database", "superlink.db"] if self.durable else [])],
             self.environment, self.folder, self.log(),
         )  # fmt: skip
         if not wait_for_port(self._superlink, self.port):

@@ -83,13 +83,13 @@ class Deployed:
 
 
 @contextmanager
-def deployed(folder: Path, **changes: Scalar) -> Iterator[Deployed]:
+def deployed(folder: Path, durable: bool = False, **changes: Scalar) -> Iterator[Deployed]:
     """Start SuperLink and SuperNodes for the given settings; all are gone afterwards."""
     flat = QUICK | {"run.output-dir": str(folder / "server"), "run.cache-dir": str(folder / "cache")}
     flat |= {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
     config, sites = as_sites(Config.from_flat(flat), folder / "sites", Console(quiet=True))
     here = folder / "here" / config.run_name
     here.parent.mkdir()
-    with Deployment(folder / "daemons", sites) as deployment:
+    with Deployment(folder / "daemons", sites, durable) as deployment:
         deployment.wait_for_sites()
         yield Deployed(deployment, config, config.run_dir, here, folder / "sites")

@@ -132,7 +132,7 @@ def test_six_sites_and_two_unseen_ones_do_three_rounds(big: Deployed, tmp_path: 
 @pytest.mark.timeout(3000)
 def test_a_killed_site_costs_its_own_work_and_a_killed_superlink_a_resume(big: Deployed, tmp_path: Path) -> None:
     unbroken = json.loads((big.server / "summary.json").read_text())
-    with deployed(tmp_path, **SIX_AND_TWO) as running:
+    with deployed(tmp_path, durable=True, **SIX_AND_TWO) as running:
         process = running.start()
         running.wait_for_round(1)
         running.deployment.kill_superlink()
