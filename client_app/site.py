@@ -26,6 +26,9 @@ from fedjets_flwr.training import Inputs
 from fedjets_flwr.wire.holdings import VectorStore
 from fedjets_flwr.wire.vector import FlatModel, Layout
 
+KEPT_CLIENTS = 256
+"""Clients whose data a process keeps at hand; the others' comes from the disk again, by memory map."""
+
 
 @dataclass(frozen=True)
 class Local:
@@ -85,6 +88,8 @@ class Site:
         """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""
         if client not in self._locals:
             c = self.config
+            if len(self._locals) >= KEPT_CLIENTS:
+                self._locals.pop(next(iter(self._locals)))
             data = open_client(c, client, self.images)
             embedded, computed = embed(
                 self.common, data.images.pixels, c.common_expert.embedding, c.moe.trainable, c.cache_dir, self.device

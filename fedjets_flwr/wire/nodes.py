@@ -16,7 +16,10 @@ from fedjets_flwr.wire.messages import BadReply, Job
 
 log = logging.getLogger("flwr")
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = (0.01, 1.0)
+"""Shortest and longest pause between two looks for replies."""
+POLL_SHARE = 0.02
+"""A pause as a share of the time waited so far: a reply is late by no more than that."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +148,17 @@ def stream(grid: Grid, messages: Sequence[Message], seconds: float) -> Iterator[
     """Send, and yield replies as they arrive, until all are there or ``seconds`` have passed."""
     if not messages:
         return
-    start, pause = time.monotonic(), POLL_SECONDS
+    start = time.monotonic()
     # Flower gives no id to a message that it could not store.
     waiting = {name for name in grid.push_messages(messages) if name}
     while waiting and time.monotonic() - start < seconds:
-        arrived = list(grid.pull_messages(waiting))
-        for reply in arrived:
+        for reply in grid.pull_messages(waiting):
             waiting.discard(reply.metadata.reply_to_message_id)
             yield reply
         if waiting:
             # Deployed, each look is an HTTP request: look less often the longer it takes.
-            pause = POLL_SECONDS if arrived else min(1.0, pause * 1.05)
-            time.sleep(pause)
+            least, most = POLL_SECONDS
+            time.sleep(min(most, max(least, POLL_SHARE * (time.monotonic() - start))))
 
 
 def in_simulation() -> bool:
