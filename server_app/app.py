@@ -7,6 +7,7 @@ import traceback
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fedjets_flwr.aggregation import weights_hash
 from fedjets_flwr.announce import Announcer
@@ -18,7 +19,6 @@ from fedjets_flwr.finished import COMMON_EXPERT
 from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.tracking import Tracker, publish
-from fedjets_flwr.wire.nodes import in_simulation
 from strategies import method
 from strategies.base import Method
 
@@ -31,7 +31,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the method that the settings name; anything that fails ends the Flower run as failed."""
     config = Config.from_flat(context.run_config)
     checkpoints = Checkpoints(config)  # holds the lock: what is below writes to the run folder
-    announce = None if in_simulation() else Announcer()
+    # Not by Ray, which a simulation may still be importing in another thread.
+    announce = None if isinstance(grid, InMemoryGrid) else Announcer()
     try:
         run(grid, config, checkpoints, announce)
         draw_plots(config.run_dir)

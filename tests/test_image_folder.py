@@ -1,8 +1,10 @@
 """Sites with image folders of their own: the real apps, one node for each client as in a deployment."""
 
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import ray
@@ -17,6 +19,7 @@ from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.pretraining import pretrain, save_common_expert
 from fedjets_flwr.tracking import read_metrics
+from fedjets_flwr.wire.nodes import in_simulation
 from server_app.app import run
 from strategies import Method
 from tests.in_process import InProcessGrid
@@ -232,3 +235,9 @@ def test_shared_images_can_be_simulated(sites: Path, tmp_path: Path) -> None:
     assert dataset.shape == (1, 8, 8)
     assert len(dataset.train) == len(dataset.test) > 0
     assert dataset.classes == tuple(CLASSES.split(","))
+
+
+def test_a_half_imported_ray_is_no_simulation_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulation imports Ray in one thread while the ServerApp starts in another."""
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    assert not in_simulation()

@@ -163,8 +163,9 @@ def stream(grid: Grid, messages: Sequence[Message], seconds: float) -> Iterator[
 
 def in_simulation() -> bool:
     """Return whether this process is part of a Flower simulation; a deployed one never imports Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    # A module that another thread is importing has not all its names yet.
+    initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return initialized is not None and bool(initialized())
 
 
 def last_line(reason: str | None) -> str:
