@@ -13,6 +13,7 @@ import strategies
 from fedjets_flwr.config import Scalar
 from fedjets_flwr.models.experts import build_expert
 from fedjets_flwr.tracking import read_metrics
+from fedjets_flwr.wire.messages import VERSION
 from fedjets_flwr.wire.vector import FlatModel
 from strategies import Method
 from tests.faults import (
@@ -191,9 +192,9 @@ TRAIN: list[Any] = [
     pytest.param("fedjets", {}, vector(lambda a: None), "is missing", id="a vector is missing"),
     pytest.param("fedavg", {}, drop("vectors"), "is missing", id="all vectors are missing"),
     pytest.param("fedjets", {}, rename, "no answer of this client", id="another client's name"),
-    pytest.param("fedjets", {}, version(2), "version", id="another version"),
+    pytest.param("fedjets", {}, version(VERSION + 1), "version", id="another version"),
     pytest.param("fedjets", {}, version(None), "version", id="no version"),
-    pytest.param("fedjets", {}, version("1"), "version", id="version as text"),
+    pytest.param("fedjets", {}, version(str(VERSION)), "version", id="version as text"),
     pytest.param("fedavg", {}, empty, "version", id="an empty reply"),
     pytest.param("fedjets", {}, numbers(num_examples=-9), "num-examples", id="-9 samples"),
     pytest.param("fedavg", {}, numbers(num_examples=10**12), "num-examples", id="1e12 samples"),
