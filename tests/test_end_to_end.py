@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_the_design_names(folder: Path, two_nodes: dict[
     assert set(two_nodes["per_client_accuracy"]) == {"8", "9"}
     assert 0 <= two_nodes["accuracy"] <= two_nodes["best_accuracy"] <= 1
     assert sum(two_nodes["routing"]["expert_load"]) == pytest.approx(1)
-    assert two_nodes["bytes_down"] > two_nodes["bytes_up"] > 0
+    assert two_nodes["bytes_down"] >= two_nodes["bytes_up"] > 0
     run = folder / "two"
     assert {path.name for path in (run / "plots").iterdir()} == {
         "accuracy.png", "clients.png", "experts.png", "load.png"
