@@ -94,7 +94,7 @@ def test_an_interrupt_stops_the_flower_run_too(folder: Path, two_nodes: dict[str
     assert descendants(process.pid)
     family = descendants(process.pid)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=240)
     assert process.returncode == 130
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in family):

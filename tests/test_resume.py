@@ -60,8 +60,10 @@ def stop(run: Runner, error: type[BaseException], kind: str, server_round: int, 
 
 
 def records_of(method: Method) -> list[dict[str, Any]]:
-    """Return the metrics without times."""
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(method.config.run_dir)]
+    """Return the metrics without times, and without bytes: a resumed server sends again what its clients held."""
+    return [
+        {k: v for k, v in r.items() if k != "seconds" and "bytes" not in k} for r in read_metrics(method.config.run_dir)
+    ]
 
 
 def hash_in(method: Method) -> str:
