@@ -27,8 +27,9 @@ def start(folder: Path, name: str, *arguments: str) -> "subprocess.Popen[str]":
     options = [part for pair in pairs for part in ("-c", pair)]
     command = [sys.executable, "-c", "from fedjets_flwr.cli import main; main()", "run", "--output-dir", str(folder)]
     return subprocess.Popen(
-        [*command, *options, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
-    )
+        [*command, *options, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+    )  # fmt: skip
 
 
 def finish(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
