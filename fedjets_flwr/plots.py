@@ -11,7 +11,13 @@ from fedjets_flwr.tracking import read_metrics
 
 
 def draw_plots(folder: Path) -> list[Path]:
-    """Draw every picture that a finished run's files allow into ``plots/`` and return their paths."""
+    """Draw every picture that a finished run's files allow into ``plots/`` and return their paths.
+
+    Without a label at any unseen client nothing was measured, and there is nothing to draw.
+    """
+    summary = json.loads((folder / "summary.json").read_text())
+    if summary["accuracy"] is None:
+        return []
     import matplotlib
 
     matplotlib.use("Agg")
@@ -19,7 +25,6 @@ def draw_plots(folder: Path) -> list[Path]:
 
     seaborn.set_theme(style="whitegrid", context="notebook")
     records = read_metrics(folder)
-    summary = json.loads((folder / "summary.json").read_text())
     (folder / "plots").mkdir(exist_ok=True)
     pictures = {
         "accuracy": _accuracy(records, summary),

@@ -1,5 +1,6 @@
 """Sites with image folders of their own: the real apps, one node for each client as in a deployment."""
 
+import json
 import shutil
 import sys
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import pretrain, save_common_expert
 from fedjets_flwr.tracking import read_metrics
 from fedjets_flwr.wire.nodes import in_simulation
@@ -235,6 +237,21 @@ def test_shared_images_can_be_simulated(sites: Path, tmp_path: Path) -> None:
     assert dataset.shape == (1, 8, 8)
     assert len(dataset.train) == len(dataset.test) > 0
     assert dataset.classes == tuple(CLASSES.split(","))
+
+
+def test_a_run_without_any_label_ends_well_and_draws_nothing(
+    sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = shutil.copytree(sites, tmp_path / "sites")
+    for path in sorted((flat / "6").rglob("*.png")):
+        path.rename(flat / "6" / path.name)
+    for path in [path for path in (flat / "6").iterdir() if path.is_dir()]:
+        path.rmdir()
+    method, _ = deploy(flat, tmp_path, monkeypatch, run__rounds=1)
+    summary = json.loads((method.config.run_dir / "summary.json").read_text())
+    assert (summary["status"], summary["accuracy"], method.unseen) == ("completed", None, [])
+    assert set(summary["chosen"]) == {"6", "7"}
+    assert draw_plots(method.config.run_dir) == []
 
 
 def test_a_half_imported_ray_is_no_simulation_yet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from flwr.app import Array
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.transport import INLINE, SHARED, Inline, Shared, SharedFolder, Transport, probe, transport_of
 from tests.test_methods import Run, run, same
 
@@ -112,3 +113,9 @@ def test_both_transports_give_the_same_bits(run: Run, name: str) -> None:
     assert (there.down, there.up) == (here.down, here.up)
     assert there.wire > 0 == here.wire
     assert not any(str(os.getpid()) in path.name for path in Path("/dev/shm").glob("fedjets-*"))
+
+
+def test_a_node_that_sees_no_shared_memory_is_not_served_another_way(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client_app.app.probe", lambda folder: "")
+    with pytest.raises(FedjetsError, match="transport.name = 'shared': a SuperNode does not see"):
+        run("fedavg", transport__name="shared")

@@ -79,8 +79,6 @@ class Exchange:
     def wait_for_nodes(self, clients: Iterable[int]) -> None:
         """Return when the nodes host ``clients``, or enough of them (see :meth:`Nodes.wait_for`)."""
         self.nodes.wait_for(clients, self.config.limits)
-        if self.config.transport.name == "shared" and not all(map(self._sees_shared, self.nodes.hosts.values())):
-            raise FedjetsError("transport.name = 'shared': a SuperNode does not see the server's memory; set 'auto'")
 
     def request(
         self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]
@@ -141,6 +139,10 @@ class Exchange:
         encoded: dict[tuple[Transport, str], Array] = {}
 
         def encode(host: Host, names: Sequence[str]) -> tuple[Transport, dict[str, Array]]:
+            if self.config.transport.name == "shared" and not self._sees_shared(host):
+                raise FedjetsError(
+                    "transport.name = 'shared': a SuperNode does not see the server's memory; set 'auto'"
+                )
             choices: list[Transport] = [shared, inline] if shared and self._sees_shared(host) else [inline]
             for transport in choices:
                 try:

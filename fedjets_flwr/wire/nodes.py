@@ -53,7 +53,7 @@ class Nodes:
         wanted, start = set(clients), time.monotonic()
         while True:
             known = len(self.hosts)
-            self.refresh(limits.node_seconds)
+            self.refresh(min(limits.node_seconds, limits.exchange_seconds))
             missing = wanted - {client for host in self.hosts.values() for client in host.clients}
             # A simulation registers its nodes while this runs: go on once no new one appears.
             if any(host.any_client for host in self.hosts.values()):
