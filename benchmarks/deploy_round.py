@@ -98,7 +98,7 @@ def submit_naive(deployment: Deployment, config: Config, plan: Plan) -> tuple[La
         "nodes": trained + evaluated, "trained": trained, "evaluated": evaluated,
         "model": config.model.name, "width": config.model.width,
         "channels": config.data.channels, "size": config.data.size, "classes": config.data.classes,
-        "inputs": gate_inputs(config, load_common_expert(Path(config.common_expert.path))),
+        "inputs": gate_inputs(load_common_expert(Path(config.common_expert.path)), config.common_expert.embedding),
     }  # fmt: skip
     app = plan.scratch / "naive-deployed"
     app.mkdir()

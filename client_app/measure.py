@@ -4,14 +4,13 @@ import secrets
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from client_app.site import Local, Site
 from fedjets_flwr.evaluation import count_answers, count_inspection, right_answers
-from fedjets_flwr.gating import chosen_weights, entropy, scores, top_k_experts
+from fedjets_flwr.gating import chosen_weights, entropy, top_k_experts
 from fedjets_flwr.privacy import randomise
-from fedjets_flwr.training import predict
+from fedjets_flwr.training import gate_scores, predict
 from fedjets_flwr.wire.messages import Job, Number
 
 Result = tuple[dict[str, Tensor], dict[str, Number]]
@@ -23,7 +22,7 @@ def prepare(site: Site, job: Job, server_round: int, _: Mapping[str, Tensor]) ->
     Its mean embedding goes along only if the server is to choose anchors by it.
     """
     local = site.local(job.client)
-    labelled = local.data.labelled
+    labelled = local.data.images.labelled
     numbers: dict[str, Number] = {
         "num-examples": len(local), "computed": int(local.computed), "labelled": int(labelled)
     }  # fmt: skip
@@ -50,7 +49,7 @@ def evaluate(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tens
     if "gate" in job.vectors:
         sample_scores = _scores(site, local, vectors)
     else:
-        sample_scores = torch.full((len(local), max(ids) + 1), 1 / (max(ids) + 1))
+        sample_scores = gate_scores(None, local.embedding, max(ids) + 1, site.device)
     numbers: dict[str, Number] = {"num-examples": len(local), "gate-entropy": float(entropy(sample_scores).mean())}
     weights = chosen_weights(sample_scores, ids, renormalise=False)
     return {}, numbers | count_answers(
@@ -75,6 +74,5 @@ def _scores(site: Site, local: Local, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the gate's scores of all samples, (n, M), on the CPU."""
     if (oracle := site.oracle_scores(local)) is not None:
         return oracle.cpu()
-    gate = site.gate(vectors["gate"], site.config.moe.experts)
-    with torch.inference_mode():
-        return scores(gate.module(local.embedding)).cpu()
+    experts = site.config.moe.experts
+    return gate_scores(site.gate(vectors["gate"], experts).module, local.embedding, experts, site.device)

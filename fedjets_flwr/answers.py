@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fedjets_flwr.data.pictures import Pictures
 from fedjets_flwr.embedding import Embedded, compute, embedded
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.gating import READ_OUTS, chosen_weights, scores, top_1_of
+from fedjets_flwr.gating import READ_OUTS, chosen_weights, top_1_of
 from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.training import predict
+from fedjets_flwr.training import gate_scores, predict
 from fedjets_flwr.wire.vector import FlatModel
 
 CHUNK = 512
@@ -86,14 +86,6 @@ def look(common: CommonExpert, pictures: Pictures, layer: str, trainable: str, d
     for start in range(0, pictures.count, CHUNK):
         pixels = pictures.read(start, start + CHUNK)
         yield Chunk(pixels, embedded(compute(common, pixels, trainable, device), layer, trainable))
-
-
-def gate_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int, device: torch.device) -> Tensor:
-    """Return the scores of all M experts, (n, M), on the CPU; equal ones without a gate."""
-    if gate is None:
-        return torch.full((len(embedding), num_experts), 1 / num_experts)
-    with torch.inference_mode():
-        return scores(gate(embedding.to(device))).cpu()
 
 
 def answer(

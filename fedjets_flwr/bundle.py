@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from fedjets_flwr.config import Model
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail_start
-from fedjets_flwr.models.common import CommonExpert, common_expert_of
+from fedjets_flwr.models.common import COMMON_EXPERT, CommonExpert, common_expert_of
+from fedjets_flwr.models.experts import gate_inputs
 from fedjets_flwr.models.gate import build_gate
 
 CARD = "card.json"
-COMMON = "common-expert.safetensors"
+COMMON = COMMON_EXPERT
 GATE = "gate.safetensors"
 PREDICTIONS = "predictions.csv"
 _CARD_BYTES = 10_000_000
@@ -204,13 +205,10 @@ def read_expert(card: Card, data: bytes, path: Path) -> nn.Sequential:
 
 def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.Sequential:
     """Return the gate of a bundle over all M experts, in eval mode."""
-    head = common.model[-1]
-    assert isinstance(head, nn.Linear)
-    inputs = head.out_features if card.embedding == "logits" else head.in_features
 
     def make() -> nn.Sequential:
         hidden = safetensors.torch.load(data)["hidden.bias"].numel()
-        return build_gate(inputs, hidden, len(card.gate_scores), 0)
+        return build_gate(gate_inputs(common, card.embedding), hidden, len(card.gate_scores), 0)
 
     return _filled(make, data, path)
 

@@ -11,11 +11,8 @@ from fedjets_flwr.checkpoint import newest_vectors
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset, no_images
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.common import CommonExpert, load_common_expert
+from fedjets_flwr.models.common import COMMON_EXPERT, CommonExpert, load_common_expert
 from strategies import method
-
-COMMON_EXPERT = "common-expert.safetensors"
-"""The run folder's copy of its common expert."""
 
 
 @dataclass(frozen=True)

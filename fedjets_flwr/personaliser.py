@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedjets_flwr import bundle
-from fedjets_flwr.answers import Chunk, Predictions, answer, gate_scores, look, place
+from fedjets_flwr.answers import Chunk, Predictions, answer, look, place
 from fedjets_flwr.bundle import Card
 from fedjets_flwr.config import Model
 from fedjets_flwr.data.pictures import Pictures, open_pictures
@@ -27,6 +27,7 @@ from fedjets_flwr.gating import READ_OUTS, top_k_experts
 from fedjets_flwr.models.common import CommonExpert
 from fedjets_flwr.models.experts import build_configured_gate, build_expert, configured_architecture
 from fedjets_flwr.priors import em_prior, with_prior
+from fedjets_flwr.training import gate_scores
 from fedjets_flwr.wire.vector import FlatModel
 from strategies import method
 

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
+from fedjets_flwr.data.folders import to_picture
 from fedjets_flwr.deployment import Deployment
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.pretraining import cached_path, named_common_expert, provide_common_expert
@@ -76,7 +76,7 @@ def write_images(config: Config, client: int, folder: Path) -> None:
     for position, (pixels, label) in enumerate(zip(images.pixels, images.labels.tolist(), strict=True)):
         path = folder / classes[label] / f"{position:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(path)
+        to_picture(pixels).save(path)
 
 
 def keep_logs(deployment: Deployment, folder: Path) -> None:

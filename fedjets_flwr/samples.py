@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fedjets_flwr.answers import Predictions
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import ClientData, open_client
+from fedjets_flwr.data.folders import to_picture
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.finished import FinishedRun, open_run
 from fedjets_flwr.personaliser import personalise
@@ -146,7 +146,6 @@ def _of_client(
 
 def data_uri(pixels: Tensor) -> str:
     """Return an image (c, h, w) uint8 as a PNG within a URI."""
-    array = pixels.permute(1, 2, 0).numpy()
     file = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG", optimize=True)
+    to_picture(pixels).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedjets_flwr.config import Train
 from fedjets_flwr.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
@@ -143,3 +143,11 @@ def predict(models: Sequence[FlatModel], inputs: Inputs, count: int, batch_size:
         x = inputs(rows)
         parts.append(torch.stack([model.module(x).softmax(dim=1) for model in models]).cpu())
     return torch.cat(parts, dim=1)
+
+
+def gate_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int, device: torch.device) -> Tensor:
+    """Return the scores of all M experts, (n, M), on the CPU; equal ones without a gate."""
+    if gate is None:
+        return torch.full((len(embedding), num_experts), 1 / num_experts)
+    with torch.inference_mode():
+        return scores(gate(embedding.to(device))).cpu()

@@ -15,7 +15,7 @@ from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.finished import COMMON_EXPERT
+from fedjets_flwr.models.common import COMMON_EXPERT
 from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.tracking import Tracker, publish

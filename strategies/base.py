@@ -307,7 +307,7 @@ class Method(Strategy):
         """Have all clients embed their data; choose anchors unless the partition or a checkpoint names them."""
         c = self.config
         choose = c.cohort.anchor_selection != "partition" and not self.anchors
-        self.exchange.sizes["mean-embedding"] = gate_inputs(c, self.common)
+        self.exchange.sizes["mean-embedding"] = gate_inputs(self.common, c.common_expert.embedding)
         prepared = prepare_all(self.exchange, c, self.tracker, choose)
         self.samples = prepared.samples
         never_train = [client for client in self.samples if client >= c.partition.clients]

@@ -11,7 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedjets_flwr.data.folders import UNKNOWN, list_images, read_folder, read_image
+from fedjets_flwr.data.datasets import UNKNOWN
+from fedjets_flwr.data.folders import list_images, read_folder, read_image
 from fedjets_flwr.errors import FedjetsError
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -70,7 +71,7 @@ def test_classes_come_from_folders_and_hidden_files_do_not_count(tmp_path: Path)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["cat/z.png", "dog/b.png", "dog/deep/a.JPG"]
     assert labels == (1, 2, 2)
     folder = read_folder(tmp_path, ("bird", "cat", "dog"), GREY)
-    assert folder.labelled
+    assert folder.images.labelled
     assert folder.images.pixels.shape == (3, 1, 8, 8)
 
 

@@ -15,7 +15,7 @@ from fedjets_flwr.data.datasets import (
     load_dataset,
     no_images,
 )
-from fedjets_flwr.data.folders import UNKNOWN, cached_images, read_folder
+from fedjets_flwr.data.folders import cached_images, read_folder
 from fedjets_flwr.data.partition import Split, make_split
 from fedjets_flwr.errors import FedjetsError
 
@@ -27,11 +27,6 @@ class ClientData:
     client: int
     images: Images
     training: bool
-
-    @property
-    def labelled(self) -> bool:
-        """Whether its labels are known."""
-        return bool((self.images.labels != UNKNOWN).all())
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -64,7 +59,7 @@ def open_client(config: Config, client: int, folder: Path | None = None) -> Clie
     dataset, training = open_dataset(config), client < config.partition.clients
     if folder is not None:
         own = ClientData(client, cached_images(folder, dataset.classes, dataset.shape, config.cache_dir), training)
-        if training and not own.labelled:
+        if training and not own.images.labelled:
             raise FedjetsError(f"{folder}: a training client's images lie in one folder for each class, named as it")
         return own
     if not len(dataset.train):

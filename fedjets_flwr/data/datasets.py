@@ -14,6 +14,9 @@ from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
 
+UNKNOWN = -1
+"""Label of an image whose class nobody told."""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -24,6 +27,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known."""
+        return bool((self.labels != UNKNOWN).all())
 
     def subset(self, indices: np.ndarray) -> "Images":
         """Return the samples at ``indices``, in that order."""

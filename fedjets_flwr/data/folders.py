@@ -13,13 +13,11 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedjets_flwr.data.datasets import Images
+from fedjets_flwr.data.datasets import UNKNOWN, Images
 from fedjets_flwr.errors import FedjetsError
 
 # Those of torchvision, whose import takes longer than torch's.
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-UNKNOWN = -1
-"""Label of an image whose class nobody told."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,6 @@ class Folder:
 
     images: Images
     paths: tuple[Path, ...]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether class folders tell the labels."""
-        return bool((self.images.labels != UNKNOWN).all())
 
 
 def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, int], cache: Path) -> Images:
@@ -123,6 +116,12 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         raise FedjetsError(f"{path}: not a readable image ({reason})") from None
     pixels = np.asarray(upright, dtype=np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Return uint8 pixels (channels, height, width) as a picture: what :func:`read_image` reads back."""
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

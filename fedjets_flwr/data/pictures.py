@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedjets_flwr.data.folders import UNKNOWN, list_images, read_images
+from fedjets_flwr.data.datasets import UNKNOWN
+from fedjets_flwr.data.folders import list_images, read_images
 from fedjets_flwr.errors import FedjetsError
 
 

@@ -19,6 +19,9 @@ from fedjets_flwr.data.augment import normalise
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build
 
+COMMON_EXPERT = "common-expert.safetensors"
+"""Its file in the folder of a run, and in a bundle."""
+
 
 @dataclass(frozen=True, eq=False)
 class CommonExpert:

@@ -39,16 +39,17 @@ def build_expert(config: Config, common: CommonExpert, dataset: Dataset, expert:
     return model[tail_start(model, config.moe.trainable) :]
 
 
-def gate_inputs(config: Config, common: CommonExpert) -> int:
-    """Return the length of an embedding."""
+def gate_inputs(common: CommonExpert, layer: str) -> int:
+    """Return the length of an embedding, ``logits`` or ``penultimate``: the gate's inputs."""
     head = common.model[-1]
     assert isinstance(head, nn.Linear)
-    return head.out_features if config.common_expert.embedding == "logits" else head.in_features
+    return head.out_features if layer == "logits" else head.in_features
 
 
 def build_configured_gate(config: Config, common: CommonExpert, experts: int) -> nn.Sequential:
     """Return the gate at its start."""
-    return build_gate(gate_inputs(config, common), config.gate.hidden, experts, derive(config.run.seed, "gate"))
+    inputs = gate_inputs(common, config.common_expert.embedding)
+    return build_gate(inputs, config.gate.hidden, experts, derive(config.run.seed, "gate"))
 
 
 def expert_input(config: Config, common: CommonExpert, dataset: Dataset) -> torch.Tensor:
