@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from fedjets_flwr.config import Train
 from fedjets_flwr.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
@@ -33,9 +34,24 @@ def rate(train: Train, server_round: int, rounds: int) -> float:
     return train.lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / rounds))
 
 
-def sgd(model: FlatModel, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.SGD:
-    """Return SGD over the model's one weight vector, with empty momentum."""
-    return torch.optim.SGD([model.weights], lr=lr, momentum=momentum, weight_decay=weight_decay)
+class Sgd:
+    """SGD on the weights of one model; momentum begins empty.
+
+    The step is torch's own. Its class ``torch.optim.SGD`` imports the compiler on first use, more than a second of a
+    deployed client's process, which serves one message.
+    """
+
+    def __init__(self, model: FlatModel, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        self._model, self._lr, self._momentum, self._weight_decay = model, lr, momentum, weight_decay
+        self._buffers: list[Tensor | None] = [None] * len(model.parameters)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change the weights by their gradients."""
+        sgd(
+            list(self._model.parameters), self._model.gradients, self._buffers, foreach=True, lr=self._lr,
+            momentum=self._momentum, weight_decay=self._weight_decay, dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
 
 
 def train_normal(
@@ -46,7 +62,7 @@ def train_normal(
     embedding: Tensor,
     labels: Tensor,
     order: Iterator[Tensor],
-    optimizers: Sequence[torch.optim.Optimizer],
+    optimizers: Sequence[Sgd],
     mix: str,
     renormalise: bool,
     offset: Tensor | float = 0.0,
@@ -80,7 +96,7 @@ def train_anchor(
     embedding: Tensor,
     labels: Tensor,
     order: Iterator[Tensor],
-    optimizers: Sequence[torch.optim.Optimizer],
+    optimizers: Sequence[Sgd],
     offset: Tensor | float = 0.0,
 ) -> float:
     """Train the anchor's expert on its cross entropy and the gate to name that expert: two independent losses.
@@ -104,7 +120,7 @@ def train_supervised(
     inputs: Inputs,
     labels: Tensor,
     order: Iterator[Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Sgd,
     correct_gradient: Callable[[FlatModel], None] | None = None,
     offset: Tensor | float = 0.0,
 ) -> float:
@@ -125,7 +141,7 @@ def train_supervised(
     return float(torch.stack(losses).mean())
 
 
-def _step(loss: Tensor, models: Sequence[FlatModel], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def _step(loss: Tensor, models: Sequence[FlatModel], optimizers: Sequence[Sgd]) -> None:
     for model in models:
         model.zero_grad()
     loss.backward()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config import Train
 from fedjets_flwr.models.architectures import Architecture, build
-from fedjets_flwr.training import batches, predict, rate, sgd, train_anchor, train_normal, train_supervised
+from fedjets_flwr.training import Sgd, batches, predict, rate, train_anchor, train_normal, train_supervised
 from fedjets_flwr.wire.vector import FlatModel
 
 SAMPLES, PIXELS, EMBEDDING, CLASSES, EXPERTS = 6, 4, 3, 3, 4
@@ -68,7 +68,7 @@ def test_one_normal_step_equals_the_gradient_by_hand(mix: str, renormalise: bool
     x, h, y = data()
     experts, gate = [linear(PIXELS, CLASSES, 1), linear(PIXELS, CLASSES, 2)], linear(EMBEDDING, EXPERTS, 3)
     before, gate_before = [matrices(expert) for expert in experts], matrices(gate)
-    optimizers = [*(sgd(expert, EXPERT_LR) for expert in experts), sgd(gate, GATE_LR)]
+    optimizers = [*(Sgd(expert, EXPERT_LR) for expert in experts), Sgd(gate, GATE_LR)]
     loss = train_normal(experts, ids, gate, lambda rows: x[rows], h, y, one_batch(), optimizers, mix, renormalise)
 
     xs, hs, onehot = x.double().numpy(), h.double().numpy(), np.eye(CLASSES)[y.numpy()]
@@ -103,7 +103,7 @@ def test_one_normal_step_equals_the_gradient_by_hand(mix: str, renormalise: bool
 def anchor_step(labels: Tensor, expert_id: int) -> tuple[FlatModel, FlatModel, float]:
     x, h, _ = data()
     expert, gate = linear(PIXELS, CLASSES, 1), linear(EMBEDDING, EXPERTS, 3)
-    optimizers = [sgd(expert, EXPERT_LR), sgd(gate, GATE_LR)]
+    optimizers = [Sgd(expert, EXPERT_LR), Sgd(gate, GATE_LR)]
     loss = train_anchor(expert, expert_id, gate, lambda rows: x[rows], h, labels, one_batch(), optimizers)
     return expert, gate, loss
 
@@ -135,7 +135,7 @@ def test_a_gate_without_optimizer_stays() -> None:
     x, h, y = data()
     expert, gate = linear(PIXELS, CLASSES, 1), linear(EMBEDDING, EXPERTS, 3)
     before = gate.vector.clone()
-    train_normal([expert], [1], gate, lambda rows: x[rows], h, y, one_batch(), [sgd(expert, 0.1)], "logits", False)
+    train_normal([expert], [1], gate, lambda rows: x[rows], h, y, one_batch(), [Sgd(expert, 0.1)], "logits", False)
     assert torch.equal(gate.vector, before)
 
 
@@ -190,11 +190,28 @@ def test_supervised_training_equals_a_plain_torch_loop() -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    found = train_supervised(flat, lambda rows: x[rows], y, iter(order), sgd(flat, 0.05, 0.9, 0.01))
+    found = train_supervised(flat, lambda rows: x[rows], y, iter(order), Sgd(flat, 0.05, 0.9, 0.01))
     assert found == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     wanted = plain.state_dict()
     for name, value in flat.module.state_dict().items():
         torch.testing.assert_close(value, wanted[name], msg=name)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_steps_are_those_of_torch(momentum: float, weight_decay: float) -> None:
+    plain = build(Architecture("resnet8", 4, "batch", "cifar", 1, 10), 5)
+    flat = FlatModel(copy.deepcopy(plain))
+    generator = torch.Generator().manual_seed(0)
+    torchs = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    own = Sgd(flat, 0.1, momentum, weight_decay)
+    for _ in range(3):
+        for p, q in zip(plain.parameters(), flat.parameters, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        torchs.step()
+        own.step()
+    assert torch.equal(flat.vector, FlatModel(plain).vector)
 
 
 def test_a_gradient_correction_reaches_the_step() -> None:
@@ -202,12 +219,12 @@ def test_a_gradient_correction_reaches_the_step() -> None:
     x, _, y = data()
 
     def add_one(model: FlatModel) -> None:
-        assert model.weights.grad is not None
-        model.weights.grad.add_(1)
+        for gradient in model.gradients:
+            gradient.add_(1)
 
     plain, shifted = linear(PIXELS, CLASSES, 1), linear(PIXELS, CLASSES, 1)
-    train_supervised(plain, lambda rows: x[rows], y, one_batch(), sgd(plain, 0.1))
-    train_supervised(shifted, lambda rows: x[rows], y, one_batch(), sgd(shifted, 0.1), add_one)
+    train_supervised(plain, lambda rows: x[rows], y, one_batch(), Sgd(plain, 0.1))
+    train_supervised(shifted, lambda rows: x[rows], y, one_batch(), Sgd(shifted, 0.1), add_one)
     torch.testing.assert_close(plain.vector - shifted.vector, torch.full_like(plain.vector, 0.1))
 
 

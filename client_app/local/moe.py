@@ -6,7 +6,7 @@ from torch import Tensor
 
 from client_app.site import Site
 from fedjets_flwr.seeds import torch_generator
-from fedjets_flwr.training import batches, rate, sgd, train_anchor, train_normal
+from fedjets_flwr.training import Sgd, batches, rate, train_anchor, train_normal
 from fedjets_flwr.wire.messages import Job, Number
 
 
@@ -24,10 +24,10 @@ def train(
     )  # fmt: skip
     inputs = site.inputs(local, torch_generator(c.run.seed, "augment", server_round, job.client, 0, device=site.device))
     lr = rate(c.train, server_round, c.run.rounds)
-    optimizers = [sgd(expert, lr, c.train.momentum, c.train.weight_decay) for expert in experts]
+    optimizers = [Sgd(expert, lr, c.train.momentum, c.train.weight_decay) for expert in experts]
     learned = c.gate.mode == "learned"
     if learned:
-        optimizers.append(sgd(gate, c.gate.lr))
+        optimizers.append(Sgd(gate, c.gate.lr))
     data = (inputs, local.embedding, local.labels, order, optimizers)
     if "anchor" in job.numbers:
         loss = train_anchor(experts[0], ids[0], gate, *data, local.offset)

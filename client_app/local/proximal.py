@@ -20,8 +20,10 @@ def train(
 
     @torch.no_grad()
     def pull_back(model: FlatModel) -> None:
-        assert model.weights.grad is not None
-        model.weights.grad.add_(model.weights - start[: model.layout.trained], alpha=mu)
+        anchored = model.views(start[: model.layout.trained])
+        for gradient, weight, old in zip(model.gradients, model.parameters, anchored, strict=True):
+            gradient.add_(weight - old, alpha=mu)
 
-    vector, loss = train_one(site, job.client, server_round, 0, start, pull_back)
-    return {"expert.0": vector}, {"num-examples": len(site.local(job.client)), "loss": loss}
+    (model,) = site.experts([start])
+    loss = train_one(site, job.client, server_round, 0, model, pull_back)
+    return {"expert.0": model.vector}, {"num-examples": len(site.local(job.client)), "loss": loss}

@@ -26,15 +26,16 @@ def train(
 
     @torch.no_grad()
     def correct(model: FlatModel) -> None:
-        assert model.weights.grad is not None
-        model.weights.grad.add_(correction)
+        for gradient, change in zip(model.gradients, model.views(correction), strict=True):
+            gradient.add_(change)
 
     returned: dict[str, Tensor] = {}
     if c.scaffold.option == "I":
         returned[f"variate.{job.client}"] = _full_gradient(site, job.client, vectors["expert.0"])
-    vector, loss = train_one(site, job.client, server_round, 0, vectors["expert.0"], correct)
+    (model,) = site.experts([vectors["expert.0"]])
+    loss = train_one(site, job.client, server_round, 0, model, correct)
     steps = steps_of(len(local), c.train.batch_size, c.train.local_epochs)
-    return returned | {"expert.0": vector}, {"num-examples": len(local), "loss": loss, "steps": steps}
+    return returned | {"expert.0": model.vector}, {"num-examples": len(local), "loss": loss, "steps": steps}
 
 
 def _full_gradient(site: Site, client: int, vector: Tensor) -> Tensor:
@@ -47,5 +48,4 @@ def _full_gradient(site: Site, client: int, vector: Tensor) -> Tensor:
     for rows in torch.arange(len(local)).split(site.config.train.batch_size):
         logits = model.module(inputs(rows)) + local.offset
         F.cross_entropy(logits, local.labels[rows], reduction="sum").div(len(local)).backward()
-    assert model.weights.grad is not None
-    return model.weights.grad.clone()
+    return torch.cat([gradient.flatten() for gradient in model.gradients])

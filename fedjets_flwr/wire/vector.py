@@ -34,37 +34,50 @@ class Layout:
 class FlatModel:
     """A module whose parameters and float buffers are views of one vector.
 
-    Loading and reading the module are then one copy each, and an optimiser step touches one tensor.
+    Loading and reading the module are then one copy each. Gradients are not views of anything: autograd hands its own
+    over, where it would have to add to memory of ours (a pass over all weights in every step).
 
     Attributes:
         module: the module itself.
         layout: what the vector holds.
         vector: all floats, (layout.size,).
-        weights: the trained part of the vector as one parameter; its gradient is shared with the module's.
+        parameters: the module's parameters, in the order of the vector.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = list(module.named_parameters())
+        named = list(module.named_parameters())
         buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
-        entries = tuple((name, tuple(t.shape)) for name, t in [*parameters, *buffers])
-        trained = sum(p.numel() for _, p in parameters)
+        entries = tuple((name, tuple(t.shape)) for name, t in [*named, *buffers])
+        trained = sum(p.numel() for _, p in named)
         self.module = module
         self.layout = Layout(entries, trained)
-        self.vector = torch.cat([t.detach().flatten().float() for _, t in [*parameters, *buffers]])
-        self.weights = nn.Parameter(self.vector[:trained])
-        gradient = torch.zeros_like(self.weights)
-        self.weights.grad = gradient
-        start = 0
-        for _, p in parameters:
-            stop = start + p.numel()
-            p.data = self.vector[start:stop].view_as(p)
-            p.grad = gradient[start:stop].view_as(p)
-            start = stop
+        self.vector = torch.cat([t.detach().flatten().float() for _, t in [*named, *buffers]])
+        self.parameters = [p for _, p in named]
+        for p, view in zip(self.parameters, self.views(self.weights), strict=True):
+            p.data = view
+        start = trained
         for name, b in buffers:
             owner, _, leaf = name.rpartition(".")
             stop = start + b.numel()
             setattr(module.get_submodule(owner), leaf, self.vector[start:stop].view_as(b))
             start = stop
+
+    @property
+    def weights(self) -> Tensor:
+        """The trained part of the vector, (layout.trained,)."""
+        return self.vector[: self.layout.trained]
+
+    def views(self, values: Tensor) -> list[Tensor]:
+        """Return parts of a vector (layout.trained,) in the shapes of the parameters."""
+        parts = values.split([p.numel() for p in self.parameters])
+        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The parameters' gradients, which may be changed in place; a parameter without one gets zeros."""
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     @torch.no_grad()
     def load(self, vector: Tensor) -> None:
@@ -72,6 +85,6 @@ class FlatModel:
         self.vector.copy_(vector)
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero in place."""
-        assert self.weights.grad is not None
-        self.weights.grad.zero_()
+        """Forget all gradients."""
+        for p in self.parameters:
+            p.grad = None
