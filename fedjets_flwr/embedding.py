@@ -64,7 +64,7 @@ def embedded(entry: Mapping[str, Tensor], layer: str, trainable: str) -> Embedde
 
 def _key(common: CommonExpert, pixels: Tensor, trainable: str) -> str:
     kept = "trunk" if trainable == "stage" else "penultimate"
-    hasher = hashlib.sha256(f"1:{common.digest}:{kept}:{tuple(pixels.shape)}".encode())
+    hasher = hashlib.sha256(f"2:{common.digest}:{kept}:{tuple(pixels.shape)}".encode())
     hasher.update(pixels.contiguous().numpy().tobytes())
     return hasher.hexdigest()
 

@@ -52,6 +52,23 @@ def test_shapes_and_slices(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_pooling_before_the_relu_changes_no_bit(norm: str) -> None:
+    model = build(Architecture("cnn", 8, norm, "cifar", 3, 10), 0).train()
+    usual = copy.deepcopy(model)
+    for name in ("layer1", "layer2"):
+        conv, normalisation, pool, relu = usual.get_submodule(name).children()
+        setattr(usual, name, nn.Sequential(conv, normalisation, nn.ReLU(), pool))
+        assert (type(pool), type(relu)) == (nn.MaxPool2d, nn.ReLU)
+    x = images(Architecture("cnn", 8, norm, "cifar", 3, 10))
+    gradients = []
+    for net in (model, usual):
+        net(x).logsumexp(dim=1).sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert torch.equal(model(x), usual(x))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)
+
+
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_resnet18_stems(stem: str, norm: str) -> None:

@@ -50,12 +50,14 @@ def _pool() -> nn.Sequential:
 
 
 def _cnn(a: Architecture) -> nn.Sequential:
-    """Two convolutions with normalisation, each followed by max pooling."""
+    """Two convolutions, each with normalisation, max pooling and ReLU.
+
+    ReLU after the pooling gives the bits of the usual order, and has a quarter of the work.
+    """
 
     def block(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), _norm(a.norm, outputs), nn.ReLU(), nn.MaxPool2d(2)
-        )
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return nn.Sequential(conv, _norm(a.norm, outputs), nn.MaxPool2d(2), nn.ReLU(inplace=True))
 
     stages = [("layer1", block(a.channels, a.width)), ("layer2", block(a.width, 2 * a.width)), ("pool", _pool())]
     return nn.Sequential(OrderedDict([*stages, ("head", nn.Linear(2 * a.width, a.num_classes))]))
@@ -74,11 +76,11 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(f(x) + x), x subsampled and zero-padded in channels where the shape changes."""
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         shortcut = x
         if self.stride != 1 or self.extra:
             shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
-        return F.relu(out + shortcut)
+        return F.relu(out + shortcut, inplace=True)
 
 
 def _cifar_resnet(blocks: int) -> Callable[[Architecture], nn.Sequential]:
@@ -88,7 +90,9 @@ def _cifar_resnet(blocks: int) -> Callable[[Architecture], nn.Sequential]:
         widths = (a.width, 2 * a.width, 4 * a.width)
         stem = nn.Sequential(
             OrderedDict(
-                conv1=nn.Conv2d(a.channels, a.width, 3, 1, 1, bias=False), bn1=_norm(a.norm, a.width), relu=nn.ReLU()
+                conv1=nn.Conv2d(a.channels, a.width, 3, 1, 1, bias=False),
+                bn1=_norm(a.norm, a.width),
+                relu=nn.ReLU(inplace=True),
             )
         )
         stages: list[tuple[str, nn.Module]] = [("stem", stem)]
