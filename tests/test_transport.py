@@ -1,6 +1,7 @@
 """Inline and shared transport: the same bits, and nothing that a reply or a request could make them touch."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.wire.transport import INLINE, SHARED, Inline, Shared, SharedFolder, Transport, probe, transport_of
+from fedjets_flwr.wire.transport import (
+    _MAPS,
+    INLINE,
+    SHARED,
+    Inline,
+    Shared,
+    SharedFolder,
+    Transport,
+    probe,
+    transport_of,
+)
 from tests.test_methods import Run, run, same
 
 __all__ = ["run"]
@@ -35,14 +46,13 @@ def test_a_vector_comes_back_bit_by_bit(folder: SharedFolder, kind: str) -> None
     folder.close()
 
 
-def test_a_map_outlives_its_file_and_does_not_write_to_it(folder: SharedFolder) -> None:
+def test_a_vector_outlives_its_file(folder: SharedFolder) -> None:
     shared = Shared(folder.path, 1)
     array = shared.encode("gate", torch.ones(3))
-    first, second = shared.decode("gate", array, 3), shared.decode("gate", array, 3)
-    first.mul_(5)
-    assert second.tolist() == [1, 1, 1]
-    shared.forget("gate")
-    assert second.tolist() == [1, 1, 1]
+    found = shared.decode("gate", array, 3)
+    shared.path("gate").unlink()
+    folder.begin({}, "float32", reuse=False)
+    assert found.tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="was not written"):
         shared.decode("gate", array, 3)
     folder.close()
@@ -63,7 +73,7 @@ def test_files_and_folder_are_private_and_gone_at_the_end(folder: SharedFolder) 
     Shared(folder.path, 1).encode("gate", torch.ones(3))
     assert folder.path.stat().st_mode & 0o777 == 0o700
     assert (folder.path / "1-gate").stat().st_mode & 0o777 == 0o600
-    folder.clear()
+    folder.begin({}, "float32", reuse=False)
     assert not (folder.path / "1-gate").exists()
     assert probe(str(folder.path)) == folder.token
     folder.close()
@@ -100,8 +110,50 @@ def test_an_array_of_the_other_transport_is_refused(folder: SharedFolder) -> Non
 
 
 def test_room_is_asked_for(folder: SharedFolder) -> None:
-    assert folder.has_room(1)
-    assert not folder.has_room(10**15)
+    assert folder.begin({"gate": 1}, "float32", reuse=False) is not None
+    assert folder.begin({"gate": 10**15}, "float32", reuse=False) is None
+    folder.close()
+
+
+def test_files_that_nobody_reads_are_written_over(folder: SharedFolder) -> None:
+    first = folder.begin({"gate": 12}, "float32", reuse=False)
+    assert first is not None
+    first.encode("gate", torch.ones(3))
+    held = first.path("gate").stat().st_ino
+    second = folder.begin({"expert.1": 12, "expert.2": 8}, "float32", reuse=True)
+    assert second is not None
+    assert not first.path("gate").exists()
+    array = second.encode("expert.1", torch.arange(3.0))
+    assert second.path("expert.1").stat().st_ino == held
+    assert _MAPS.open(second.path("expert.1"), writable=True) is _MAPS.open(second.path("expert.1"), writable=True)
+    assert second.decode("expert.1", array, 3).tolist() == [0, 1, 2]
+    late = second.decode("expert.1", array, 3)
+    third = folder.begin({"gate": 12}, "float32", reuse=False)  # somebody may still read
+    assert third is not None
+    third.encode("gate", torch.ones(3))
+    assert late.tolist() == [0, 1, 2]
+    folder.close()
+
+
+def test_memory_of_deleted_files_comes_free(folder: SharedFolder) -> None:
+    before = shutil.disk_usage(folder.path).free
+    size = 4_000_000
+    shared = folder.begin({"gate": 4 * size}, "float32", reuse=False)
+    assert shared is not None
+    for _ in range(2):
+        found = shared.decode("gate", shared.encode("gate", torch.ones(size)), size)
+    assert before - shutil.disk_usage(folder.path).free > size
+    del found
+    folder.begin({}, "float32", reuse=False)
+    assert before - shutil.disk_usage(folder.path).free < size
+    folder.close()
+
+
+def test_a_shorter_vector_leaves_nothing_of_a_longer_one(folder: SharedFolder) -> None:
+    shared = Shared(folder.path, 1)
+    shared.encode("gate", torch.ones(5))
+    array = shared.encode("gate", torch.zeros(2))
+    assert shared.decode("gate", array, 2).tolist() == [0, 0]
     folder.close()
 
 

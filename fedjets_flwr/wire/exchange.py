@@ -72,7 +72,7 @@ class Exchange:
         self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
         self.nodes = Nodes(grid, {"common-expert": common.digest, "shared-folder": folder})
-        self._sequence = 0
+        self._complete = False
         self._came_by: dict[int, Transport] = {}
         self._asked: list[tuple[Message, tuple[Job, ...]]] = []
 
@@ -84,10 +84,10 @@ class Exchange:
         self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]
     ) -> list[Message]:
         """Return one message for each node that has a job, the longest jobs handed out first."""
-        self._asked, self.failures = [], {}
         jobs = list(jobs)
         with self._coding():
             encode = self._encoder(jobs, vectors)
+            self._asked, self.failures, self._complete = [], {}, False
             shares, homeless = self.nodes.hand_out(jobs)
             for client in homeless:
                 self._fail(client, "no SuperNode hosts this client")
@@ -195,6 +195,7 @@ class Exchange:
             if client not in arrived and client not in self.failures:
                 self._fail(client, f"no answer within limits.exchange-seconds = {self._deadline:g}")
             yield from self._decode(jobs[client], arrived.pop(client, None))
+        self._complete, self._asked = not self.failures, []
 
     def ask(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> Iterator[Answer]:
         """Send a request and yield the good answers in client-id order."""
@@ -211,10 +212,6 @@ class Exchange:
         except BadReply as error:
             self._fail(job.client, f"bad reply: {error}")
             return
-        finally:
-            if isinstance(transport, Shared):
-                for name in expected:
-                    transport.forget(f"{job.client}.{name}")
         if answer.error:
             self._fail(job.client, answer.error)
             return
@@ -230,15 +227,13 @@ class Exchange:
         """Return the shared transport of this exchange, if all that travels fits in the memory."""
         if self._shared is None:
             return None
-        self._shared.clear()
-        self._sequence += 1
-        floats = sum(vectors[name].numel() for name in {name for job in jobs for name in job.vectors})
-        floats += sum(self.sizes[name.split(".")[0]] for job in jobs for name in job.returns)
-        if self._shared.has_room(self._width * floats):
-            return Shared(self._shared.path, self._sequence, self.config.transport.dtype)
-        if self.config.transport.name == "shared":
-            raise FedjetsError(f"transport.name = 'shared': no room for {self._width * floats} bytes; set 'auto'")
-        return None
+        sizes = {name: vectors[name].numel() for job in jobs for name in job.vectors}
+        sizes |= {f"{job.client}.{name}": self.sizes[name.split(".")[0]] for job in jobs for name in job.returns}
+        sizes = {name: self._width * size for name, size in sizes.items()}
+        shared = self._shared.begin(sizes, self.config.transport.dtype, reuse=self._complete)
+        if shared is None and self.config.transport.name == "shared":
+            raise FedjetsError(f"transport.name = 'shared': no room for {sum(sizes.values())} bytes; set 'auto'")
+        return shared
 
     @contextmanager
     def _coding(self) -> Iterator[None]:

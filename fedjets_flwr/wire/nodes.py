@@ -18,7 +18,7 @@ log = logging.getLogger("flwr")
 
 POLL_SECONDS = (0.01, 1.0)
 """Shortest and longest pause between two looks for replies."""
-POLL_SHARE = 0.02
+POLL_SHARE = 0.01
 """A pause as a share of the time waited so far: a reply is late by no more than that."""
 
 

@@ -5,6 +5,7 @@ server names the folder, the files to read and the files to write; a reply names
 """
 
 import fcntl
+import mmap
 import os
 import re
 import secrets
@@ -12,9 +13,11 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -72,16 +75,15 @@ class Inline:
             raise ValueError(f"{name} is {array.dtype} of {array.stype}, not raw {self.dtype}")
         if size is not None and len(array.data) != width * size:
             raise ValueError(f"{name} has {len(array.data)} bytes, not {width * size}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that the view must not be written to
-            return torch.from_numpy(np.frombuffer(array.data, dtype=self.dtype)).float()
+        return _view(array.data, self.dtype).float()
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Vectors as files of one folder in shared memory: one copy to encode, a memory map to decode.
+    """Vectors as files of one folder in shared memory: one copy to encode, none to decode float32.
 
-    ``sequence`` sets one exchange's files apart from all others', so that no late client sees a file change.
+    ``sequence`` sets one exchange's files apart from all others', so that no late client sees a file change. What was
+    decoded must not be used after the exchange: the next one may write over the files.
     """
 
     folder: Path
@@ -99,13 +101,17 @@ class Shared:
         return self.folder / f"{self.sequence}-{name}"
 
     def encode(self, name: str, vector: Tensor) -> Array:
-        """Write the file and return an array without bytes."""
-        with os.fdopen(os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            _numbers(vector, self.dtype).tofile(file)
+        """Write the file, over one that is there, and return an array without bytes."""
+        path = self.path(name)
+        if path.is_file() and path.stat().st_size == WIDTHS[self.dtype] * vector.numel():
+            _view(_MAPS.open(path, writable=True), self.dtype).copy_(vector.detach())
+        else:  # not through a map: a full memory is an error of a write, and the end of a process that touches a map
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(_numbers(vector, self.dtype).data)
         return Array(dtype=self.dtype, shape=tuple(vector.shape), stype=SHARED, data=b"")
 
     def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
-        """Return a private memory map of the file; the file may be deleted after that."""
+        """Return a view of the file's memory, float16 as a copy; it outlives the file's deletion."""
         if array.stype != SHARED:
             raise ValueError(f"{name} is of {array.stype}, not in shared memory")
         path = self.path(name)
@@ -116,17 +122,47 @@ class Shared:
         width = WIDTHS[self.dtype]
         if held % width or (size is not None and held != width * size):
             raise ValueError(f"{name} has {held} bytes, not {width * (size or 0)}")
-        kind = getattr(torch, self.dtype)
-        return torch.from_file(str(path), shared=False, size=held // width, dtype=kind).float()
-
-    def forget(self, name: str) -> None:
-        """Delete a vector's file."""
-        self.path(name).unlink(missing_ok=True)
+        return _view(_MAPS.open(path, writable=False), self.dtype).float()
 
 
 def _numbers(vector: Tensor, dtype: str) -> np.ndarray:
     assert vector.dtype == torch.float32 and vector.dim() == 1 and sys.byteorder == "little"
     return vector.detach().to(getattr(torch, dtype)).cpu().contiguous().numpy()
+
+
+def _view(data: bytes | mmap.mmap, dtype: str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns where the view must not be written to
+        return torch.from_numpy(np.frombuffer(data, dtype=dtype))
+
+
+class _Maps:
+    """This process's maps of shared files, kept as long as the files: a new map of a model costs more than its copy."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int, bool], tuple[int, mmap.mmap]] = {}
+
+    def open(self, path: Path, writable: bool) -> mmap.mmap:
+        """Return the map of a file that is not empty, by what the file is, whatever its name was before."""
+        file = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        facts = os.fstat(file)
+        key = (facts.st_dev, facts.st_ino, writable)  # no other file gets the number while this one is held open
+        if key in self._kept:
+            os.close(file)
+        else:
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._kept[key] = file, mmap.mmap(file, facts.st_size, access=access)
+        return self._kept[key][1]
+
+    def forget_deleted(self) -> None:
+        """Let go of the files that were deleted; their memory is free when the last vector in it is."""
+        for key, (file, _) in list(self._kept.items()):
+            if os.fstat(file).st_nlink == 0:
+                os.close(file)
+                del self._kept[key]
+
+
+_MAPS = _Maps()
 
 
 def byte_array(data: bytes) -> Array:
@@ -150,20 +186,54 @@ class SharedFolder:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.token = secrets.token_hex(16)
         (self.path / "probe").write_text(self.token)
+        self._sequence = 0
 
-    def has_room(self, needed: int) -> bool:
+    def begin(self, sizes: Mapping[str, int], dtype: str, reuse: bool) -> Shared | None:
+        """Return the transport of the next exchange, or None if its files have no room.
+
+        Args:
+            sizes: bytes of every file that will be written, by the vector's name.
+            dtype: of the numbers.
+            reuse: nobody reads the last exchange's files any more: they are written over instead of deleted, since
+                memory that is there costs a copy, and new memory about twice that.
+        """
+        self._sequence += 1
+        transport = Shared(self.path, self._sequence, dtype)
+        spare: defaultdict[tuple[bool, int], list[Path]] = defaultdict(list)
+        for path in sorted(self.path.glob("*-*")):
+            if reuse:
+                spare[_is_reply(path.name.partition("-")[2]), path.stat().st_size].append(path)
+            else:
+                path.unlink(missing_ok=True)
+        _MAPS.forget_deleted()
+        needed = 0
+        for name, size in sizes.items():
+            if fitting := spare[_is_reply(name), size]:
+                fitting.pop().rename(transport.path(name))
+            else:
+                needed += size
+        if not self._has_room(needed):
+            for path in chain.from_iterable(spare.values()):
+                path.unlink()
+        return transport if self._has_room(needed) else None
+
+    def _has_room(self, needed: int) -> bool:
         """Return whether ``needed`` bytes fit with some to spare (a container's /dev/shm is often 64 MB)."""
         return shutil.disk_usage(self.path).free > 1.5 * needed
-
-    def clear(self) -> None:
-        """Delete what former exchanges left."""
-        for path in self.path.glob("*-*"):
-            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Delete the folder."""
         self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
+        _MAPS.forget_deleted()
+
+
+def _is_reply(name: str) -> bool:
+    """Return whether a client writes this vector; its name begins with the client's id.
+
+    Files keep their direction: every process then has maps of the few that it reads, and of the few that it writes.
+    """
+    return name[0].isdigit()
 
 
 def _abandoned(folder: Path) -> bool:
@@ -197,6 +267,7 @@ def transport_of(facts: Mapping[str, str]) -> Transport:
         raise ValueError(f"{dtype} is none of {', '.join(WIDTHS)}")
     if "shared-folder" not in facts:
         return Inline(dtype)
+    _MAPS.forget_deleted()
     if not probe(facts["shared-folder"]):
         raise ValueError("the request names a folder that is no shared folder of a server here")
     return Shared(Path(facts["shared-folder"]), int(facts["sequence"]), dtype)
