@@ -7,7 +7,7 @@ from the result, so the old one stays bit-identical.
 import hashlib
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Protocol
 
 import torch
@@ -37,7 +37,9 @@ class RunningMeans:
     float32. Weights count in units of the first one, so that the mean of a single vector is that vector, bit for bit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: MutableMapping[str, Tensor] | None = None) -> None:
+        """Begin; the sums are made in the memory of ``spare`` vectors, which nobody may read any more, and they go."""
+        self._spare = {} if spare is None else spare
         self.counts: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
         self._units: dict[str, float] = {}
@@ -58,12 +60,17 @@ class RunningMeans:
             self._sums[name].add_(vector, alpha=share)
             self._weights[name] += share
         else:
-            self._sums[name] = vector.clone()
+            memory = self._spare.pop(name, None)
+            # A new object for a new vector: who knew the old one by its identity must not mistake the two.
+            self._sums[name] = vector.clone() if memory is None else memory.detach().copy_(vector)
             self._units[name], self._weights[name] = weight, 1.0
 
     def result(self) -> dict[str, Tensor]:
-        """Return the means; the sums become them in place."""
-        return {name: total.div_(self._weights[name]) for name, total in self._sums.items()}
+        """Return the means; the sums become them in place, and nothing can be added any more."""
+        while self._weights:
+            name, weight = self._weights.popitem()
+            self._sums[name].div_(weight)
+        return dict(self._sums)
 
 
 class Robust:
@@ -154,9 +161,14 @@ RULES: dict[str, Rule] = {
 }
 
 
-def make_aggregator(settings: Aggregation, old: Mapping[str, Tensor]) -> Aggregator:
-    """Return the aggregator of the settings for one round that starts from the vectors ``old``."""
-    return RunningMeans() if settings.rule == "mean" else Robust(old, settings)
+def make_aggregator(
+    settings: Aggregation, old: Mapping[str, Tensor], spare: MutableMapping[str, Tensor] | None = None
+) -> Aggregator:
+    """Return the aggregator of the settings for one round that starts from the vectors ``old``.
+
+    ``spare``: vectors whose memory may be used again.
+    """
+    return RunningMeans(spare) if settings.rule == "mean" else Robust(old, settings)
 
 
 def weights_hash(vectors: Mapping[str, Tensor]) -> str:

@@ -79,6 +79,7 @@ class Method(Strategy):
         self.unlabelled: list[int] = []
         self.anchors: tuple[int, ...] = ()
         self.updated: set[str] = set()
+        self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
         self._noise_key = noise_key(config.run_dir) if config.privacy.noise_multiplier > 0 else 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
@@ -170,6 +171,7 @@ class Method(Strategy):
                     if not all_finite(vector):  # finite replies can still overflow together
                         log.warning("round %d: the mean of %s is not finite; it stays as it was", server_round, name)
                     elif aggregator.counts[name] >= quorum:
+                        self._replaced[name] = self.vectors[name]
                         self.vectors[name] = vector
                         self.updated.add(name)
         else:
@@ -180,7 +182,7 @@ class Method(Strategy):
         """Return what combines this round's vectors: private, robust, or the running mean."""
         if self.config.privacy.noise_multiplier > 0:
             return PrivateMeans(self.vectors, self.config, server_round, self.vectors_moved, self._noise_key)
-        return make_aggregator(self.config.aggregation, self.vectors)
+        return make_aggregator(self.config.aggregation, self.vectors, self._replaced)
 
     def weight_of(self, name: str, answer: Answer, samples: int) -> float:
         """Return the weight of one vector of an answer in its average."""

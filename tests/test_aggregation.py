@@ -47,8 +47,21 @@ def test_adding_leaves_the_sent_vectors_alone() -> None:
 def test_means_can_be_read_twice() -> None:
     means = RunningMeans()
     means.add("a", torch.tensor([6.0]), 2)
+    means.add("a", torch.tensor([2.0]), 2)
     means.result()
-    assert means.result()["a"].tolist() == [6]
+    assert means.result()["a"].tolist() == [4]
+
+
+def test_sums_are_made_in_spare_memory() -> None:
+    spare = {"a": torch.tensor([9.0]), "b": torch.tensor([9.0])}
+    before, means = spare["a"], RunningMeans(spare)
+    means.add("a", torch.tensor([1.0]), 1)
+    means.add("a", torch.tensor([3.0]), 1)
+    found = means.result()["a"]
+    assert found.tolist() == [2]
+    assert found is not before
+    assert found.data_ptr() == before.data_ptr()
+    assert set(spare) == {"b"}
 
 
 @given(
