@@ -1,5 +1,6 @@
 import contextlib
 import math
+import time
 
 import pytest
 import torch
@@ -48,6 +49,20 @@ def test_request_round_trip() -> None:
     ]
     assert set(found.vectors) == set(VECTORS)
     assert all(same_bits(found.vectors[name], vector) for name, vector in VECTORS.items())
+
+
+def test_a_message_of_many_clients_is_read_in_linear_time() -> None:
+    def seconds(clients: int) -> float:
+        asked = encode_request(1, {}, [Job(client) for client in range(clients)], {})
+        reply = encode_reply(Answer(client, {}, {"num-examples": 1}) for client in range(clients))
+        begun = time.perf_counter()
+        decode_request(asked)
+        for client in range(clients):
+            decode_answer(reply, client, {})
+        return time.perf_counter() - begun
+
+    few, many = (min(seconds(clients) for _ in range(3)) for clients in (250, 2000))
+    assert many < 24 * few  # 8 if linear, 64 if every client looks at all the others
 
 
 def test_a_vector_travels_once_and_only_if_a_job_names_it() -> None:

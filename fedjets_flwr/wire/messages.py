@@ -6,6 +6,7 @@ need travel once. Everything is keyed by client id, never by Flower's random nod
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
@@ -145,7 +146,7 @@ def decode_request(content: RecordDict, store: VectorStore | None = None) -> Req
     server_round, clients = int(head.pop("round")), head.pop("clients")  # type: ignore[arg-type]
     jobs = []
     for client in map(int, clients):  # type: ignore[arg-type]
-        record = dict(content.config_records[f"client.{client}"])
+        record = dict(_record(content, f"client.{client}", ConfigRecord) or {})
         names = tuple(str(name) for name in record.pop("vectors"))  # type: ignore[union-attr]
         jobs.append(Job(client, names, numbers={k: int(v) for k, v in record.items()}))  # type: ignore[arg-type]
     facts = {k: str(v) for k, v in head.items()}
@@ -168,6 +169,18 @@ def _kept(store: VectorStore, versions: Mapping[str, str], received: Mapping[str
         else:
             raise FedjetsError(f"{name} is no longer in {store.folder}; the server will send it again")
     return found
+
+
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[Record]) -> Record | None:
+    """Return a record, or None if there is none of this kind.
+
+    Not by Flower's ``config_records`` and its like: each looks at all records, as many as a message has clients.
+    """
+    found = content.get(name)
+    return found if isinstance(found, kind) else None
 
 
 def encode_reply(answers: Iterable[Answer], transport: Transport | None = None) -> RecordDict:
@@ -199,16 +212,15 @@ def decode_answer(
     Raises:
         BadReply: the reason why it must not be used.
     """
-    head = content.config_records.get("reply", ConfigRecord())
-    if head.get("version") != VERSION:
+    head = _record(content, "reply", ConfigRecord)
+    if head is None or head.get("version") != VERSION:
         raise BadReply("another version of the message schema")
-    if (failed := content.config_records.get(f"error.{client}")) is not None:
+    if (failed := _record(content, f"error.{client}", ConfigRecord)) is not None:
         return Answer(client, {}, {}, error=str(failed.get("reason", "no reason"))[:2000] or "no reason")
-    numbers = content.metric_records.get(f"client.{client}")
-    if numbers is None:
+    if (numbers := _record(content, f"client.{client}", MetricRecord)) is None:
         raise BadReply("no answer of this client in its node's reply")
     transport = transport or Inline()
-    arrays = content.array_records.get("vectors", ArrayRecord())
+    arrays = _record(content, "vectors", ArrayRecord) or ArrayRecord()
     vectors = {}
     for name, size in expected.items():
         array = arrays.get(f"{client}.{name}")
