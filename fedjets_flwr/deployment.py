@@ -21,8 +21,6 @@ from fedjets_flwr.processes import (
 from fedjets_flwr.superlink import SuperLink
 
 NAME = "deployed"
-POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
-"""Flower looks for work once a second; every message of every site waits for that."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Deployment(SuperLink):
 
     def __init__(self, folder: Path, sites: Mapping[int, Mapping[str, Scalar]], durable: bool = False) -> None:
         self.folder, self.sites, self.durable = folder, dict(sites), durable
-        self.environment = flower_environment(folder / "flwr") | POLL
+        self.environment = flower_environment(folder / "flwr")
         self.port = free_ports(1)[0]
         self._superlink: subprocess.Popen[bytes] | None = None
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -132,7 +130,7 @@ class Deployment(SuperLink):
             ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(keys.authority),
              "--auth-supernode-private-key", str(keys.private), "--port", str(free_ports(1)[0]),
              "--node-config", to_node_config(own)],
-            flower_environment(home / "flwr") | POLL, home, self.log(name),
+            flower_environment(home / "flwr"), home, self.log(name),
         )  # fmt: skip
         return self._nodes[name]
 

@@ -86,6 +86,10 @@ class LocalFlower(SuperLink):
     def hint(self) -> str:
         return f" (its log: {self._log})"
 
+    def switches(self, home: Path) -> dict[str, str]:
+        """Return the environment of all its processes."""
+        return flower_environment(home)
+
     def __enter__(self) -> "LocalFlower":
         try:
             return self._enter()
@@ -95,7 +99,7 @@ class LocalFlower(SuperLink):
 
     def _enter(self) -> "LocalFlower":
         self.folder = Path(tempfile.mkdtemp(prefix="fedjets-"))
-        self.environment = flower_environment(self.folder / "flwr")
+        self.environment = self.switches(self.folder / "flwr")
         (self.folder / "flwr").mkdir()
         self._log.write_bytes(b"")
         for _ in range(5):

@@ -16,10 +16,11 @@ SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Memory of experts comes in huge pages where Linux has them: it is there in a fraction of the time.
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Memory of experts comes in huge pages where Linux has them: it is there in a fraction of the time."""
+POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+"""Flower looks for work, a run or a message, once a second."""
 FOLDERS = ("FEDJETS_DATA", "FEDJETS_CACHE")
 
 
@@ -30,9 +31,9 @@ def flower_environment(home: Path | None = None) -> dict[str, str]:
         home: a private FLWR_HOME, for daemons on this machine; None: the user's own, to reach another machine.
     """
     scripts = str(Path(sys.executable).parent)
-    found = {**os.environ, **SWITCHES, "PATH": scripts + os.pathsep + os.environ.get("PATH", "")}
+    found = {**os.environ, **SWITCHES, **HUGE_PAGES, "PATH": scripts + os.pathsep + os.environ.get("PATH", "")}
     if home is not None:
-        found |= {"FLWR_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+        found |= POLL | {"FLWR_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     # A daemon's folder is not the caller's.
     return found | {k: str(Path(found[k]).expanduser().absolute()) for k in FOLDERS if found.get(k)}
 
@@ -66,7 +67,7 @@ def wait_for_port(process: "subprocess.Popen[bytes]", port: int, seconds: float 
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return True
-        time.sleep(0.2)
+        time.sleep(0.05)
     return False
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fedjets_flwr.data.datasets import Images, load_dataset
+from fedjets_flwr.data.datasets import Images, _digits_table, load_dataset
 from fedjets_flwr.errors import FedjetsError
 
 FILES = {
@@ -37,6 +37,12 @@ def test_digits_shapes(tmp_path: Path) -> None:
         assert split.pixels.shape[1:] == (1, 8, 8)
         assert set(split.labels.tolist()) == set(range(10))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_digits_are_the_same_without_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = _digits_table()
+    monkeypatch.setattr("fedjets_flwr.data.datasets.find_spec", lambda name: None)
+    assert np.array_equal(table, _digits_table())
 
 
 def test_digits_are_split_into_every_fourth_and_the_rest(tmp_path: Path) -> None:
