@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.paced import Paced, alive, descendants
+from benchmarks.paced import Paced, Stuck, alive, descendants
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.launcher import LocalFlower, Resources
+from fedjets_flwr.processes import HUGE_PAGES
 from fedjets_flwr.superlink import stage_app, to_toml
 
 RIVALS = Path(__file__).parent / "rivals"
@@ -46,6 +47,18 @@ class Engine(Paced):
         super().__init__(lines, self._servers, lambda: self.running)
         self._flower, self._server, self.started = flower, 0, time.monotonic()
 
+    def rounds(self, count: int, seconds: float = 300.0) -> list[float]:
+        """Let it go on as :meth:`Paced.rounds` does.
+
+        Raises:
+            Stuck: they did not come, or a client failed in one, which saves it time.
+        """
+        known = len(self.records)
+        measured = super().rounds(count, seconds)
+        if failed := [record["failures"] for record in self.records[known:] if record["failures"]]:
+            raise Stuck(f"{self._lines}: clients failed: {str(failed)[:500]}")
+        return measured
+
     @property
     def running(self) -> bool:
         """Whether Flower runs, and its simulation has not ended."""
@@ -72,6 +85,13 @@ class Engine(Paced):
         return [pid for pid, command in self.processes().items() if command.startswith("ray::ClientAppActor")]
 
 
+class StockFlower(LocalFlower):
+    """Flower as its own commands start it."""
+
+    def switches(self, home: Path) -> dict[str, str]:
+        return {name: value for name, value in super().switches(home).items() if name not in HUGE_PAGES}
+
+
 @contextmanager
 def ours(config: Config, resources: Resources, extra: Mapping[str, Path] | None = None) -> Iterator[Engine]:
     """Run this app as ``fedjets run`` does; ``extra`` are files added to the app, by their place in it."""
@@ -79,7 +99,7 @@ def ours(config: Config, resources: Resources, extra: Mapping[str, Path] | None 
     app = stage_app(config.run_dir / "app" / "fedjets-flwr")
     for place, source in (extra or {}).items():
         shutil.copy(source, app / place)
-    yield from _run(app, config.flat(), resources, config.run_dir / "metrics.jsonl")
+    yield from _run(LocalFlower, app, config.flat(), resources, config.run_dir / "metrics.jsonl")
 
 
 @contextmanager
@@ -90,16 +110,18 @@ def stock(folder: Path, settings: Mapping[str, Scalar], resources: Resources) ->
     settings = {**settings, "lines": str(lines)}
     (app / "pyproject.toml").write_text(STOCK + to_toml(settings))
     shutil.copy(RIVALS / "stock_app.py", app)
-    yield from _run(app, settings, resources, lines)
+    yield from _run(StockFlower, app, settings, resources, lines)
 
 
-def _run(app: Path, settings: Mapping[str, Scalar], resources: Resources, lines: Path) -> Iterator[Engine]:
+def _run(
+    kind: type[LocalFlower], app: Path, settings: Mapping[str, Scalar], resources: Resources, lines: Path
+) -> Iterator[Engine]:
     chosen = app.parent / "settings.toml"
     chosen.write_text(to_toml(settings))
     begun = time.monotonic()
     leftover: Iterable[int] = ()
     try:
-        with LocalFlower(app.parent / "flower.log") as flower:
+        with kind(app.parent / "flower.log") as flower:
             reply = flower.cli(
                 "run", str(app), "own", "--run-config", str(chosen),
                 "--federation-config", resources.federation_config(), "--format", "json",

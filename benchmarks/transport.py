@@ -3,11 +3,17 @@
 `shared` and `inline` stand against a stock Flower app (FedAvg, state dicts) that moves the same 15 models each way to
 15 nodes, and against a plain copy of the same bytes by all cores between two pieces of memory that already exist.
 Every client loads what it gets into its model, changes one number and sends it back: no gradient is computed on either
-side. The time to average is part of neither side (`aggregate` measures it); the engine's waiting is.
+side. The stock app runs as Flower's own commands start it, ours with the huge pages that `fedjets run` asks for. The
+time to average is part of neither side (`aggregate` measures it); the engine's waiting is.
 """
 
+import os
+import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -22,41 +28,76 @@ EXTRA = {"strategies/touch.py": RIVALS / "touch_method.py", "client_app/local/to
 
 
 def measure(plan: Plan) -> Outcome:
-    """Time blocks of two rounds of each side in turn."""
-    block, size = (1, 11_000_000) if plan.quick else (2, 21_300_000)
-    sides: dict[str, Engine] = {}
-    with ExitStack() as stack:
-        for name in ("shared", "inline"):
-            changes: dict[str, Scalar] = {"strategy.name": "touch", "transport.name": name, "model.stem": "imagenet"}
-            changes |= {"model.name": "resnet18" if plan.quick else "resnet34", "partition.samples-per-client": 8}
-            config = settings(plan, name, changes)
-            sides[name] = stack.enter_context(ours(config, Resources(), EXTRA))
-            sides[name].rounds(2)
-        task = "move-quick" if plan.quick else "move"
-        given: dict[str, Scalar] = {"task": task, "nodes": MODELS, "fraction": 1.0, "threads": 1}
-        sides["stock Flower"] = stack.enter_context(stock(plan.scratch / "stock", given, Resources(MODELS)))
-        sides["stock Flower"].rounds(2)
-        source, target = torch.rand(size), torch.rand(size)
-        totals: dict[str, list[float]] = {name: [] for name in [*sides, "memory copy"]}
-        averaging: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(plan.rounds):
-            for name, engine in sides.items():
-                seconds = sum(engine.rounds(block)) / block
-                records = engine.records[-block:]
-                average = sum(_averaging(record) for record in records) / block
-                totals[name].append(seconds - average)
-                averaging[name].append(average)
-            totals["memory copy"].append(_copy(source, target))
+    """Time blocks of each side in turn, `shared` with both sides up at once, `inline` with each started anew."""
+    os.environ.setdefault("RAY_memory_usage_threshold", "0.99")  # beyond its 0.95 Ray kills actors
     outcome = Outcome("transport", (__doc__ or "").strip())
+    floats = 11_000_000 if plan.quick else 21_300_000
+    source, target = torch.rand(floats), torch.rand(floats)
+    outcome.facts = {"models each way": MODELS, "MB of a model": round(4 * floats / 1e6, 1)}
+    copies, shared = [], []
+    for turn in _paused(plan, {"shared": _ours(plan, "shared"), "stock Flower": _stock(plan)}):
+        shared.append(turn)
+        copies.append(_copy(source, target))
     outcome.bounds = [
-        Bound("shared / stock Flower", ratios(totals["shared"], totals["stock Flower"]), 0.20),
-        Bound("inline / stock Flower", ratios(totals["inline"], totals["stock Flower"]), 0.80),
-        Bound("shared / memory copy", ratios(totals["shared"], totals["memory copy"]), 3.0),
+        Bound("shared / stock Flower", _add(outcome, "shared", shared), 0.20),
+        Bound("shared / memory copy", ratios([turn["shared"][0] for turn in shared], copies), 3.0),
     ]
-    outcome.samples = {f"{name}, s a round": Samples(tuple(v)) for name, v in totals.items()}
-    outcome.samples |= {f"{name}, averaging (not in it), s": Samples(tuple(v)) for name, v in averaging.items()}
-    outcome.facts = {"models each way": MODELS, "MB of a model": round(4 * size / 1e6, 1)}
+    outcome.samples["memory copy, s"] = Samples(tuple(copies))
+    inline = [
+        # At once they would need more than 24 GB.
+        {name: next(_paused(plan, {name: side}))[name] for name, side in _inline_sides(plan).items()}
+        for _ in range(1 if plan.quick else 3)
+    ]
+    outcome.bounds.insert(1, Bound("inline / stock Flower", _add(outcome, "inline", inline), 0.80))
     return outcome
+
+
+Turn = dict[str, tuple[float, float]]
+"""Seconds of a round without averaging, and of averaging, by the side's name."""
+
+
+def _paused(plan: Plan, sides: dict[str, AbstractContextManager[Engine]]) -> Iterator[Turn]:
+    """Start all sides and let one at a time go on for a block of rounds."""
+    block = 1 if plan.quick else 3
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(side) for name, side in sides.items()}
+        for engine in engines.values():
+            engine.rounds(2)
+        for _ in range(plan.rounds):
+            turn = {}
+            for name, engine in engines.items():
+                seconds = sum(engine.rounds(block)) / block
+                average = sum(map(_averaging, engine.records[-block:])) / block
+                turn[name] = seconds - average, average
+            yield turn
+
+
+def _add(outcome: Outcome, name: str, turns: list[Turn]) -> Samples:
+    """Add both sides' seconds to the outcome; return their ratios."""
+    for side in turns[0]:
+        label = side if side == name else f"{side} (beside {name})"
+        moving, averaging = zip(*(turn[side] for turn in turns), strict=True)
+        outcome.samples[f"{label}, s a round"] = Samples(moving)
+        outcome.samples[f"{label}, averaging (not in it), s"] = Samples(averaging)
+    ours, theirs = ([turn[side][0] for turn in turns] for side in turns[0])
+    return ratios(ours, theirs)
+
+
+def _inline_sides(plan: Plan) -> dict[str, AbstractContextManager[Engine]]:
+    again = replace(plan, scratch=Path(tempfile.mkdtemp(dir=plan.scratch)))
+    return {"inline": _ours(again, "inline"), "stock Flower": _stock(again)}
+
+
+def _ours(plan: Plan, transport: str) -> AbstractContextManager[Engine]:
+    changes: dict[str, Scalar] = {"strategy.name": "touch", "transport.name": transport, "model.stem": "imagenet"}
+    changes |= {"model.name": "resnet18" if plan.quick else "resnet34", "partition.samples-per-client": 8}
+    return ours(settings(plan, transport, changes), Resources(), EXTRA)
+
+
+def _stock(plan: Plan) -> AbstractContextManager[Engine]:
+    task = "move-quick" if plan.quick else "move"
+    given: dict[str, Scalar] = {"task": task, "nodes": MODELS, "fraction": 1.0, "threads": 1}
+    return stock(plan.scratch / "stock", given, Resources(MODELS))
 
 
 def _averaging(record: dict[str, object]) -> float:

@@ -78,12 +78,14 @@ def train(message: Message, context: Context) -> Message:
 
 
 class Timed(FedAvg):
-    """FedAvg that tells how long its average took."""
+    """FedAvg that tells how long its average took, and how many clients failed."""
 
-    seconds = 0.0
+    seconds, failures = 0.0, 0
 
     def aggregate_train(self, server_round: int, replies):  # type: ignore[no-untyped-def]
         """Average as FedAvg does."""
+        replies = list(replies)
+        self.failures = sum(reply.has_error() for reply in replies)
         begun = time.monotonic()
         result = super().aggregate_train(server_round, replies)
         self.seconds = time.monotonic() - begun
@@ -103,7 +105,8 @@ def main(grid: Grid, context: Context) -> None:
     def line(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round:
             with lines.open("a") as file:
-                file.write(json.dumps({"round": server_round, "aggregate": strategy.seconds}) + "\n")
+                record = {"round": server_round, "aggregate": strategy.seconds, "failures": strategy.failures}
+                file.write(json.dumps(record) + "\n")
         return None
 
     arrays = ArrayRecord(model_of(str(c["task"])).state_dict())

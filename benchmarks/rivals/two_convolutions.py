@@ -14,10 +14,10 @@ from fedjets_flwr.models.architectures import Architecture
 
 
 def two_convolutions(a: Architecture) -> nn.Sequential:
-    """Return pfl-research's ``simple_cnn`` for 32x32 images."""
-    layer1 = nn.Sequential(nn.Conv2d(a.channels, 32, 3), nn.ReLU())
-    layer2 = nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25))
-    pool = nn.Sequential(nn.Flatten(), nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Dropout(0.5))
+    """Return pfl-research's ``simple_cnn`` for 32x32 images, ReLU after pooling: the same bits, less work."""
+    layer1 = nn.Sequential(nn.Conv2d(a.channels, 32, 3), nn.ReLU(inplace=True))
+    layer2 = nn.Sequential(nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True), nn.Dropout(0.25))
+    pool = nn.Sequential(nn.Flatten(), nn.Linear(64 * 14 * 14, 128), nn.ReLU(inplace=True), nn.Dropout(0.5))
     head = nn.Linear(128, a.num_classes)
     return nn.Sequential(OrderedDict(layer1=layer1, layer2=layer2, pool=pool, head=head))
 
