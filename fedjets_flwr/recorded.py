@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.tracking import read_metrics
+from fedjets_flwr.tracking import read_metrics, results_of
+
+SETTINGS = {"strategy": "strategy.name", "dataset": "data.name", "seed": "run.seed"}
+"""What a summary repeats of the settings."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,14 @@ def read_recorded(folder: Path) -> Recorded:
     if settings is None:
         raise FedjetsError(f"{folder}: no config.json there; give the folder of a run, e.g. runs/<its name>")
     records, summary = read_metrics(folder), _read(folder / "summary.json")
-    prepared, error = _read(folder / "prepared.json") or {}, _read(folder / "error.json") or {}
+    error = _read(folder / "error.json") or {}
+    if (results := summary) is None:
+        told = {name: settings.get(setting) for name, setting in SETTINGS.items()}
+        results = told | (_read(folder / "prepared.json") or {}) | results_of(records)
     return Recorded(
         folder=folder,
         settings=settings,
-        results=summary if summary is not None else prepared | _so_far(settings, records),
+        results=results,
         records=records,
         finished=summary is not None,
         error=str(error.get("reason", "")).strip(),
@@ -68,31 +74,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
         raise FedjetsError(f"{path}: damaged: no JSON object")
     return value
-
-
-def _so_far(settings: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``summary.json`` would say of the rounds so far."""
-    seconds: dict[str, float] = {}
-    for record in records:
-        for name, value in record["seconds"].items():
-            seconds[name] = seconds.get(name, 0.0) + value
-    told: dict[str, Any] = {
-        "strategy": settings.get("strategy.name", ""),
-        "dataset": settings.get("data.name", ""),
-        "seed": settings.get("run.seed"),
-        "rounds": len(records),
-        "seconds": seconds,
-    }
-    for name in ("bytes_down", "bytes_up", "bytes_served", "wire_bytes"):
-        told[name] = sum(record.get(name, 0) for record in records)
-    evaluated = [(record["round"], record["evaluation"]) for record in records if "evaluation" in record]
-    if evaluated:
-        last = evaluated[-1][1]
-        told["best_round"], best = max(evaluated, key=lambda e: e[1]["accuracy"])
-        told |= {"best_accuracy": best["accuracy"], "gate_collapsed": last["collapsed"]}
-        told |= {k: last[k] for k in ("accuracy", "reading", "per_client_accuracy", "readings", "chosen")}
-        told |= {"gate_entropy": last["gate_entropy"], "routing": {"expert_load": last["expert_load"]}}
-    for record in records:
-        if "inspection" in record:
-            told["expert_class_accuracy"] = record["inspection"]["expert_class_accuracy"]
-    return told

@@ -14,6 +14,9 @@ from fedjets_flwr.config import Config
 
 log = logging.getLogger("flwr")
 
+BYTES = ("bytes_down", "bytes_up", "bytes_served", "wire_bytes")
+"""Traffic of a round, as its record counts it."""
+
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON in one step; refuses NaN."""
@@ -138,26 +141,14 @@ class Tracker:
 
     def finish(self, status: str, digest: str, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return ``summary.json``."""
-        records, c = read_metrics(self.folder), self.config
-        seconds: dict[str, float] = {}
-        for record in records:
-            for name, value in record["seconds"].items():
-                seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+        c = self.config
         summary = {
             "status": status,
             "strategy": c.strategy.name,
             "dataset": c.data.name,
             "seed": c.run.seed,
-            "rounds": len(records),
             **self.prepared,
-            **_results(records),
-            "client_rounds": sum(len(r["cohort"]) for r in records),
-            "bytes_down": sum(r["bytes_down"] for r in records),
-            "bytes_up": sum(r["bytes_up"] for r in records),
-            "bytes_served": sum(r.get("bytes_served", 0) for r in records),
-            "wire_bytes": sum(r["wire_bytes"] for r in records),
-            "failures": sum(len(r["failures"]) for r in records),
-            "seconds": seconds,
+            **results_of(read_metrics(self.folder)),
             "weights_hash": digest,
             "versions": {name: version(name) for name in ("flwr", "torch", "torchvision", "numpy", "ray")}
             | {"python": platform.python_version()},
@@ -169,16 +160,31 @@ class Tracker:
         return summary
 
 
-def _results(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what ``summary.json`` says of the rounds, all of a finished run or those so far of another."""
+    seconds: dict[str, float] = {}
+    for record in records:
+        for name, value in record["seconds"].items():
+            seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+    return {
+        "rounds": len(records),
+        **_measured(records),
+        "client_rounds": sum(len(r["cohort"]) for r in records),
+        **{name: sum(r.get(name, 0) for r in records) for name in BYTES},
+        "failures": sum(len(r["failures"]) for r in records),
+        "seconds": seconds,
+    }
+
+
+def _measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what was measured on the unseen clients; without labels there is nothing but the experts they got."""
     served = {client: ids for r in records[-1:] for client, ids in r.get("served", {}).items()}
     evaluations = [(r["round"], r["evaluation"]) for r in records if "evaluation" in r]
     if not evaluations:
         return {"accuracy": None, "best_accuracy": None, "per_client_accuracy": {}, "chosen": served}
-    inspection = [r["inspection"] for r in records if "inspection" in r][-1]
     last = evaluations[-1][1]
     best_round, best = max(evaluations, key=lambda e: e[1]["accuracy"])
-    return {
+    measured = {
         "accuracy": last["accuracy"],
         "best_accuracy": best["accuracy"],
         "best_round": best_round,
@@ -186,11 +192,14 @@ def _results(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "per_client_accuracy": last["per_client_accuracy"],
         "readings": last["readings"],
         "chosen": last["chosen"] | served,
-        "routing": inspection["routing"] | {"expert_load": last["expert_load"]},
+        "routing": {"expert_load": last["expert_load"]},
         "gate_entropy": last["gate_entropy"],
         "gate_collapsed": last["collapsed"],
-        "expert_class_accuracy": inspection["expert_class_accuracy"],
     }
+    for inspection in [r["inspection"] for r in records if "inspection" in r][-1:]:  # none before its time
+        measured["routing"] = inspection["routing"] | measured["routing"]
+        measured["expert_class_accuracy"] = inspection["expert_class_accuracy"]
+    return measured
 
 
 def finite(value: Any) -> Any:
