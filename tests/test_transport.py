@@ -135,6 +135,18 @@ def test_files_that_nobody_reads_are_written_over(folder: SharedFolder) -> None:
     folder.close()
 
 
+def test_what_a_late_client_wrote_is_not_written_over(folder: SharedFolder) -> None:
+    given_up = folder.begin({"3.gate": 12}, "float32", reuse=False)
+    folder.begin({"3.gate": 12}, "float32", reuse=False)
+    assert given_up is not None
+    given_up.encode("3.gate", torch.ones(3))  # it may write on
+    last = folder.begin({"3.gate": 12}, "float32", reuse=True)
+    assert last is not None
+    assert not given_up.path("3.gate").exists()
+    assert not last.path("3.gate").exists()
+    folder.close()
+
+
 def test_memory_of_deleted_files_comes_free(folder: SharedFolder) -> None:
     before = shutil.disk_usage(folder.path).free
     size = 4_000_000

@@ -187,6 +187,7 @@ class SharedFolder:
         self.token = secrets.token_hex(16)
         (self.path / "probe").write_text(self.token)
         self._sequence = 0
+        self._files: set[Path] = set()
 
     def begin(self, sizes: Mapping[str, int], dtype: str, reuse: bool) -> Shared | None:
         """Return the transport of the next exchange, or None if its files have no room.
@@ -201,7 +202,7 @@ class SharedFolder:
         transport = Shared(self.path, self._sequence, dtype)
         spare: defaultdict[tuple[bool, int], list[Path]] = defaultdict(list)
         for path in sorted(self.path.glob("*-*")):
-            if reuse:
+            if reuse and path in self._files:  # not what a client wrote that was given up
                 spare[_is_reply(path.name.partition("-")[2]), path.stat().st_size].append(path)
             else:
                 path.unlink(missing_ok=True)
@@ -212,9 +213,13 @@ class SharedFolder:
                 fitting.pop().rename(transport.path(name))
             else:
                 needed += size
+        left = set(chain.from_iterable(spare.values()))
         if not self._has_room(needed):
-            for path in chain.from_iterable(spare.values()):
+            for path in left:
                 path.unlink()
+            _MAPS.forget_deleted()
+            left = set()
+        self._files = left | set(map(transport.path, sizes))
         return transport if self._has_room(needed) else None
 
     def _has_room(self, needed: int) -> bool:
