@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config import Model
 from fedjets_flwr.models.architectures import Architecture, build
+from fedjets_flwr.training import Sgd
 from fedjets_flwr.wire.vector import FlatModel
 
 NAMES = get_args(Model.model_fields["name"].annotation)
@@ -101,6 +102,23 @@ def test_gradients_are_those_of_the_module() -> None:
         assert not gradient.any()
         gradient.add_(1)
     assert all(p.grad is not None and bool((p.grad == 1).all()) for p in flat.module.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_steps_on_the_vector_equal_steps_on_the_module(norm: str) -> None:
+    plain = small(norm)
+    flat = FlatModel(copy.deepcopy(plain))
+    ordinary = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    own = Sgd(flat, lr=0.1, momentum=0.9, weight_decay=0.01)
+    for seed in range(3):
+        x, y = batch(seed)
+        ordinary.zero_grad()
+        F.cross_entropy(plain.train()(x), y).backward()
+        ordinary.step()
+        flat.zero_grad()
+        F.cross_entropy(flat.module.train()(x), y).backward()
+        own.step()
+    torch.testing.assert_close(flat.vector, FlatModel(plain).vector, rtol=1e-4, atol=1e-6)
 
 
 def test_parts_of_a_vector_have_the_shapes_of_the_weights() -> None:
