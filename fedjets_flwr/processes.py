@@ -20,7 +20,7 @@ SWITCHES = {
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Memory of experts comes in huge pages where Linux has them: it is there in a fraction of the time."""
 POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
-"""Flower looks for work, a run or a message, once a second."""
+"""Seconds between two looks of Flower for work, a run or a message; its own default is 1."""
 FOLDERS = ("FEDJETS_DATA", "FEDJETS_CACHE")
 
 

@@ -17,13 +17,13 @@ def train(
     """Train ``expert.0``; the proximal term is on weights only, not on batch-norm statistics."""
     start = vectors["expert.0"].to(site.device)
     mu = site.config.fedprox.mu
+    (model,) = site.experts([start])
+    anchored = model.views(start[: model.layout.trained])
 
     @torch.no_grad()
     def pull_back(model: FlatModel) -> None:
-        anchored = model.views(start[: model.layout.trained])
         for gradient, weight, old in zip(model.gradients, model.parameters, anchored, strict=True):
             gradient.add_(weight - old, alpha=mu)
 
-    (model,) = site.experts([start])
     loss = train_one(site, job.client, server_round, 0, model, pull_back)
     return {"expert.0": model.vector}, {"num-examples": len(site.local(job.client)), "loss": loss}

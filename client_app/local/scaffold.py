@@ -26,13 +26,14 @@ def train(
 
     @torch.no_grad()
     def correct(model: FlatModel) -> None:
-        for gradient, change in zip(model.gradients, model.views(correction), strict=True):
+        for gradient, change in zip(model.gradients, changes, strict=True):
             gradient.add_(change)
 
     returned: dict[str, Tensor] = {}
     if c.scaffold.option == "I":
         returned[f"variate.{job.client}"] = _full_gradient(site, job.client, vectors["expert.0"])
     (model,) = site.experts([vectors["expert.0"]])
+    changes = model.views(correction)
     loss = train_one(site, job.client, server_round, 0, model, correct)
     steps = steps_of(len(local), c.train.batch_size, c.train.local_epochs)
     return returned | {"expert.0": model.vector}, {"num-examples": len(local), "loss": loss, "steps": steps}
