@@ -133,6 +133,10 @@ class Method(Strategy):
         self.exchange.facts |= {"expert-init": self.init, "expert-layout": experts[0].layout.digest}
         return {f"expert.{m}": expert.vector for m, expert in enumerate(experts)}
 
+    def draw(self, server_round: int) -> tuple[list[int], list[int]]:
+        """Return the anchors and the normal clients of a round, each in ascending order; every one gets prepared."""
+        return draw_cohort(self.config, server_round, self.drawn, self.anchors)
+
     @abstractmethod
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Return who trains what in a round."""
@@ -194,7 +198,7 @@ class Method(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the train messages of a round."""
-        self.cohort = draw_cohort(self.config, server_round, self.drawn, self.anchors)
+        self.cohort = self.draw(server_round)
         self.exchange.nodes.refresh(self.config.limits.exchange_seconds)
         late = [client for clients in self.cohort for client in clients if client not in self.samples]
         if late:

@@ -1,6 +1,5 @@
 """Average ensembles (FedJETs, Table 1): independent FedAvg models whose probabilities are averaged."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from fedjets_flwr.wire.messages import Job
@@ -21,21 +20,20 @@ class Ensembles(Method):
         """Members."""
         return self.config.ensembles.members
 
+    def draw(self, server_round: int) -> tuple[list[int], list[int]]:
+        """Return the clients of all members' cohorts, as normal ones."""
+        return [], sorted({client for member in range(self.num_experts) for client in self._of(member, server_round)})
+
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
-        """Draw a cohort for each member; a client in several of them trains each model by itself."""
-        everyone: set[int] = set()
-        held: dict[int, list[str]] = defaultdict(list)
-        for member in range(self.num_experts):
-            drawn = draw_cohort(self.config, server_round, self.drawn, self.anchors, member)
-            clients = [*drawn[0], *drawn[1]]
-            everyone.update(clients)
-            for client in self._prepared(clients):
-                held[client].append(f"expert.{member}")
-        self.cohort = ([], sorted(everyone))
-        return [
-            Job(client, tuple(names), tuple(names), cost=self.samples[client] * len(names))
-            for client, names in sorted(held.items())
-        ]
+        """Give every client the members that drew it; each model trains by itself."""
+        drawn = {f"expert.{member}": self._of(member, server_round) for member in range(self.num_experts)}
+        held = {client: tuple(name for name, clients in drawn.items() if client in clients) for client in normals}
+        return [Job(c, names, names, cost=self.samples[c] * len(names)) for c, names in held.items()]
+
+    def _of(self, member: int, server_round: int) -> list[int]:
+        """Return the cohort of a member."""
+        anchors, normals = draw_cohort(self.config, server_round, self.drawn, self.anchors, member)
+        return [*anchors, *normals]
 
     def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Return all members for every unseen client."""

@@ -1,5 +1,6 @@
 """One client answers badly: it alone is left out, by name, and the run ends as if its answer had never come."""
 
+import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from fedjets_flwr.models.experts import build_expert
 from fedjets_flwr.tracking import read_metrics
 from fedjets_flwr.wire.messages import VERSION
 from fedjets_flwr.wire.vector import FlatModel
+from server_app.cohort import draw_cohort
 from strategies import Method
 from tests.faults import (
     OneClientANode,
@@ -398,6 +400,26 @@ def test_every_method_goes_on_without_an_unprepared_client(run: Runner, strategy
 
 def test_ensembles_go_on_without_an_unprepared_client(run: Runner) -> None:
     check_left_out(run, "ensembles", 3, reported("OSError: no data"))
+
+
+def test_a_late_client_that_only_a_later_member_draws_is_prepared(run: Runner) -> None:
+    """12 clients, cohorts of 9: client 3 is late, and in some round only the second member of the ensemble draws it."""
+    late, asked = 3, itertools.count()
+
+    def fail_at_first(kind: str, server_round: int, content: RecordDict) -> str | None:
+        mine = kind == "query.prepare" and late in clients_of(content)
+        return "OSError: no data yet" if mine and next(asked) == 0 else None
+
+    found = run(
+        tampering(fail_at_first), strategy__name="ensembles", cohort__anchors=1, cohort__normals=2, run__rounds=8
+    )
+    first, second = (
+        [late in draw_cohort(found.config, r, "uniform", found.anchors, member)[1] for r in range(1, 9)]
+        for member in (0, 1)
+    )
+    assert second.index(True) < (first.index(True) if True in first else 8), "choose another late client"
+    assert failures(found) == [{}] * 8
+    assert late in found.samples
 
 
 def check_left_out(run: Runner, strategy: str, client: int, change: Change) -> None:
