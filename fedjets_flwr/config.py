@@ -111,7 +111,9 @@ class Moe(Section):
         "all", description="what an expert is: a whole model, or a tail over the common expert's frozen trunk"
     )
     init: Literal["random", "common"] = Field("random", description="experts start at random or from the common expert")
-    mix: Literal["logits", "probs"] = Field("logits", description="what the gate weights in a normal client's loss")
+    mix: Literal["", "logits", "probs"] = Field(
+        "", description="what the gate weights in a normal client's loss; empty: the method's own way"
+    )
     renormalise: bool = Field(False, description="gate weights of the K experts sum to one in that loss")
 
 

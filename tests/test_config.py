@@ -38,7 +38,7 @@ def test_defaults_are_valid_and_survive_a_round_trip() -> None:
             "train.lr": st.floats(1e-6, 10),
             "moe.top-k": st.integers(1, 5),
             "moe.renormalise": st.booleans(),
-            "moe.mix": st.sampled_from(["logits", "probs"]),
+            "moe.mix": st.sampled_from(["", "logits", "probs"]),
             "run.name": st.text("abc-01", max_size=8),
             "partition.unseen-samples": st.integers(0, 1000),
         },

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import strategies
 from fedjets_flwr.config import Train, flatten
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.experts import build_expert
 from fedjets_flwr.wire.vector import FlatModel
 from strategies import Method
@@ -94,8 +95,7 @@ def test_an_ensemble_of_one_is_fedavg(run: Run) -> None:
     assert not same(pair.vectors["expert.0"], pair.vectors["expert.1"])
 
 
-@pytest.mark.parametrize("name", ["fedjets", "fedmix"])
-@pytest.mark.parametrize("mix", ["logits", "probs"])
+@pytest.mark.parametrize(("name", "mix"), [("fedjets", "logits"), ("fedjets", "probs"), ("fedmix", "probs")])
 def test_one_expert_without_anchors_is_fedavg(run: Run, name: str, mix: str) -> None:
     uniform = {"cohort__sampling": "uniform", "partition__anchors": 5, "cohort__anchors": 5}
     fedavg = run("fedavg", **uniform)
@@ -103,6 +103,17 @@ def test_one_expert_without_anchors_is_fedavg(run: Run, name: str, mix: str) -> 
     torch.testing.assert_close(fedavg.vectors["expert.0"], one.vectors["expert.0"], rtol=0, atol=1e-6)
     if mix == "logits":
         assert same(fedavg.vectors["expert.0"], one.vectors["expert.0"])
+
+
+def test_a_method_mixes_in_its_own_way_unless_told(run: Run) -> None:
+    """FedJETs mixes logits; FedMix probabilities, as its answers do, and refuses to be told otherwise."""
+    jets = {mix: run("fedjets", run__rounds=1, moe__mix=mix).vectors["gate"] for mix in ("", "logits", "probs")}
+    assert same(jets[""], jets["logits"])
+    assert not same(jets[""], jets["probs"])
+    mixed = {mix: run("fedmix", run__rounds=1, moe__mix=mix).vectors["gate"] for mix in ("", "probs")}
+    assert same(mixed[""], mixed["probs"])
+    with pytest.raises(FedjetsError, match="moe.mix = 'logits': .* set it to 'probs'"):
+        run("fedmix", run__rounds=1, moe__mix="logits")
 
 
 def test_an_expert_that_nobody_trained_keeps_its_bits(run: Run) -> None:

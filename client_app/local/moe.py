@@ -11,9 +11,13 @@ from fedjets_flwr.wire.messages import Job, Number
 
 
 def train(
-    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
+    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor], own_mix: str = "logits"
 ) -> tuple[dict[str, Tensor], dict[str, Number]]:
-    """Train the experts of the job and the gate; return their new vectors, the sample count and the loss."""
+    """Train the experts of the job and the gate; return their new vectors, the sample count and the loss.
+
+    ``own_mix`` is what the gate weights unless ``moe.mix`` says otherwise: logits, as the paper's "standard cross
+    entropy" implies.
+    """
     c, local = site.config, site.local(job.client)
     ids = [int(name.removeprefix("expert.")) for name in job.vectors if name != "gate"]
     experts = site.experts([vectors[f"expert.{m}"] for m in ids])
@@ -33,7 +37,7 @@ def train(
         loss = train_anchor(experts[0], ids[0], gate, *data, local.offset)
     else:
         loss = train_normal(
-            experts, ids, gate, *data, c.moe.mix, c.moe.renormalise, local.offset, site.oracle_scores(local)
+            experts, ids, gate, *data, c.moe.mix or own_mix, c.moe.renormalise, local.offset, site.oracle_scores(local)
         )
     trained = {f"expert.{m}": expert.vector for m, expert in zip(ids, experts, strict=True)}
     if learned:
