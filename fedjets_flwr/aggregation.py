@@ -73,6 +73,40 @@ class RunningMeans:
         return dict(self._sums)
 
 
+class PooledMeans:
+    """Weighted means whose batch-norm variances are those of all clients' samples together.
+
+    A running variance is around its own client's mean. The mean of the variances leaves out how far those means lie
+    apart; by the law of total variance ``Var = E[var_i] + E[m_i^2] - E[m_i]^2``, all E weighted like the vectors.
+    """
+
+    def __init__(self, means: Mapping[str, Tensor], variances: Mapping[str, Tensor], inner: RunningMeans) -> None:
+        """Begin.
+
+        Args:
+            means: positions of the running means in each vector that has some, (k,) int64.
+            variances: of the running variances, in the same order.
+            inner: what averages the vectors.
+        """
+        self._means, self._variances, self._inner = means, variances, inner
+        self._squares, self.counts = RunningMeans(), inner.counts
+
+    def add(self, name: str, vector: Tensor, weight: float) -> None:
+        """Fold in one client's vector."""
+        self._inner.add(name, vector, weight)
+        if name in self._means:
+            self._squares.add(name, vector[self._means[name]].square(), weight)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the means, the variances pooled; nothing can be added any more."""
+        combined = self._inner.result()
+        for name, squares in self._squares.result().items():
+            between = (squares - combined[name][self._means[name]].square()).clamp_min(0.0)  # 0 but for rounding
+            combined[name][self._variances[name]] += between
+        self._squares = RunningMeans()
+        return combined
+
+
 class Robust:
     """A robust rule on the updates ``v_i - v`` of each vector; holds all updates until the end of the round.
 

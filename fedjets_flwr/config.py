@@ -173,6 +173,11 @@ class Aggregation(Section):
     rule: Literal["mean", "clip", "median", "trimmed-mean", "krum"] = Field(
         "mean", description="how each vector's updates are combined; where too few clients hold one: clip"
     )
+    bn: Literal["mean", "pooled"] = Field(
+        "mean",
+        description="batch-norm variances: their mean, or the variance of all clients' samples together (adds that of"
+        " the clients' means)",
+    )
     clip_norm: float = Field(
         0.0, ge=0, description="bound of an update's norm for clip; 0: the median over the round's experts"
     )
@@ -299,6 +304,11 @@ class Config(Section):
                 moe.trainable == "all" or self.data.augment == "none",
                 f"data.augment = {self.data.augment!r}: tails over a frozen trunk read cached features;"
                 " set it to 'none' or moe.trainable to 'all'",
+            ),
+            (
+                self.aggregation.bn == "mean" or self.aggregation.rule == "mean",
+                f"aggregation.bn = 'pooled': only with aggregation.rule = 'mean', not {self.aggregation.rule!r};"
+                " set one of them to 'mean'",
             ),
             (
                 self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,

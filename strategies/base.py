@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedjets_flwr.aggregation import Aggregator, all_finite, make_aggregator
+from fedjets_flwr.aggregation import Aggregator, PooledMeans, RunningMeans, all_finite, make_aggregator
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset
@@ -186,6 +186,13 @@ class Method(Strategy):
         """Return what combines this round's vectors: private, robust, or the running mean."""
         if self.config.privacy.noise_multiplier > 0:
             return PrivateMeans(self.vectors, self.config, server_round, self.vectors_moved, self._noise_key)
+        if self.config.aggregation.bn == "pooled":
+            layouts = {name: self.expert_layout for name in self.vectors if name.startswith("expert.")}
+            means, variances = (
+                {name: layout.positions(leaf) for name, layout in layouts.items()}
+                for leaf in ("running_mean", "running_var")
+            )
+            return PooledMeans(means, variances, RunningMeans(self._replaced))
         return make_aggregator(self.config.aggregation, self.vectors, self._replaced)
 
     def weight_of(self, name: str, answer: Answer, samples: int) -> float:

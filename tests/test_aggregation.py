@@ -4,7 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjets_flwr.aggregation import RunningMeans, all_finite, weights_hash
+from fedjets_flwr.aggregation import PooledMeans, RunningMeans, all_finite, weights_hash
+from fedjets_flwr.models.architectures import Architecture, build
+from fedjets_flwr.wire.vector import FlatModel
 
 
 def test_weighted_mean_by_hand() -> None:
@@ -107,3 +109,39 @@ def test_hash_sees_every_bit_and_name_but_not_the_order() -> None:
 )
 def test_all_finite(values: list[float], expected: bool) -> None:
     assert all_finite(torch.tensor(values)) is expected
+
+
+def pooled(replies: list[tuple[list[float], float]], means: list[int], variances: list[int]) -> torch.Tensor:
+    found = PooledMeans({"a": torch.tensor(means)}, {"a": torch.tensor(variances)}, RunningMeans())
+    for values, weight in replies:
+        found.add("a", torch.tensor(values), weight)
+    return found.result()["a"]
+
+
+def test_pooled_variance_by_hand() -> None:
+    """Weight, mean, variance: (2, 0, 1) x 1 and (6, 4, 2) x 3: mean 3, Var = 7/4 + (0 + 3 * 16) / 4 - 9 = 4.75."""
+    found = pooled([([2.0, 0.0, 1.0], 1.0), ([6.0, 4.0, 2.0], 3.0)], [1], [2])
+    assert found.tolist() == [5.0, 3.0, 4.75]
+
+
+@given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20), min_size=1, max_size=6))
+def test_pooled_variance_is_that_of_all_samples_together(clients: list[list[float]]) -> None:
+    replies = [([float(np.mean(x)), float(np.var(x))], float(len(x))) for x in clients]
+    everything = np.concatenate([np.array(x) for x in clients])
+    found = pooled(replies, [0], [1])
+    np.testing.assert_allclose(found.numpy(), [everything.mean(), everything.var()], rtol=1e-4, atol=1e-2)
+
+
+def test_pooling_one_client_changes_no_bit() -> None:
+    sent = [0.1, 0.7, 1.3]
+    assert torch.equal(pooled([(sent, 7.0)], [1], [2]), torch.tensor(sent))
+
+
+def test_positions_of_running_statistics() -> None:
+    model = FlatModel(build(Architecture("cnn", 4, "batch", "cifar", 1, 10), 0))
+    for number, module in enumerate(m for m in model.module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        module.running_mean.fill_(10 + number)
+        module.running_var.fill_(20 + number)
+    assert model.vector[model.layout.positions("running_mean")].tolist() == [10.0] * 4 + [11.0] * 8
+    assert model.vector[model.layout.positions("running_var")].tolist() == [20.0] * 4 + [21.0] * 8
+    assert len(FlatModel(torch.nn.Linear(2, 3)).layout.positions("running_var")) == 0

@@ -17,6 +17,7 @@ BAD = [
     (["-c", "common-expert.path=/nope"], "common-expert.path"),
     (["-c", "partition.samples-per-client=-1"], "partition.samples-per-client"),
     (["-c", "partition.unseen-clients=5000"], "partition.unseen-clients"),
+    (["-c", "aggregation.bn=pooled", "-c", "aggregation.rule=median"], "aggregation.bn"),
     (["-c", "novalue"], "-c novalue"),
     (["-c", "strategy.name=nope"], "strategy.name"),
     (["-c", "train.lr=nan"], "train.lr"),

@@ -116,6 +116,18 @@ def test_a_method_mixes_in_its_own_way_unless_told(run: Run) -> None:
         run("fedmix", run__rounds=1, moe__mix="logits")
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedjets", "scaffold"])
+def test_pooling_raises_the_variances_and_changes_nothing_else(run: Run, name: str) -> None:
+    plain, pooled = run(name, run__rounds=1), run(name, run__rounds=1, aggregation__bn="pooled")
+    rest = torch.ones(plain.expert_layout.size, dtype=torch.bool)
+    rest[variances := plain.expert_layout.positions("running_var")] = False
+    for m in range(plain.num_experts):
+        a, b = plain.vectors[f"expert.{m}"], pooled.vectors[f"expert.{m}"]
+        assert same(a[rest], b[rest])
+        assert (b >= a)[variances].all()
+        assert (b > a)[variances].any() == (pooled.trained[f"expert.{m}"] > 1)
+
+
 def test_an_expert_that_nobody_trained_keeps_its_bits(run: Run) -> None:
     method = run("fedjets", cohort__anchors=1, cohort__normals=0, run__rounds=1, moe__init="random")
     (trained,) = [name for name in method.trained if name.startswith("expert.")]

@@ -1,7 +1,8 @@
 """A model as one flat float32 vector.
 
 The vector holds the parameters, then the floating-point buffers (batch-norm running statistics), each in the order of
-the module. Batch-norm policy: running statistics are averaged with the weights. Integer buffers do not travel: the
+the module. Batch-norm policy: running statistics travel with the weights; ``aggregation.bn`` says how they are
+averaged. Integer buffers do not travel: the
 only ones here, ``num_batches_tracked``, have no influence while batch norm has a fixed momentum.
 """
 
@@ -24,6 +25,14 @@ class Layout:
     def size(self) -> int:
         """Number of floats."""
         return sum(torch.Size(shape).numel() for _, shape in self.entries)
+
+    def positions(self, leaf: str) -> Tensor:
+        """Return where the entries of a name's last part lie, e.g. all ``running_var``, (k,) int64."""
+        sizes = [torch.Size(shape).numel() for _, shape in self.entries]
+        places = torch.arange(self.size).split(sizes)
+        names = [name.rpartition(".")[2] for name, _ in self.entries]
+        found = [place for name, place in zip(names, places, strict=True) if name == leaf]
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
     @cached_property
     def digest(self) -> str:
