@@ -25,7 +25,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.finished import FinishedRun
 from fedjets_flwr.gating import READ_OUTS, top_k_experts
 from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.models.experts import build_configured_gate, build_expert, configured_architecture
+from fedjets_flwr.models.experts import build_configured_gate, build_expert, builds_own_experts, configured_architecture
 from fedjets_flwr.priors import em_prior, with_prior
 from fedjets_flwr.training import gate_scores
 from fedjets_flwr.wire.vector import FlatModel
@@ -185,8 +185,7 @@ def _held(run: FinishedRun, name: str, module: nn.Module, device: torch.device) 
 
 def _card(run: FinishedRun, chosen: tuple[int, ...], scores: Tensor, read_out: str, prior: str) -> Card:
     c, task = run.config, run.task
-    own = run.init != "common" and c.moe.trainable == "all"
-    a = configured_architecture(c, task) if own else run.common.architecture
+    a = configured_architecture(c, task) if builds_own_experts(c, run.init) else run.common.architecture
     about = (
         f"An image classifier personalised for one site without labels: {len(chosen)} of {run.num_experts} experts of"
         f" the federated run {run.folder.name} ({c.strategy.name} on {task.name}), chosen for {len(scores)} images."

@@ -25,8 +25,8 @@ from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import ClientResult, summarise
 from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.models.experts import build_expert, expert_input, forward_flops, gate_inputs
-from fedjets_flwr.privacy import PrivateMeans, noise_key, spent
+from fedjets_flwr.models.experts import build_expert, builds_own_experts, expert_input, forward_flops, gate_inputs
+from fedjets_flwr.privacy import Ledger, PrivateMeans, check_noise_fits, check_private, release_of, spent
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
@@ -80,7 +80,7 @@ class Method(Strategy):
         self.anchors: tuple[int, ...] = ()
         self.updated: set[str] = set()
         self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
-        self._noise_key = noise_key(config.run_dir) if config.privacy.noise_multiplier > 0 else 0
+        self.ledger = Ledger(config.run_dir)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.round_failures: dict[int, str] = {}
         self.cohort: tuple[list[int], list[int]] = ([], [])
@@ -90,21 +90,9 @@ class Method(Strategy):
     @classmethod
     def validate(cls, config: Config) -> None:
         """Raise FedjetsError if the settings make no sense for this method."""
-        if config.privacy.noise_multiplier > 0 and not cls.private:
-            raise FedjetsError(
-                f"privacy.noise-multiplier = {config.privacy.noise_multiplier:g}: not for strategy.name ="
-                f" {config.strategy.name!r}, whose state tells more than clipped sums; set it to 0"
-            )
-        if config.privacy.noise_multiplier > 0 and config.cohort.anchor_selection != "partition":
-            raise FedjetsError(
-                f"cohort.anchor-selection = {config.cohort.anchor_selection!r}: clients would send mean embeddings"
-                " without noise; with privacy.noise-multiplier set it to 'partition'"
-            )
-        if config.privacy.noise_multiplier > 0 and config.aggregation.rule != "mean":
-            raise FedjetsError(
-                f"aggregation.rule = {config.aggregation.rule!r}: with privacy.noise-multiplier updates are clipped and"
-                " averaged; set it to 'mean'"
-            )
+        own_init = cls.init or config.moe.init
+        if config.privacy.noise_multiplier > 0:
+            check_private(config, cls.private, builds_own_experts(config, own_init) or not config.common_expert.path)
 
     @property
     def experts_served(self) -> int:
@@ -128,6 +116,8 @@ class Method(Strategy):
             for m in range(self.num_experts)
         ]
         self.expert_layout = experts[0].layout
+        if self.config.privacy.noise_multiplier > 0:
+            check_noise_fits(self.config, self.expert_layout.size > self.expert_layout.trained)
         self.expert_flops = forward_flops(experts[0].module, expert_input(self.config, self.common, self.dataset))
         self.exchange.sizes["expert"] = experts[0].layout.size
         self.exchange.facts |= {"expert-init": self.init, "expert-layout": experts[0].layout.digest}
@@ -169,6 +159,8 @@ class Method(Strategy):
         )
         self.updated = set()
         if answered >= self.config.limits.min_replies:
+            if aggregator.counts and self.config.privacy.noise_multiplier > 0:
+                self.ledger.sums(server_round, release_of(self.config, self.drawn))
             with self.clock("aggregate"):
                 quorum = self.config.limits.min_replies_per_expert
                 for name, vector in aggregator.result().items():
@@ -185,7 +177,7 @@ class Method(Strategy):
     def aggregator(self, server_round: int) -> Aggregator:
         """Return what combines this round's vectors: private, robust, or the running mean."""
         if self.config.privacy.noise_multiplier > 0:
-            return PrivateMeans(self.vectors, self.config, server_round, self.vectors_moved, self._noise_key)
+            return PrivateMeans(self.vectors, self.config.privacy, self.vectors_moved)
         if self.config.aggregation.bn == "pooled":
             layouts = {name: self.expert_layout for name in self.vectors if name.startswith("expert.")}
             means, variances = (
@@ -380,9 +372,9 @@ class Method(Strategy):
         """Return what ``summary.json`` says of this method besides its results."""
         served = self.experts_served
         gate = self.vectors["gate"].numel() if "gate" in self.vectors else 0
-        private = spent(self.config, self.drawn) if self.config.privacy.noise_multiplier > 0 else {}
+        p = self.config.privacy
         return {
-            "privacy": private,
+            "privacy": spent(*self.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
             "classes": list(self.dataset.classes),
             "image_shape": list(self.dataset.shape),
             "anchors": list(self.anchors),

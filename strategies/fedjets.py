@@ -78,6 +78,8 @@ class FedJets(Method):
         """Ask clients which experts the current gate picks for their data; a client that fails is left out."""
         jobs = [Job(client, ("gate",), cost=self.samples[client]) for client in clients]
         chosen = {}
+        if self.config.privacy.route_epsilon > 0:
+            self.ledger.routes(server_round, clients, self.config.privacy.route_epsilon)
         with self.clock("select"):
             for answer in self.exchange.ask("query.route", server_round, jobs, self.vectors):
                 try:

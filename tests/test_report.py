@@ -179,7 +179,7 @@ def test_one_model_has_no_experts_to_tell_apart(tmp_path: Path, monkeypatch: pyt
 
 def test_privacy_is_told_if_on(folder: Path) -> None:
     spent = {"epsilon_normal": 12.345, "epsilon_normal_secret_cohorts": 3.21, "epsilon_anchor": 20.0}
-    change(folder / "summary.json", privacy=spent | {"delta": 0.001, "route_epsilon": 0.0})
+    change(folder / "summary.json", privacy=spent | {"releases": 7, "delta": 0.001, "route_epsilon": 0.0})
     shown = page(folder)
     assert shown.has("h-privacy") and "12.3" in shown.text and "3.21" in shown.text
 

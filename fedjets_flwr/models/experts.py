@@ -19,6 +19,11 @@ def configured_architecture(config: Config, dataset: Dataset) -> Architecture:
     return Architecture(m.name, m.width, m.norm, m.stem, dataset.shape[0], len(dataset.classes))
 
 
+def builds_own_experts(config: Config, init: str) -> bool:
+    """Return whether experts have the architecture of ``model.*`` and not the common expert's."""
+    return config.moe.trainable == "all" and init == "random"
+
+
 def build_expert(config: Config, common: CommonExpert, dataset: Dataset, expert: int, init: str) -> nn.Sequential:
     """Return expert ``expert`` at its start, trainable.
 
@@ -33,7 +38,7 @@ def build_expert(config: Config, common: CommonExpert, dataset: Dataset, expert:
     if init == "common":
         model = copy.deepcopy(common.model).requires_grad_(True)
     else:
-        own = config.moe.trainable == "all"
+        own = builds_own_experts(config, init)
         architecture = configured_architecture(config, dataset) if own else common.architecture
         model = build(architecture, derive(config.run.seed, "expert", expert))
     return model[tail_start(model, config.moe.trainable) :]
