@@ -1,6 +1,7 @@
 """The exported graph gives the bundle's answers, for any batch, with every read-out, prior and kind of expert."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def test_every_kind_of_expert_and_every_reading(
     pixels, (read_out, prior) = open_client(run.config, 8).images.pixels, reading.split("/")
     personalise(run, pixels, read_out=read_out, prior=prior).save(tmp_path / "bundle")
     check(Personaliser.load(tmp_path / "bundle"), tmp_path / "model.onnx", pixels)
+
+
+def test_a_process_that_only_exports_writes_the_same_graph(
+    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    """Nothing was predicted in it before the graph is traced: what tracing leaves behind must not get into answers."""
+    made = personalise(run, pixels)
+    made.save(tmp_path / "bundle")
+    command = ["from fedjets_flwr.cli import main; main()", "export", "bundle", "--onnx", "model.onnx"]
+    done = subprocess.run([sys.executable, "-c", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    probabilities, _ = answers(tmp_path / "model.onnx", pixels)
+    np.testing.assert_allclose(probabilities, made.predict(pixels).probabilities.numpy(), atol=1e-4)
 
 
 def test_the_command_writes_a_graph_that_says_what_it_is(

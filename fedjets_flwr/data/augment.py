@@ -1,7 +1,6 @@
 """Normalisation and augmentation of whole batches, drawn per image."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +14,10 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     On a CPU the channels lie innermost in memory (``channels_last``): convolutions and pooling there run faster.
     """
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
+    # Made anew for every batch: tensors kept for the process would stay fake ones once a graph was traced with them.
+    means, stds = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (mean, std))
     layout = torch.channels_last if pixels.device.type == "cpu" else torch.contiguous_format
-    return pixels.to(torch.float32, memory_format=layout).mul_(scale).sub_(shift)
-
-
-@lru_cache(maxsize=8)
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    shape = (1, -1, 1, 1)
-    scale = 1 / (255 * torch.tensor(std, device=device)).view(shape)
-    return scale, (torch.tensor(mean, device=device) / torch.tensor(std, device=device)).view(shape)
+    return pixels.to(torch.float32, memory_format=layout).mul_(1 / (255 * stds)).sub_(means / stds)
 
 
 def keep(pixels: Tensor, generator: torch.Generator) -> Tensor:
