@@ -17,6 +17,7 @@ from client_app.node import Node
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.augment import AUGMENTATIONS
 from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
+from fedjets_flwr.device import device_of
 from fedjets_flwr.embedding import Embedded, embed
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.gating import label_offset
@@ -52,10 +53,7 @@ class Site:
         torch.set_num_threads(config.run.threads_per_client)
         self.config, self.common, self.init = config, common, init or config.moe.init
         self.images = images
-        wanted = config.run.device
-        self.device = torch.device(
-            "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
-        )
+        self.device = device_of(config)
         self.dataset = open_dataset(config)
         self._experts: list[FlatModel] = []
         self._gates: dict[int, FlatModel] = {}

@@ -45,7 +45,7 @@ class Run(Section):
     resume: bool = Field(False, description="go on from the newest good checkpoint of this run")
     threads_per_client: int = Field(1, ge=1, description="torch threads of a client's process")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where clients compute; auto: the GPU if there is one"
+        "auto", description="where clients compute and the common expert is trained; auto: the GPU if there is one"
     )
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.augment import AUGMENTATIONS
 from fedjets_flwr.data.clients import open_dataset
+from fedjets_flwr.data.datasets import Images
+from fedjets_flwr.device import device_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.common import CommonExpert, accuracy_of, freeze, load_common_expert
@@ -73,7 +75,7 @@ def save_common_expert(expert: CommonExpert, path: Path) -> None:
 
 
 def pretrain(config: Config, progress: Progress) -> CommonExpert:
-    """Train on the train split until the test accuracy first reaches ``common-expert.target-accuracy``.
+    """Train on ``run.device`` until the accuracy on the test split first reaches ``common-expert.target-accuracy``.
 
     SGD with Nesterov momentum and a one-cycle rate. The paper states neither data nor recipe of its common experts; its
     73 % and 93 % columns are read here as two stopping points on the same pool.
@@ -83,11 +85,14 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     """
     settings, dataset = config.common_expert, open_dataset(config)
     architecture = configured_architecture(config, dataset)
-    model = build(architecture, derive(settings.seed, "common-expert"))
+    device = device_of(config)
+    model = build(architecture, derive(settings.seed, "common-expert")).to(device)
     expert = CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.0)
     generator = torch_generator(settings.seed, "common-expert-batches")
+    on_gpu = device.type != "cpu"
+    draws = torch_generator(settings.seed, "common-expert-augment", device=device) if on_gpu else generator
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
-    train, test = dataset.train, dataset.test
+    train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in (dataset.train, dataset.test))
     steps = max(1, len(train) // settings.batch_size)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
@@ -101,7 +106,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
         order = torch.randperm(len(train), generator=generator)
         for step in range(steps):
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            pixels = augment(train.pixels[rows], generator)
+            pixels = augment(train.pixels[rows], draws)
             model.train()
             loss = F.cross_entropy(model(expert.normalise(pixels)), train.labels[rows])
             optimizer.zero_grad()
@@ -114,7 +119,9 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
                 best = max(best, accuracy)
                 progress(f"epoch {epoch + 1}/{settings.max_epochs}: test accuracy {accuracy:.4f}")
                 if accuracy >= settings.target_accuracy:
-                    return CommonExpert(freeze(model), architecture, dataset.mean, dataset.std, dataset.name, accuracy)
+                    return CommonExpert(
+                        freeze(model.cpu()), architecture, dataset.mean, dataset.std, dataset.name, accuracy
+                    )
     raise FedjetsError(
         f"common-expert.target-accuracy = {settings.target_accuracy}: the best of {settings.max_epochs} epochs was"
         f" {best:.4f}; lower it, or raise common-expert.max-epochs or model.width"
