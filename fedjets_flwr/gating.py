@@ -41,7 +41,7 @@ def mixture_loss(logits: Tensor, weights: Tensor, labels: Tensor, mix: str, offs
         mix: ``logits`` as the paper's "standard cross entropy" implies, or ``probs``.
         offset: added to the logits of each class, (C,) (see :func:`label_offset`).
     """
-    return _MIXES[mix](logits, weights.t().unsqueeze(2), labels, offset)
+    return MIXES[mix](logits, weights.t().unsqueeze(2), labels, offset)
 
 
 def label_offset(labels: Tensor, num_classes: int) -> Tensor:
@@ -63,7 +63,7 @@ def _mix_probs(logits: Tensor, weights: Tensor, labels: Tensor, offset: Tensor |
     return F.nll_loss(log_mixture, labels)
 
 
-_MIXES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | float], Tensor]] = {
+MIXES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | float], Tensor]] = {
     "logits": _mix_logits,
     "probs": _mix_probs,
 }

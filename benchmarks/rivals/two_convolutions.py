@@ -22,7 +22,7 @@ def two_convolutions(a: Architecture) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layer1=layer1, layer2=layer2, pool=pool, head=head))
 
 
-architectures._BUILDERS["two-convolutions"] = two_convolutions
+architectures.BUILDERS["two-convolutions"] = two_convolutions
 
 if __name__.startswith("strategies."):
     from strategies.fedavg import FedAvg

@@ -74,7 +74,7 @@ def load_dataset(name: str, folder: Path, download: bool) -> Dataset:
     Raises:
         FedjetsError: the files are missing, or are not the published ones.
     """
-    return _LOADERS[name](folder, download)
+    return LOADERS[name](folder, download)
 
 
 def _digits_table() -> np.ndarray:
@@ -180,4 +180,4 @@ def _from_torchvision(name: str, train: object, test: object) -> Dataset:
     return Dataset(name, images(train), images(test), tuple(train.classes), CIFAR_MEAN, CIFAR_STD)  # type: ignore[attr-defined]
 
 
-_LOADERS = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}
+LOADERS = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}

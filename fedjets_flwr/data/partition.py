@@ -44,8 +44,7 @@ def make_split(config: Config, train_labels: np.ndarray, test_labels: np.ndarray
     Raises:
         FedjetsError: the labels or samples do not suffice.
     """
-    build = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet}[config.partition.name]
-    samples = build(config, train_labels, test_labels, num_classes)
+    samples = PARTITIONS[config.partition.name](config, train_labels, test_labels, num_classes)
     for client, indices in enumerate(samples):
         if len(indices) == 0:
             raise FedjetsError(
@@ -199,3 +198,6 @@ def _proportions(
         np.sort(np.concatenate([rng.choice(p, c, replace=c > len(p)) for p, c in zip(pool, column, strict=True)]))
         for column in counts.T
     ]
+
+
+PARTITIONS = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet}

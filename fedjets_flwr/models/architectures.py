@@ -30,7 +30,7 @@ def build(architecture: Architecture, generator_seed: int) -> nn.Sequential:
     """Return a freshly initialised float32 model; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
-        return _BUILDERS[architecture.name](architecture)
+        return BUILDERS[architecture.name](architecture)
 
 
 def tail_start(model: nn.Sequential, trainable: str) -> int:
@@ -135,7 +135,7 @@ def _torchvision_resnet(name: str) -> Callable[[Architecture], nn.Sequential]:
     return make
 
 
-_BUILDERS: dict[str, Callable[[Architecture], nn.Sequential]] = {
+BUILDERS: dict[str, Callable[[Architecture], nn.Sequential]] = {
     "cnn": _cnn,
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),

@@ -1,0 +1,77 @@
+"""What a setting allows is written by hand beside its meaning; what there is, in a registry. One holds the other."""
+
+from collections.abc import Iterable
+from typing import Literal, get_args, get_origin
+
+import pytest
+from torch import nn
+
+from client_app.attacks import POISONS
+from fedjets_flwr.aggregation import RULES
+from fedjets_flwr.bundle import Card
+from fedjets_flwr.config import Config, Section, kebab
+from fedjets_flwr.data.augment import AUGMENTATIONS
+from fedjets_flwr.data.datasets import LOADERS
+from fedjets_flwr.data.partition import PARTITIONS
+from fedjets_flwr.evaluation import PRIORS
+from fedjets_flwr.gating import MIXES, READ_OUTS
+from fedjets_flwr.models.architectures import BUILDERS, tail_start
+from fedjets_flwr.wire.transport import WIDTHS
+from server_app.anchors import SELECTIONS
+
+
+def allowed() -> dict[str, tuple[object, ...]]:
+    """Every setting that takes one of some texts, as ``section.name``."""
+    found = {}
+    for section, outer in Config.model_fields.items():
+        model = outer.annotation
+        assert isinstance(model, type) and issubclass(model, Section)
+        for name, field in model.model_fields.items():
+            if get_origin(field.annotation) is Literal and isinstance(get_args(field.annotation)[0], str):
+                found[f"{kebab(section)}.{kebab(name)}"] = get_args(field.annotation)
+    return found
+
+
+REGISTRIES: dict[str, Iterable[str]] = {
+    "data.name": [*LOADERS, "image-folder"],
+    "data.augment": AUGMENTATIONS,
+    "partition.name": PARTITIONS,
+    "model.name": BUILDERS,
+    "moe.mix": ["", *MIXES],
+    "cohort.anchor-selection": ["partition", *SELECTIONS],
+    "aggregation.rule": RULES,
+    "attack.kind": ["none", *POISONS, "label-flip"],
+    "transport.dtype": WIDTHS,
+    "personalize.read-out": ["", *READ_OUTS],
+}
+
+SWITCHES = {
+    "run.device", "model.norm", "model.stem", "common-expert.embedding", "moe.trainable", "moe.init", "gate.mode",
+    "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
+    "aggregation.bn", "transport.name", "personalize.prior",
+}  # fmt: skip
+"""Settings whose few values are branches of one function each, and no registry's."""
+
+
+@pytest.mark.parametrize("setting", REGISTRIES)
+def test_a_setting_allows_what_its_registry_has(setting: str) -> None:
+    assert set(allowed()[setting]) == set(REGISTRIES[setting])
+
+
+def test_every_setting_of_some_texts_is_held_against_a_registry_or_is_a_switch() -> None:
+    assert set(allowed()) == set(REGISTRIES) | SWITCHES
+
+
+def test_a_bundle_allows_what_the_settings_allow() -> None:
+    settings = allowed()
+    for field, setting in (
+        ("read_out", "personalize.read-out"), ("prior", "personalize.prior"), ("trainable", "moe.trainable"),
+        ("embedding", "common-expert.embedding"),
+    ):  # fmt: skip
+        assert set(get_args(Card.model_fields[field].annotation)) == set(settings[setting]) - {""}
+
+
+def test_switches_that_a_table_decides() -> None:
+    settings, model = allowed(), nn.Sequential(*[nn.Identity()] * 5)
+    assert [tail_start(model, str(trainable)) for trainable in settings["moe.trainable"]] == [0, 2, 4]
+    assert set(settings["personalize.prior"]) == set(PRIORS) - {"masked"}  # which knows labels
