@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
 
+from fedjets_flwr.comparison_figures import epsilon_of
 from fedjets_flwr.config import Config, Scalar, flatten
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import READINGS
@@ -203,6 +204,7 @@ def _line(name: str, reading: str, runs: Sequence[tuple[Mapping[str, Any], Seque
         "seconds": mean(s["seconds"]["round"] for s, _ in runs),
         "parameters": runs[0][0]["trained_parameters"],
         "flops": runs[0][0]["flops_per_answer"],
+        "epsilon": epsilon_of(runs[0][0]),
     }
     masked = f"{reading.split('/')[0]}/masked"
     return Line(
@@ -240,8 +242,12 @@ HEADINGS = (
 
 def markdown(experiment: Experiment) -> str:
     """Return the table: percentages, mean ± standard deviation over seeds."""
-    text = [f"# {experiment.title}\n", "", "| " + " | ".join(HEADINGS) + " |", "|---" + "|---:" * 11 + "|"]
-    for line in lines_of(experiment):
+    lines = lines_of(experiment)
+    private = any(line.facts.get("epsilon") for line in lines)
+    headings = [*HEADINGS, "ε"] if private else HEADINGS
+    columns = len(headings) - 1
+    text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
+    for line in lines:
         f = line.facts
         cost = (
             [f"{f['down'] / 1e3:.1f}", f"{f['up'] / 1e3:.1f}", f"{f['seconds']:.0f}", f"{f['parameters']:,.0f}",
@@ -252,8 +258,10 @@ def markdown(experiment: Experiment) -> str:
             line.name, str(len(line.last)), _spread(line.last), _spread(line.best), _spread(line.masked),
             _spread(line.over_common, "+"), _spread(line.over_em, "+"), *cost,
         ]  # fmt: skip
+        if private:
+            cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
         text.append("| " + " | ".join(cells) + " |")
-    text += [f"| {name} | {seeds} | failed" + " |" * 10 for name, seeds, _ in failures_of(experiment)]
+    text += [f"| {name} | {seeds} | failed" + " |" * (columns - 1) for name, seeds, _ in failures_of(experiment)]
     text += [
         "",
         "Accuracy in percent over the unseen clients: after the last round, the best evaluation, and with the other"
@@ -261,6 +269,12 @@ def markdown(experiment: Experiment) -> str:
         " that a served client holds; MFLOPs: their forward pass, one sample.",
         "",
     ]
+    if private:
+        text += [
+            "ε: of the client with the largest one, for a reader who knows the cohorts, at the `privacy.delta` of the"
+            " settings; none without noise.",
+            "",
+        ]
     text += [f"{name}: {reason}\n" for name, _, reason in failures_of(experiment)]
     return "\n".join(text)
 

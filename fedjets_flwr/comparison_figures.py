@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjets_flwr.plots import CONTROLS, draw_controls, legend_beside
+
 Runs = Mapping[str, Sequence[tuple[Any, Sequence[Mapping[str, Any]]]]]
 
 
@@ -18,7 +20,12 @@ def draw(title: str, rows: Runs, folder: Path) -> None:
     import seaborn
 
     seaborn.set_theme(style="whitegrid", context="notebook")
-    pictures = {"accuracy": _by_round(title, rows), "bytes": _by_bytes(title, rows), "experts": _experts(title, rows)}
+    pictures = {
+        "accuracy": _by_round(title, rows),
+        "bytes": _by_bytes(title, rows),
+        "experts": _experts(title, rows),
+        "privacy": _by_epsilon(title, rows),
+    }
     for name, figure in pictures.items():
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
@@ -46,10 +53,8 @@ def _axes(title: str, xlabel: str) -> Any:
 
 def _finish(figure: Any, axes: Any, rows: Runs) -> Any:
     summaries = [summary for runs in rows.values() for summary, _ in runs]
-    for key, label, style in (("common_expert", "common expert", "--"), ("common_expert_em", "+ EM (control)", "-.")):
-        level = float(np.mean([s["controls"][key] for s in summaries]))
-        axes.axhline(level, color="0.35", linestyle=style, label=label)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    draw_controls(axes, {key: float(np.mean([s["controls"][key] for s in summaries])) for key in CONTROLS})
+    legend_beside(axes)
     return figure
 
 
@@ -75,6 +80,35 @@ def _by_bytes(title: str, rows: Runs) -> Any:
         )
     axes.set_xscale("log")
     return _finish(figure, axes, rows)
+
+
+def _by_epsilon(title: str, rows: Runs) -> Any:
+    """Accuracy against epsilon, a line for each method, and the same method without noise as a level."""
+    private: dict[str, list[tuple[float, list[float]]]] = {}
+    plain: dict[str, list[float]] = {}
+    for runs in rows.values():
+        strategy, accuracies = runs[0][0]["strategy"], [summary["accuracy"] for summary, _ in runs]
+        if epsilon := epsilon_of(runs[0][0]):
+            private.setdefault(strategy, []).append((epsilon, accuracies))
+        else:
+            plain.setdefault(strategy, accuracies)
+    if not private:
+        return None
+    figure, axes = _axes(title, "epsilon of the client with the largest one (log scale)")
+    for number, (strategy, points) in enumerate(private.items()):
+        epsilons, values = zip(*sorted(points), strict=True)
+        means, spread = [np.mean(v) for v in values], [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+        axes.errorbar(epsilons, means, yerr=spread, marker="o", capsize=3, color=f"C{number}", label=strategy)
+        if strategy in plain:
+            axes.axhline(float(np.mean(plain[strategy])), color=f"C{number}", alpha=0.6, label=f"{strategy}, no noise")
+    axes.set_xscale("log")
+    return _finish(figure, axes, rows)
+
+
+def epsilon_of(summary: Mapping[str, Any]) -> float:
+    """Return the epsilon of the client with the largest one, for a reader who knows the cohorts; 0 without noise."""
+    told = summary.get("privacy") or {}
+    return float(max(told.get("epsilon_normal", 0.0), told.get("epsilon_anchor", 0.0)))
 
 
 def _experts(title: str, rows: Runs) -> Any:

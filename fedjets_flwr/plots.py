@@ -56,18 +56,31 @@ def _accuracy(records: list[dict[str, Any]], summary: Mapping[str, Any]) -> Any:
     figure, axes = _axes()
     rounds, evaluations = _evaluations(records)
     axes.plot(rounds, [e["accuracy"] for e in evaluations], marker="o", color="C0", label=summary["strategy"])
-    styles = {
-        "common_expert": ("common expert", "--"),
-        "common_expert_em": ("common expert + EM prior", "-."),
-        "common_expert_masked": ("common expert, classes known", ":"),
-    }
-    for name, (label, style) in styles.items():
-        axes.axhline(summary["controls"][name], color="0.35", linestyle=style, label=label)
+    draw_controls(axes, summary["controls"])
     axes.set(
         xlabel="round", ylabel="accuracy on unseen clients", title=f"{summary['strategy']} on {summary['dataset']}"
     )
-    axes.legend(fontsize="small")
+    legend_beside(axes)
     return figure
+
+
+CONTROLS = {
+    "common_expert": ("common expert", "black", "--"),
+    "common_expert_em": ("common expert + EM (control)", "C3", "-."),
+    "common_expert_masked": ("common expert, classes known (bound)", "C2", ":"),
+}
+"""Label, colour and line of each control, the same in every picture."""
+
+
+def draw_controls(axes: Any, controls: Mapping[str, float]) -> None:
+    """Draw a line across at each control's accuracy."""
+    for name, (label, colour, line) in CONTROLS.items():
+        axes.axhline(controls[name], color=colour, linestyle=line, linewidth=1.8, label=label)
+
+
+def legend_beside(axes: Any) -> None:
+    """Put the legend where it covers no curve."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
 
 
 def _experts(summary: Mapping[str, Any]) -> Any:
@@ -92,7 +105,7 @@ def _load(records: list[dict[str, Any]]) -> Any:
     else:
         axes.stackplot(rounds, loads, labels=[f"expert {m}" for m in range(len(loads))], alpha=0.85)
         axes.set_xlim(rounds[0], rounds[-1])
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+        legend_beside(axes)
     axes.set(xlabel="round", ylabel="share of unseen samples", ylim=(0, 1), title="who answers: expert load by round")
     return figure
 
@@ -107,5 +120,5 @@ def _clients(summary: Mapping[str, Any]) -> Any:
     axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
     axes.set_xticks(x, clients)
     axes.set(xlabel="unseen client", ylabel="accuracy", ylim=(0, 1), title="each unseen client")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    legend_beside(axes)
     return figure
