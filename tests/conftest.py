@@ -1,4 +1,9 @@
 import torch
+from hypothesis import settings
 
 # Small tensors gain nothing from threads, and lose much where tests share their cores with other work.
 torch.set_num_threads(1)
+
+# A deadline would measure the other work.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
