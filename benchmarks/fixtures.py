@@ -1,18 +1,16 @@
 """What benchmarks run on: settings, and a common expert of random weights, whose speed is that of a trained one."""
 
-import tomllib
 from pathlib import Path
 
 from benchmarks.outcome import Plan
-from fedjets_flwr.cli import absolute_paths
-from fedjets_flwr.config import Config, Scalar, flatten
+from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common import CommonExpert, freeze
 from fedjets_flwr.models.experts import configured_architecture
 from fedjets_flwr.pretraining import save_common_expert
+from fedjets_flwr.sources import absolute_paths, read_preset
 
-PRESETS = Path(__file__).parent.parent / "configs"
 ENDLESS: dict[str, Scalar] = {
     # The benchmark ends a run when it has seen enough; nothing but rounds happens until then.
     "run.rounds": 1_000_000,
@@ -24,9 +22,7 @@ ENDLESS: dict[str, Scalar] = {
 
 def settings(plan: Plan, name: str, changes: dict[str, Scalar], preset: str = "") -> Config:
     """Return the settings of a benchmark's run below ``plan.scratch``, with a common expert of random weights."""
-    flat: dict[str, Scalar] = {}
-    if preset:
-        flat |= dict(flatten(tomllib.loads((PRESETS / f"{preset}.toml").read_text())))
+    flat = read_preset(preset) if preset else {}
     flat |= ENDLESS | {"run.name": name, "run.output-dir": str(plan.scratch)}
     flat |= {"run.cache-dir": str(plan.scratch / "cache")} | changes
     config = Config.from_flat(absolute_paths(flat))

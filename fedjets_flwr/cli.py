@@ -2,8 +2,6 @@
 
 import signal
 import sys
-import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,105 +9,28 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedjets_flwr.config import Config, Scalar, flatten, settings
+from fedjets_flwr.config import settings
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.sources import about_preset, local_config, preset_names, read_flat, remote_config
 
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
 )
 console = Console()
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML preset, e.g. configs/cifar10-laptop.toml")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-c", metavar="KEY=VALUE", help="a setting; repeatable")]
+PresetOption = Annotated[str, typer.Option("--preset", help="settings of the package, see `fedjets presets`")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="settings of your own, a TOML file")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-c", metavar="KEY=VALUE", help="a setting, or several with blanks between; repeatable"),
+]
 GpusOption = Annotated[str, typer.Option(help="GPUs of a client's process: auto, 0, or a number; 0.5 shares one")]
 OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent folder of the run (default: runs/)")]
 
 
-PATHS = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
-
-
-def read_settings(
-    path: Path | None,
-    pairs: list[str] | None,
-    output_dir: Path | None = None,
-    defaults: Mapping[str, Scalar] | None = None,
-) -> Config:
-    """Return the checked settings of a preset and ``key=value`` pairs; the later one wins.
-
-    Raises:
-        FedjetsError: names the file or setting that is wrong.
-    """
-    flat = {**(defaults or {}), **read_flat(path, pairs)}
-    flat["run.output-dir"] = str(output_dir or flat.get("run.output-dir") or "runs")
-    return Config.from_flat(absolute_paths(flat))
-
-
-def read_settings_for_elsewhere(
-    path: Path | None, pairs: list[str] | None, output_dir: Path | None
-) -> tuple[Config, Config]:
-    """Return the settings for a SuperLink on another machine, and the same with the results folder on this one.
-
-    Raises:
-        FedjetsError: names the file or setting that is wrong; paths of the other machine must be absolute.
-    """
-    flat = read_flat(path, pairs)
-    for key in PATHS:
-        if flat.get(key) and not str(flat[key]).startswith(("/", "~")):
-            raise FedjetsError(f"{key} = {flat[key]!r}: with --superlink a path there, not here; make it absolute")
-    config = Config.from_flat(flat)
-    named = config.model_copy(update={"run": config.run.model_copy(update={"name": config.run_name})})
-    folder = str((output_dir or Path("runs")).expanduser().absolute())
-    return named, named.model_copy(update={"run": named.run.model_copy(update={"output_dir": folder})})
-
-
-def read_flat(path: Path | None, pairs: list[str] | None) -> dict[str, Scalar]:
-    """Return the settings of a preset and ``key=value`` pairs as they are written; the later one wins.
-
-    Raises:
-        FedjetsError: the file cannot be read, or a pair has no ``=``.
-    """
-    flat: dict[str, Scalar] = {}
-    if path is not None:
-        try:
-            flat |= dict(flatten(tomllib.loads(path.read_text())))
-        except (OSError, UnicodeDecodeError) as error:
-            raise FedjetsError(f"--config {path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-        except tomllib.TOMLDecodeError as error:
-            raise FedjetsError(f"--config {path}: not TOML: {error}") from None
-    return flat | parse_pairs(pairs or [])
-
-
-def absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return settings whose folders and files are absolute: a run works in a folder of its own."""
-    found = {key: str(Path(str(flat[key])).expanduser().absolute()) for key in PATHS if flat.get(key)}
-    return {**flat, **found}
-
-
-def parse_pairs(pairs: Sequence[str]) -> dict[str, Scalar]:
-    """Return the settings in ``key=value`` pairs.
-
-    Raises:
-        FedjetsError: a pair has no ``=``.
-    """
-    flat: dict[str, Scalar] = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign:
-            raise FedjetsError(f"-c {pair}: write it as key=value, e.g. -c run.rounds=10")
-        flat[key.strip()] = _scalar(text.strip())
-    return flat
-
-
-def _scalar(text: str) -> Scalar:
-    try:
-        value: Scalar = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value
-
-
 @cli.command()
 def run(
+    preset: PresetOption = "",
     config: ConfigOption = None,
     set_: SetOption = None,
     supernodes: Annotated[int, typer.Option(help="SuperNodes of the simulation; 0: as many as fit")] = 0,
@@ -120,14 +41,14 @@ def run(
     superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
 ) -> None:
     """Run a federated training through Flower and follow it to its end."""
-    pairs = [*(set_ or []), *(["run.resume=true"] if resume else [])]
+    written = read_flat(preset, config, [*(set_ or []), *(["run.resume=true"] if resume else [])])
     if superlink:
-        elsewhere, here = read_settings_for_elsewhere(config, pairs, output_dir)
+        elsewhere, here = remote_config(written, output_dir)
         from fedjets_flwr.session import print_summary, run_elsewhere
 
         print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
         return
-    c = read_settings(config, pairs, output_dir)
+    c = local_config(written, output_dir)
     from fedjets_flwr.launcher import Resources  # after the settings: a typo is told at once
     from fedjets_flwr.session import print_summary, run_and_follow
 
@@ -137,6 +58,7 @@ def run(
 
 @cli.command("deploy-local")
 def deploy_local(
+    preset: PresetOption = "",
     config: ConfigOption = None,
     set_: SetOption = None,
     sites: Annotated[int, typer.Option(help="training sites, a SuperNode each")] = 6,
@@ -149,7 +71,7 @@ def deploy_local(
     """
     pairs = [*(set_ or []), f"partition.clients={sites}", f"partition.unseen-clients={unseen}"]
     few = {"run.rounds": 3, "run.evaluate-every": 1, "cohort.normals": max(0, min(5, sites - 5))}
-    c = read_settings(config, pairs, output_dir, few)
+    c = local_config(read_flat(preset, config, pairs), output_dir, few)
     from fedjets_flwr.rehearsal import rehearse
     from fedjets_flwr.session import print_summary
 
@@ -197,6 +119,7 @@ def compare(
 
 @cli.command()
 def pretrain(
+    preset: PresetOption = "",
     config: ConfigOption = None,
     set_: SetOption = None,
     target_accuracy: Annotated[float | None, typer.Option(help="stop at the first crossing, e.g. 0.73")] = None,
@@ -214,7 +137,7 @@ def pretrain(
         *(set_ or []),
         *([f"common-expert.target-accuracy={target_accuracy}"] if target_accuracy is not None else []),
     ]
-    c = read_settings(config, pairs)
+    c = local_config(read_flat(preset, config, pairs))
     torch.set_num_threads(os.cpu_count() or 1)
     expert = train(c, lambda text: console.print(text))
     path = output or cached_path(c)
@@ -224,6 +147,7 @@ def pretrain(
 
 @cli.command()
 def partition(
+    preset: PresetOption = "",
     config: ConfigOption = None,
     set_: SetOption = None,
     output: Annotated[Path, typer.Option(help="picture to write")] = Path("partition.png"),
@@ -232,7 +156,7 @@ def partition(
     from fedjets_flwr.data.clients import open_dataset, open_split
     from fedjets_flwr.partition_view import draw, label_counts
 
-    c = read_settings(config, set_)
+    c = local_config(read_flat(preset, config, set_ or []))
     counts = label_counts(open_dataset(c), open_split(c))
     roles = ["anchor"] * c.num_anchors + ["normal"] * (c.partition.clients - c.num_anchors)
     table = Table(title=f"{c.partition.name} partition of {c.data.name}")
@@ -316,6 +240,17 @@ def export(
     difference = export_onnx(Personaliser.load(bundle), onnx, images)
     size = onnx.stat().st_size / 1e6
     console.print(f"{onnx} ({size:.2f} MB; probabilities differ from PyTorch's by {difference:.1g})", soft_wrap=True)
+
+
+@cli.command()
+def presets() -> None:
+    """List the presets that come with the package."""
+    table = Table()
+    table.add_column("--preset", no_wrap=True)
+    table.add_column("what it is")
+    for name in preset_names():
+        table.add_row(name, about_preset(name))
+    console.print(table)
 
 
 @cli.command("settings")

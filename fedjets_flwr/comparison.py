@@ -7,7 +7,6 @@ An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all
 import hashlib
 import json
 import statistics
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rich.console import Console
 
 from fedjets_flwr.comparison_figures import epsilon_of
-from fedjets_flwr.config import Config, Scalar, flatten
+from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import READINGS
 from fedjets_flwr.launcher import Resources
-from fedjets_flwr.session import run_and_follow
+from fedjets_flwr.session import check, run_and_follow
+from fedjets_flwr.sources import absolute_paths, parse_pairs, read_preset, read_toml
 from fedjets_flwr.tracking import read_metrics, write_json
 
 Settings = dict[str, Scalar]
@@ -70,26 +70,23 @@ def read_experiment(path: Path, extra: Sequence[str], output_dir: Path | None) -
     """Return the experiment in a YAML file, every setting of every run checked.
 
     Args:
-        path: the file; its ``preset`` is relative to the checkout.
+        path: the file; its ``preset`` is the name of one, or a TOML file relative to the checkout.
         extra: ``key=value`` pairs that override every row.
         output_dir: parent folder of the runs; default: ``runs/<name of the file>``.
 
     Raises:
         FedjetsError: names the file and what is wrong in it.
     """
-    from fedjets_flwr.cli import absolute_paths, parse_pairs
-
     try:
         file = File.model_validate(yaml.safe_load(path.read_text()))
-        preset = path.resolve().parent.parent / file.preset
-        shared = dict(flatten(tomllib.loads(preset.read_text()))) | file.settings
-    except OSError as error:
-        raise FedjetsError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedjetsError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    except yaml.YAMLError as error:
         raise FedjetsError(f"{path}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise FedjetsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    shared = _preset(file.preset, path) | file.settings
     parent = (output_dir or Path("runs") / path.stem).expanduser().absolute()
     shared |= {"run.output-dir": str(parent)}
     final = parse_pairs(extra)
@@ -105,6 +102,16 @@ def read_experiment(path: Path, extra: Sequence[str], output_dir: Path | None) -
     return Experiment(file.title, tuple(rows))
 
 
+def _preset(preset: str, path: Path) -> dict[str, Scalar]:
+    """Return the settings of a preset by its name or, with its ending, of a file of the checkout of ``path``."""
+    try:
+        if preset.endswith(".toml"):
+            return read_toml(path.resolve().parent.parent / preset, "preset:")
+        return read_preset(preset)
+    except FedjetsError as error:
+        raise FedjetsError(f"{path}: {error}") from None
+
+
 def _named(flat: Mapping[str, Scalar]) -> Config:
     """Return the settings with a run name of all that matters to the table, rounds and read-out included."""
     matters = {k: v for k, v in flat.items() if not k.startswith(("run.output-dir", "run.cache-dir", "data.dir"))}
@@ -116,9 +123,10 @@ def run_experiment(experiment: Experiment, folder: Path, resources: Resources, c
     """Do the runs that are not done, going on where one was cut off; write the table after each.
 
     Raises:
-        FedjetsError: at the end, if a run failed; what is done stays.
+        FedjetsError: before the first run, if a row cannot run; at the end, if a run failed: what is done stays.
     """
     runs = {config.run_dir: config for _, configs in experiment.rows for config in configs}
+    _check_rows(experiment, resources)
     failed = []
     for position, (run_dir, config) in enumerate(runs.items(), start=1):
         if done(run_dir) is None:
@@ -128,6 +136,7 @@ def run_experiment(experiment: Experiment, folder: Path, resources: Resources, c
                 run_and_follow(resumed, resources, console)
             except FedjetsError as error:
                 failed.append(run_dir.name)
+                _keep_reason(run_dir, error)
                 console.print(f"[bold red]failed[/]: {error}", soft_wrap=True)
             write_results(experiment, folder)
     write_results(experiment, folder)
@@ -135,6 +144,25 @@ def run_experiment(experiment: Experiment, folder: Path, resources: Resources, c
     console.print(str(folder), soft_wrap=True)
     if failed:
         raise FedjetsError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; run again to retry them")
+
+
+def _check_rows(experiment: Experiment, resources: Resources) -> None:
+    resources.federation_config()
+    for row, configs in experiment.rows:
+        for config in configs:
+            try:
+                if done(config.run_dir) is None:
+                    check(config)
+            except FedjetsError as error:
+                raise FedjetsError(f"row {row.name!r}: {error}") from None
+
+
+def _keep_reason(run_dir: Path, error: FedjetsError) -> None:
+    """Have the table show a run as failed that ended before its ServerApp could say why."""
+    path = run_dir / "error.json"
+    if not path.is_file():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"reason": str(error), "expected": True})
 
 
 def done(run_dir: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from fedjets_flwr.config import settings
+from fedjets_flwr.errors import FedjetsError
 
 APP_TABLE = "[tool.flwr.app.config]\n"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
@@ -37,7 +38,13 @@ def readme_with_settings(text: str) -> str:
 
 
 def write(root: Path) -> None:
-    """Write both files of a checkout."""
+    """Write both files of a checkout.
+
+    Raises:
+        FedjetsError: this is none.
+    """
+    if not (root / "pyproject.toml").is_file():
+        raise FedjetsError(f"--write: {root} is no checkout; clone the repository")
     for name, change in (("pyproject.toml", pyproject_with_settings), ("README.md", readme_with_settings)):
         path = root / name
         path.write_text(change(path.read_text()))

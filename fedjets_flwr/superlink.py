@@ -12,6 +12,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from fedjets_flwr.announce import Mirror, without_announcements
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.processes import flower_environment
+from fedjets_flwr.settings_doc import APP_TABLE, app_config
 from fedjets_flwr.tracking import read_metrics
 
 APP_ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTION = "fedjets-flwr"
 PATIENCE = 120.0
 """Seconds without an answer after which a SuperLink is given up."""
-APP_PARTS = ("fedjets_flwr", "client_app", "server_app", "strategies", "pyproject.toml", "LICENSE", "README.md")
+PACKAGES = ("fedjets_flwr", "client_app", "server_app", "strategies")
+"""What an app for Flower is made of; they lie side by side in a checkout and where a wheel is installed."""
 
 
 class SuperLink:
@@ -208,21 +212,40 @@ class Launched:
 
 
 def stage_app(folder: Path) -> Path:
-    """Copy the files of the app to a folder and return it.
+    """Write the app to a folder and return it: the packages as they are installed, and what Flower must know of them.
 
     Raises:
-        FedjetsError: this is no checkout.
+        FedjetsError: the package is not installed.
     """
     folder.mkdir()
-    for part in APP_PARTS:
-        source = APP_ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.is_file():
-            shutil.copy(source, folder / part)
-    if not (folder / "pyproject.toml").is_file():
-        raise FedjetsError(f"{APP_ROOT} holds no pyproject.toml: install a checkout with `pip install -e .`")
+    for package in PACKAGES:
+        shutil.copytree(APP_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "pyproject.toml").write_text(app_project())
     return folder
+
+
+def app_project() -> str:
+    """Return the app's ``pyproject.toml``, made from what is installed: a wheel brings none along.
+
+    Raises:
+        FedjetsError: the package is not installed.
+    """
+    try:
+        about = metadata(DISTRIBUTION)
+    except PackageNotFoundError:
+        raise FedjetsError(
+            f"{DISTRIBUTION} is not installed; pip install it, or a checkout with `pip install -e .`"
+        ) from None
+    needed = [text for text in about.get_all("Requires-Dist") or [] if "extra ==" not in text]
+    project = {"name": DISTRIBUTION, "version": about["Version"], "description": about["Summary"]}
+    return (
+        "[project]\n"
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in project.items())
+        + f'license = {{ text = "Apache-2.0" }}\ndependencies = {json.dumps(needed)}\n\n'
+        + '[tool.flwr.app]\npublisher = "fedjets"\n\n[tool.flwr.app.components]\n'
+        + 'serverapp = "server_app.app:app"\nclientapp = "client_app.app:app"\n\n'
+        + f"{APP_TABLE}{app_config()}"
+    )
 
 
 def to_toml(flat: Mapping[str, Scalar]) -> str:

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from fedjets_flwr.comparison import markdown, read_experiment
+import fedjets_flwr.comparison
+from fedjets_flwr.comparison import markdown, read_experiment, run_experiment
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launcher import Resources
 from tests.test_end_to_end import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,7 +18,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 
 SMALL = """
 title: small
-preset: configs/digits.toml
+preset: digits
 seeds: [1]
 rows:
   - {name: FedAvg, settings: {strategy.name: fedavg}}
@@ -36,7 +39,7 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
         ("title: [", "experiment.yaml"),
         (SMALL.replace("seeds: [1]", "seeds: []"), "seeds"),
         (SMALL.replace("strategy.name: fedavg", "strategy.nme: fedavg"), "row 'FedAvg'"),
-        (SMALL.replace("configs/digits.toml", "configs/nope.toml"), "nope.toml"),
+        (SMALL.replace("preset: digits", "preset: configs/nope.toml"), "nope.toml"),
         (SMALL.replace("readings:", "reading:"), "rows"),
         (SMALL.replace("blend/em", "blend/magic"), "blend/magic"),
     ],
@@ -64,10 +67,15 @@ def compare(folder: Path) -> str:
     return done.stdout
 
 
+def small(folder: Path, text: str = SMALL) -> Path:
+    path = folder / "experiments" / "small.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    return path
+
+
 def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
-    for name, text in (("configs/digits.toml", ""), ("experiments/small.yaml", SMALL)):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(text)
+    small(tmp_path)
     assert compare(tmp_path).count("round 2/2") == 2
     results = tmp_path / "results" / "small"
     table = (results / "table.md").read_text()
@@ -79,10 +87,7 @@ def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_named_in_the_table(tmp_path: Path) -> None:
-    for name, text in (("configs/digits.toml", ""), ("experiments/small.yaml", SMALL)):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(text)
-    experiment = read_experiment(tmp_path / "experiments" / "small.yaml", [], tmp_path / "runs")
+    experiment = read_experiment(small(tmp_path), [], tmp_path / "runs")
     _, (config,) = experiment.rows[0]
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "error.json").write_text('{"reason": "round 3: 6 of 10 clients failed"}')
@@ -90,3 +95,30 @@ def test_a_failed_run_is_named_in_the_table(tmp_path: Path) -> None:
     assert "| FedAvg | 1 | failed |" in table
     assert "FedAvg: round 3: 6 of 10 clients failed" in table
     assert "| FedJETs |" not in table
+
+
+def test_every_row_is_checked_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of the second row are sound one by one; what is wrong shows in its data."""
+    text = SMALL.replace("readings:", "settings: {partition.unseen-clients: 5000}, readings:")
+    experiment = read_experiment(small(tmp_path, text), [], tmp_path / "runs")
+    monkeypatch.setattr(fedjets_flwr.comparison, "run_and_follow", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(FedjetsError, match="row 'FedJETs': partition.unseen-clients"):
+        run_experiment(experiment, tmp_path / "results", Resources(), Console())
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_that_dies_before_it_can_say_why_is_failed_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = read_experiment(small(tmp_path), [], tmp_path / "runs")
+
+    def die(*_: object) -> None:
+        raise FedjetsError("Flower's SuperLink did not start")
+
+    monkeypatch.setattr(fedjets_flwr.comparison, "run_and_follow", die)
+    with pytest.raises(FedjetsError, match="2 of 2 runs failed"):
+        run_experiment(experiment, tmp_path / "results", Resources(), Console())
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert "| FedAvg | 1 | failed |" in table
+    assert "FedJETs: Flower's SuperLink did not start" in table

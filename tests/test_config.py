@@ -1,3 +1,4 @@
+import json
 import math
 import tomllib
 from pathlib import Path
@@ -6,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjets_flwr.cli import read_settings
 from fedjets_flwr.config import Config, Scalar, settings
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.settings_doc import app_config, markdown_table, pyproject_with_settings, readme_with_settings
+from fedjets_flwr.sources import about_preset, local_config, parse_pairs, preset_names, read_flat, read_preset
 from strategies import method
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = sorted((ROOT / "configs").glob("*.toml"))
+PRESETS = preset_names()
 
 
 def error(**flat: Scalar) -> str:
@@ -211,15 +212,62 @@ def test_every_setting_is_described() -> None:
     assert app_config().count("\n") == len(Config().flat())
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_presets_are_valid(path: Path, tmp_path: Path) -> None:
-    assert read_settings(path, None, tmp_path).run.output_dir == str(tmp_path)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_say_what_they_are(name: str, tmp_path: Path) -> None:
+    assert local_config(read_flat(name, None, []), tmp_path).run.output_dir == str(tmp_path)
+    assert about_preset(name)
+
+
+def test_presets_are_found_by_name_alone() -> None:
+    assert {"cifar10-laptop", "digits", "fedavg"} <= set(PRESETS)
+    assert read_preset("cifar10-laptop")["data.name"] == "cifar10"
+    for name in ("cifar10_laptop", "../digits", "", "digits.toml"):
+        with pytest.raises(FedjetsError, match="--preset .*choose one of .*digits"):
+            read_preset(name)
+    with pytest.raises(FedjetsError, match="--preset digits --config mine.toml: give one of them"):
+        read_flat("digits", Path("mine.toml"), [])
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (["run.rounds=2 strategy.name='fedavg'"], {"run.rounds": 2, "strategy.name": "fedavg"}),
+        (['run.rounds=2  strategy.name="fedavg" '], {"run.rounds": 2, "strategy.name": "fedavg"}),
+        (["run.rounds=2", "strategy.name=fedavg"], {"run.rounds": 2, "strategy.name": "fedavg"}),
+        (["run.rounds=2", "run.rounds=3 train.lr = 1e-3"], {"run.rounds": 3, "train.lr": 1e-3}),
+        (["data.classes=cat, dog run.resume=true"], {"data.classes": "cat, dog", "run.resume": True}),
+        (["run.name='a b.c=1'"], {"run.name": "a b.c=1"}),
+        (['run.name="say \\"hi\\" x.y=2" moe.top-k=1'], {"run.name": 'say "hi" x.y=2', "moe.top-k": 1}),
+        (["run.name="], {"run.name": ""}),
+        (["run.name= run.rounds=2"], {"run.name": "", "run.rounds": 2}),
+        (["data.dir=/a=b/c d"], {"data.dir": "/a=b/c d"}),
+        (["run.name=it's"], {"run.name": "it's"}),
+    ],
+)
+def test_both_ways_of_writing_settings(texts: list[str], found: dict[str, Scalar]) -> None:
+    assert parse_pairs(texts) == found
+
+
+@pytest.mark.parametrize("text", ["novalue", "", "  ", "run.rounds 3", "=3"])
+def test_what_is_no_setting_is_named(text: str) -> None:
+    with pytest.raises(FedjetsError, match="-c .*write it as key=value"):
+        parse_pairs([text])
+
+
+SCALARS = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+SCALARS |= st.text(st.characters(exclude_categories=("Cc", "Cs")))  # what TOML takes without an escape
+
+
+@given(st.dictionaries(st.sampled_from(list(Config().flat())), SCALARS, min_size=1))
+def test_what_is_written_is_read_in_either_form(written: dict[str, Scalar]) -> None:
+    texts = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in written.items()]
+    assert parse_pairs(texts) == parse_pairs([" ".join(texts)]) == written
 
 
 def test_pairs_win_over_the_preset(tmp_path: Path) -> None:
     preset = tmp_path / "preset.toml"
     preset.write_text('run.rounds = 3\n[moe]\ntop-k = 1\nmix = "probs"\n')
-    found = read_settings(preset, ["moe.top-k=3", "run.name = a b", "train.lr=1e-3"], tmp_path)
+    found = local_config(read_flat("", preset, ["moe.top-k=3", "run.name = a b", "train.lr=1e-3"]), tmp_path)
     assert (found.run.rounds, found.moe.top_k, found.moe.mix) == (3, 3, "probs")
     assert (found.run.name, found.train.lr) == ("a b", 1e-3)
 
@@ -229,5 +277,5 @@ def test_a_broken_preset_names_its_file(tmp_path: Path, text: str) -> None:
     preset = tmp_path / "preset.toml"
     preset.write_text(text)
     with pytest.raises(FedjetsError, match=f"--config {preset}") as caught:
-        read_settings(preset, None)
+        local_config(read_flat("", preset, []))
     assert "\n" not in str(caught.value)

@@ -1,7 +1,6 @@
 """Identities between methods, bit by bit, and what every method must come with."""
 
 import itertools
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 
 import strategies
-from fedjets_flwr.config import Train, flatten
+from fedjets_flwr.config import Train
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.experts import build_expert
+from fedjets_flwr.sources import read_preset
 from fedjets_flwr.wire.vector import FlatModel
 from strategies import Method
 from strategies.scaffold import effective_steps, option_two
@@ -149,7 +149,7 @@ def test_fewer_bytes_than_fedmix(run: Run) -> None:
 
 @pytest.mark.parametrize("name", strategies.names())
 def test_every_method_comes_with_preset_and_readme_row_and_runs(run: Run, name: str) -> None:
-    preset = dict(flatten(tomllib.loads((ROOT / "configs" / f"{name}.toml").read_text())))
+    preset = read_preset(name)
     assert preset["strategy.name"] == name
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
     own = {key.replace(".", "__").replace("-", "_"): value for key, value in preset.items()}
@@ -162,6 +162,6 @@ def test_every_method_comes_with_preset_and_readme_row_and_runs(run: Run, name: 
 def test_every_method_runs_through_the_real_engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "end-to-end-methods"
     folder.mkdir(exist_ok=True)
-    summary = finish(folder, name, "--config", str(ROOT / "configs" / f"{name}.toml"), "-c", "run.rounds=1")
+    summary = finish(folder, name, "--preset", name, "-c", "run.rounds=1")
     assert summary["strategy"] == name
     assert summary["failures"] == 0

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from fedjets_flwr.cli import read_settings_for_elsewhere
 from fedjets_flwr.config import flatten
 from fedjets_flwr.deployment import to_node_config
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.sources import parse_pairs, remote_config
 from fedjets_flwr.superlink import NamedSuperLink, to_toml
 
 
@@ -43,7 +43,7 @@ def test_no_configuration_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_paths_of_the_other_machine_stay_and_results_come_here(tmp_path: Path) -> None:
     pairs = ["run.output-dir=/srv/runs", "common-expert.path=~/common.safetensors"]
-    elsewhere, here = read_settings_for_elsewhere(None, pairs, tmp_path)
+    elsewhere, here = remote_config(parse_pairs(pairs), tmp_path)
     assert elsewhere.run.output_dir == "/srv/runs"
     assert elsewhere.common_expert.path == "~/common.safetensors"
     assert here.run_dir == tmp_path / elsewhere.run.name
@@ -52,7 +52,7 @@ def test_paths_of_the_other_machine_stay_and_results_come_here(tmp_path: Path) -
 
 def test_a_path_of_the_other_machine_is_absolute() -> None:
     with pytest.raises(FedjetsError, match=r"common-expert.path = 'common.safetensors': .* absolute"):
-        read_settings_for_elsewhere(None, ["common-expert.path=common.safetensors"], None)
+        remote_config(parse_pairs(["common-expert.path=common.safetensors"]), None)
 
 
 def test_settings_and_node_configs_are_toml() -> None:
