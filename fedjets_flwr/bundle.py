@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config import Model
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import Architecture, build, tail_start
 from fedjets_flwr.models.common import COMMON_EXPERT, CommonExpert, common_expert_of
 from fedjets_flwr.models.experts import gate_inputs
@@ -109,18 +110,20 @@ def expert_file(expert: int) -> str:
     return f"expert-{expert}.safetensors"
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: StrPath) -> None:
     """Raise FedjetsError if a bundle cannot be written there without a loss."""
+    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FedjetsError(f"{folder}: there is something already; remove it, or name another --output")
 
 
-def write_bundle(folder: Path, card: Card, files: Mapping[str, bytes]) -> Card:
+def write_bundle(folder: StrPath, card: Card, files: Mapping[str, bytes]) -> Card:
     """Write a bundle in one step and return its card with the digests of ``files``.
 
     Raises:
         FedjetsError: the folder holds something already, or cannot be written.
     """
+    folder = Path(folder)
     card = card.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -137,12 +140,13 @@ def write_bundle(folder: Path, card: Card, files: Mapping[str, bytes]) -> Card:
     return card
 
 
-def read_bundle(folder: Path) -> tuple[Card, dict[str, bytes]]:
+def read_bundle(folder: StrPath) -> tuple[Card, dict[str, bytes]]:
     """Return a bundle's card and its files by name, their digests checked.
 
     Raises:
         FedjetsError: names the file that is missing, altered, or no part of a bundle.
     """
+    folder = Path(folder)
     card = _read_card(folder / CARD)
     if set(card.sha256) - {PREDICTIONS} != set(card.weights):
         wanted = ", ".join(card.weights)

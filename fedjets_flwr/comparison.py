@@ -20,6 +20,7 @@ from fedjets_flwr.comparison_figures import epsilon_of
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.evaluation import READINGS
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.launcher import Resources
 from fedjets_flwr.session import check, run_and_follow
 from fedjets_flwr.sources import absolute_paths, parse_pairs, read_preset, read_toml
@@ -66,7 +67,7 @@ class Experiment:
     rows: tuple[tuple[Row, tuple[Config, ...]], ...]
 
 
-def read_experiment(path: Path, extra: Sequence[str], output_dir: Path | None) -> Experiment:
+def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None) -> Experiment:
     """Return the experiment in a YAML file, every setting of every run checked.
 
     Args:
@@ -77,6 +78,7 @@ def read_experiment(path: Path, extra: Sequence[str], output_dir: Path | None) -
     Raises:
         FedjetsError: names the file and what is wrong in it.
     """
+    path = Path(path)
     try:
         file = File.model_validate(yaml.safe_load(path.read_text()))
     except (OSError, UnicodeDecodeError) as error:

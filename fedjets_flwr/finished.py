@@ -11,6 +11,7 @@ from fedjets_flwr.checkpoint import newest_vectors
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.datasets import Dataset, no_images
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.common import COMMON_EXPERT, CommonExpert, load_common_expert
 from strategies import method
 
@@ -42,12 +43,13 @@ class FinishedRun:
         return sum(name.startswith("expert.") for name in self.vectors)
 
 
-def open_run(folder: Path) -> FinishedRun:
+def open_run(folder: StrPath) -> FinishedRun:
     """Return the finished run in a folder.
 
     Raises:
         FedjetsError: it is no folder of a run, the run is not finished, or its files are damaged.
     """
+    folder = Path(folder)
     try:
         config = Config.from_flat(json.loads((folder / "config.json").read_text()))
         summary = json.loads((folder / "summary.json").read_text())

@@ -17,6 +17,7 @@ from fedjets_flwr.answers import CHUNK, Predictions
 from fedjets_flwr.data.pictures import Pictures, open_pictures
 from fedjets_flwr.embedding import cut
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.gating import READ_OUTS, chosen_weights, scores, top_1_of
 from fedjets_flwr.personaliser import Personaliser
 from fedjets_flwr.priors import with_prior
@@ -58,7 +59,7 @@ class Graph(nn.Module):
         return read, torch.tensor(card.experts)[top_1_of(weights)]
 
 
-def export_onnx(personaliser: Personaliser, path: Path, images: object = None) -> float:
+def export_onnx(personaliser: Personaliser, path: StrPath, images: object = None) -> float:
     """Write the graph and return the largest difference of a probability from PyTorch's.
 
     Args:
@@ -69,7 +70,7 @@ def export_onnx(personaliser: Personaliser, path: Path, images: object = None) -
     Raises:
         FedjetsError: the extra is missing, the answers differ, or the file cannot be written.
     """
-    runtime = _runtime()
+    runtime, path = _runtime(), Path(path)
     card = personaliser.card
     pictures = open_pictures(_noise(card.image_shape) if images is None else images, card.classes, card.image_shape)
     try:

@@ -1,8 +1,8 @@
 """A site's personalised model: made from a finished run and unlabelled images, saved as a bundle, used anywhere.
 
-    personaliser = personalise(open_run(Path("runs/mine")), Path("images"))
-    personaliser.save(Path("bundle"))
-    Personaliser.load(Path("bundle")).predict(Path("more-images")).probabilities
+    personaliser = personalise(open_run("runs/mine"), "images")
+    personaliser.save("bundle")
+    Personaliser.load("bundle").predict("more-images").probabilities
 
 Experts are chosen, and answer, as in the run's own evaluation: by the same functions, in the same batches.
 """
@@ -22,6 +22,7 @@ from fedjets_flwr.bundle import Card
 from fedjets_flwr.config import Model
 from fedjets_flwr.data.pictures import Pictures, open_pictures
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.finished import FinishedRun
 from fedjets_flwr.gating import READ_OUTS, top_k_experts
 from fedjets_flwr.models.common import CommonExpert
@@ -49,13 +50,13 @@ class Personaliser:
     predictions: Predictions | None = None
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> "Personaliser":
+    def load(cls, folder: StrPath, device: str = "cpu") -> "Personaliser":
         """Return the personalised model in a bundle.
 
         Raises:
             FedjetsError: a file is missing, altered, or does not fit the others.
         """
-        where = place(device)
+        where, folder = place(device), Path(folder)
         card, files = bundle.read_bundle(folder)
         common = bundle.read_common(card, files[bundle.COMMON], folder / bundle.COMMON)
         gate = bundle.read_gate(card, common, files[bundle.GATE], folder / bundle.GATE) if card.gated else None
@@ -81,7 +82,7 @@ class Personaliser:
         chunks = look(self.common, pictures, self.card.embedding, self.card.trainable, self.device)
         return self._predictions(*self._answer(chunks), pictures)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: StrPath) -> None:
         """Write the bundle to a new folder.
 
         Raises:

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.tracking import read_metrics
 
 
-def draw_plots(folder: Path) -> list[Path]:
+def draw_plots(folder: StrPath) -> list[Path]:
     """Draw every picture that a finished run's files allow into ``plots/`` and return their paths.
 
     Without a label at any unseen client nothing was measured, and there is nothing to draw.
     """
+    folder = Path(folder)
     summary = json.loads((folder / "summary.json").read_text())
     if summary["accuracy"] is None:
         return []

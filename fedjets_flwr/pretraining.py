@@ -14,6 +14,7 @@ from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.device import device_of
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.common import CommonExpert, accuracy_of, freeze, load_common_expert
 from fedjets_flwr.models.experts import configured_architecture
@@ -66,8 +67,9 @@ def cached_path(config: Config) -> Path:
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 
 
-def save_common_expert(expert: CommonExpert, path: Path) -> None:
+def save_common_expert(expert: CommonExpert, path: StrPath) -> None:
     """Write the file in one step, so that a reader never sees half of it."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(expert.as_bytes)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.tracking import read_metrics, results_of
 
 SETTINGS = {"strategy": "strategy.name", "dataset": "data.name", "seed": "run.seed"}
@@ -41,12 +42,13 @@ class Recorded:
         return str(self.results.get("status", "completed")) if self.finished else "unfinished"
 
 
-def read_recorded(folder: Path) -> Recorded:
+def read_recorded(folder: StrPath) -> Recorded:
     """Return what a run folder holds.
 
     Raises:
         FedjetsError: it is no folder of a run, or a file in it is damaged.
     """
+    folder = Path(folder)
     settings = _read(folder / "config.json")
     if settings is None:
         raise FedjetsError(f"{folder}: no config.json there; give the folder of a run, e.g. runs/<its name>")

@@ -14,6 +14,7 @@ from fedjets_flwr import page_text
 from fedjets_flwr.charts import Chart, column_chart, line_chart
 from fedjets_flwr.config import settings
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.recorded import Recorded, read_recorded
 from fedjets_flwr.samples import Samples, find_samples
 
@@ -29,14 +30,14 @@ CONTROLS = (
 )
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
+def write_report(folder: StrPath, output: StrPath | None = None) -> Path:
     """Write the page about the run in ``folder`` and return its path.
 
     Raises:
         FedjetsError: the folder holds no run, or the page cannot be written.
     """
     recorded = read_recorded(folder)
-    path = output or folder / "report.html"
+    path = Path(output or recorded.folder / "report.html")
     text = render(recorded, find_samples(recorded))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

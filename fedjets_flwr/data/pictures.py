@@ -1,5 +1,6 @@
 """The images of a question: a folder, files, or pixels in memory; files are read a piece at a time."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +42,12 @@ def open_pictures(images: object, classes: Sequence[str], shape: tuple[int, int,
     Raises:
         FedjetsError: there is no image, or they are of another kind.
     """
-    if isinstance(images, str | Path):
+    if isinstance(images, str | os.PathLike):
         path = Path(images)
         return _of_files((path,), shape) if path.is_file() else _of_folder(path, classes, shape)
     if isinstance(images, Tensor | np.ndarray):
         return _of_pixels(torch.as_tensor(images), shape)
-    if isinstance(images, Sequence) and images and all(isinstance(path, str | Path) for path in images):
+    if isinstance(images, Sequence) and images and all(isinstance(path, str | os.PathLike) for path in images):
         return _of_files(tuple(map(Path, images)), shape)
     raise FedjetsError("images: expected a folder, files, or uint8 pixels (n, channels, height, width); at least one")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.data.augment import normalise
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import Architecture, build
 
 COMMON_EXPERT = "common-expert.safetensors"
@@ -66,8 +67,7 @@ def freeze(model: nn.Sequential) -> nn.Sequential:
     return model.eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=2)
-def load_common_expert(path: Path) -> CommonExpert:
+def load_common_expert(path: StrPath) -> CommonExpert:
     """Return the common expert in a file; it is read once per process.
 
     Files of ``pytorch_resnet_cifar10`` (metadata key ``arch``, percentages) are understood too.
@@ -75,6 +75,11 @@ def load_common_expert(path: Path) -> CommonExpert:
     Raises:
         FedjetsError: no such file, not safetensors, or not a common expert.
     """
+    return _load(Path(path))
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path) -> CommonExpert:
     if not path.is_file():
         raise FedjetsError(f"common-expert.path = {str(path)!r}: no such file; leave it empty to train one")
     try:
