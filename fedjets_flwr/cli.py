@@ -1,6 +1,5 @@
 """The ``fedjets`` command."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from fedjets_flwr.config import settings
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.interrupts import Interrupts
 from fedjets_flwr.sources import about_preset, local_config, preset_names, read_flat, remote_config
 
 cli = typer.Typer(
@@ -273,13 +273,12 @@ def show_settings(
 
 
 def main() -> None:
-    """Run the command; every expected error is one line and exit code 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
+    """Run the command; every expected error is one line and exit code 1, signal n is exit code 128+n."""
+    interrupts = Interrupts()
     try:
         cli(standalone_mode=True)
-    except FedjetsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
+    except SystemExit as ending:
+        sys.exit(128 + interrupts.number if ending.code and interrupts.number else ending.code)
+    except (FedjetsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

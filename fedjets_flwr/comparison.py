@@ -164,7 +164,7 @@ def _keep_reason(run_dir: Path, error: FedjetsError) -> None:
     path = run_dir / "error.json"
     if not path.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"reason": str(error), "expected": True})
+        write_json(path, {"status": "failed", "reason": str(error), "expected": True})
 
 
 def done(run_dir: Path) -> dict[str, Any] | None:
@@ -258,7 +258,8 @@ def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
     found = []
     for row, configs in experiment.rows:
         files = [c.run_dir / "error.json" for c in configs if done(c.run_dir) is None]
-        reasons = [json.loads(file.read_text())["reason"].strip() for file in files if file.is_file()]
+        errors = [json.loads(file.read_text()) for file in files if file.is_file()]
+        reasons = [error["reason"].strip() for error in errors if error.get("status") != "stopped"]
         if reasons:
             found.append((row.name, len(reasons), reasons[0].splitlines()[-1]))
     return found

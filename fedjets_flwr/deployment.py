@@ -70,12 +70,7 @@ class Deployment(SuperLink):
         return self
 
     def __exit__(self, *_: object) -> None:
-        running = [process for process in self._nodes.values() if process.poll() is None]
-        stop_daemons(running)
-        for process in running:
-            kill_daemon(process)  # a ClientApp outlives its SuperNode and calls it for ever
-        if self._superlink is not None:
-            stop_daemons([self._superlink])
+        stop_daemons([*self._nodes.values(), *([self._superlink] if self._superlink else [])])
 
     @property
     def keys(self) -> Path:

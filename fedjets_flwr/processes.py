@@ -1,15 +1,15 @@
-"""Daemons as children that end with their parent."""
+"""Daemons that end with their launcher, and with them all that they started."""
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from fedjets_flwr import guard
 
 SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -50,11 +50,12 @@ def free_ports(count: int) -> list[int]:
 def start_daemon(
     command: Sequence[str], environment: dict[str, str], folder: Path, log: Path
 ) -> "subprocess.Popen[bytes]":
-    """Start a process in a session of its own whose output is appended to a file."""
+    """Start a process whose output is appended to a file; return the guard above it, which ends as it ends."""
+    guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
     with log.open("ab") as file:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=folder,
-            start_new_session=True, preexec_fn=_die_with_parent,
+            guarded, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=folder,
+            start_new_session=True,
         )  # fmt: skip
 
 
@@ -72,27 +73,16 @@ def wait_for_port(process: "subprocess.Popen[bytes]", port: int, seconds: float 
 
 
 def stop_daemons(processes: Sequence["subprocess.Popen[bytes]"], seconds: float = 15) -> None:
-    """End daemons, by force where they do not end in time."""
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
+    """End daemons and all that they started; a guard that needs longer, for want of power over a process, stays."""
+    for process in processes:
         process.terminate()
     deadline = time.monotonic() + seconds
-    for process in running:
-        try:
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            kill_daemon(process)
 
 
 def kill_daemon(process: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL a daemon and its session; returns when it is gone, so that its own children notice."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Have a daemon end as in a crash; returns when what it started is gone, too."""
+    process.send_signal(guard.CRASH)
     process.wait()
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this child when its parent dies, so that a killed launcher leaves no daemon (Linux)."""
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

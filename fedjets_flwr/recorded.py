@@ -22,7 +22,8 @@ class Recorded:
         results: ``summary.json``; without one, as much of it as the rounds so far tell.
         records: the rounds of ``metrics.jsonl``.
         finished: whether there is a ``summary.json``.
-        error: why it failed, if it did.
+        error: why it failed or was stopped, if it did.
+        stopped: whether it was stopped.
         progress: what it last said before its first round.
     """
 
@@ -32,13 +33,14 @@ class Recorded:
     records: list[dict[str, Any]]
     finished: bool
     error: str
+    stopped: bool
     progress: str
 
     @property
     def status(self) -> str:
-        """``completed``, ``failed`` or ``unfinished``."""
+        """``completed``, ``failed``, ``stopped`` or ``unfinished``."""
         if self.error:
-            return "failed"
+            return "stopped" if self.stopped else "failed"
         return str(self.results.get("status", "completed")) if self.finished else "unfinished"
 
 
@@ -64,6 +66,7 @@ def read_recorded(folder: StrPath) -> Recorded:
         records=records,
         finished=summary is not None,
         error=str(error.get("reason", "")).strip(),
+        stopped=error.get("status") == "stopped",
         progress=str((_read(folder / "progress.json") or {}).get("text", "")),
     )
 

@@ -13,7 +13,7 @@ from fedjets_flwr.data.folders import to_picture
 from fedjets_flwr.deployment import Deployment
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.pretraining import cached_path, named_common_expert, provide_common_expert
-from fedjets_flwr.session import check, follow_to_the_end, open_folder
+from fedjets_flwr.session import check, follow_to_the_end, run_folder
 
 Sites = dict[int, dict[str, Scalar]]
 
@@ -29,15 +29,15 @@ def rehearse(config: Config, console: Console) -> dict[str, Any]:
     if config.data.name == "image-folder":
         raise FedjetsError("data.name = 'image-folder': a rehearsal makes the folders itself, e.g. of 'digits'")
     check(config)
-    folder = open_folder(config, console)
-    deployed, sites = as_sites(config, folder / "sites", console)
-    with tempfile.TemporaryDirectory(prefix="fedjets-") as scratch, Deployment(Path(scratch), sites) as deployment:
-        try:
-            deployment.wait_for_sites()
-            console.print(f"{len(sites)} SuperNodes on 127.0.0.1:{deployment.port}, TLS, registered keys")
-            return follow_to_the_end(deployment.submit(deployed, folder), deployed, console)
-        finally:
-            keep_logs(deployment, folder)
+    with run_folder(config, console) as folder, tempfile.TemporaryDirectory(prefix="fedjets-") as scratch:
+        deployed, sites = as_sites(config, folder / "sites", console)
+        with Deployment(Path(scratch), sites) as deployment:
+            try:
+                deployment.wait_for_sites()
+                console.print(f"{len(sites)} SuperNodes on 127.0.0.1:{deployment.port}, TLS, registered keys")
+                return follow_to_the_end(deployment.submit(deployed, folder), deployed, console)
+            finally:
+                keep_logs(deployment, folder)
 
 
 def as_sites(config: Config, folder: Path, console: Console) -> tuple[Config, Sites]:

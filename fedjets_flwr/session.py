@@ -1,7 +1,7 @@
 """One run at a terminal: checks before Flower starts, progress, summary."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from fedjets_flwr.data.clients import open_dataset, open_split
 from fedjets_flwr.launcher import LocalFlower, Resources
 from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import named_common_expert
-from fedjets_flwr.superlink import Launched, NamedSuperLink
-from fedjets_flwr.tracking import facts_of
+from fedjets_flwr.stopping import Stopped, error_facts, request_file
+from fedjets_flwr.superlink import Launched, NamedSuperLink, ended
+from fedjets_flwr.tracking import facts_of, read_metrics, write_json
 from strategies import method
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+"""SystemExit is what rich makes of a closed pipe, such as that to a ``tee`` which heard the same Ctrl-C."""
 
 
 def run_and_follow(config: Config, resources: Resources, console: Console) -> dict[str, Any]:
@@ -28,8 +32,7 @@ def run_and_follow(config: Config, resources: Resources, console: Console) -> di
     """
     check(config)
     federation = resources.federation_config()
-    folder = open_folder(config, console)
-    with LocalFlower(folder / "flower.log") as flower:
+    with run_folder(config, console) as folder, LocalFlower(folder / "flower.log") as flower:
         return follow_to_the_end(flower.submit(config, folder, federation), config, console)
 
 
@@ -47,23 +50,34 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
     """
     method(config.strategy.name).validate(config)
     superlink = NamedSuperLink(name)
-    folder = open_folder(here, console)
-    launched = superlink.submit(config, folder)
-    console.print(f"run {launched.run_id} on the SuperLink {name}")
-    summary = follow_to_the_end(launched, config, console, mirrored=True)
-    draw_plots(folder)
-    return summary
+    with run_folder(here, console) as folder:
+        launched = superlink.submit(config, folder)
+        console.print(f"run {launched.run_id} on the SuperLink {name}")
+        summary = follow_to_the_end(launched, config, console, mirrored=True)
+        draw_plots(folder)
+        return summary
 
 
-def open_folder(config: Config, console: Console) -> Path:
-    """Return the run folder, without what an earlier run left there."""
+@contextmanager
+def run_folder(config: Config, console: Console) -> Iterator[Path]:
+    """Yield the run folder, without what an earlier run left there; note in it that the run was stopped, if it was."""
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
+    stale = [folder / name for name in ("summary.json", "error.json", "progress.json")] + [request_file(folder)]
+    stale += [] if config.run.resume else [folder / "metrics.jsonl"]
     with RunLock(config):  # not while another run writes there
-        for stale in ("summary.json", "error.json", "progress.json", *([] if config.run.resume else ["metrics.jsonl"])):
-            (folder / stale).unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
     console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
-    return folder
+    try:
+        yield folder
+    except INTERRUPTS:
+        request_file(folder).unlink(missing_ok=True)
+        if not ended(folder):  # the ServerApp could not tell
+            write_json(folder / "error.json", error_facts(Stopped()))
+        done = len(read_metrics(folder))
+        console.print(f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
+        raise
 
 
 def follow_to_the_end(launched: Launched, config: Config, console: Console, mirrored: bool = False) -> dict[str, Any]:
@@ -76,9 +90,9 @@ def follow_to_the_end(launched: Launched, config: Config, console: Console, mirr
         with launched.mirrored() if mirrored else nullcontext():
             try:
                 follow(launched, config, console)
-            except KeyboardInterrupt:
-                console.print("stopping the Flower run")
+            except INTERRUPTS:
                 launched.stop()
+                console.print("stopping the Flower run")
                 raise
     finally:
         launched.keep_log()

@@ -21,6 +21,7 @@ from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.processes import flower_environment
 from fedjets_flwr.settings_doc import APP_TABLE, app_config
+from fedjets_flwr.stopping import StopRequest
 from fedjets_flwr.tracking import read_metrics
 
 APP_ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,8 @@ PATIENCE = 120.0
 """Seconds without an answer after which a SuperLink is given up."""
 PACKAGES = ("fedjets_flwr", "client_app", "server_app", "strategies")
 """What an app for Flower is made of; they lie side by side in a checkout and where a wheel is installed."""
+STOP_SECONDS = 4.0
+"""Seconds that a stopped run has to keep its last round: a container gets 10 to end altogether."""
 
 
 class SuperLink:
@@ -71,6 +74,17 @@ class SuperLink:
                 "run", str(staged), self.name, "--run-config", str(settings), *simulated, "--format", "json"
             )
         return Launched(self, str(reply["run-id"]), folder)
+
+    def stop(self, run_id: str, folder: Path) -> None:
+        """Have a run stop whose ServerApp sees this machine's run folder; it has some seconds to keep its last round.
+
+        Flower is not asked: a simulation hears of it 20 seconds later, and this SuperLink ends with its run.
+        """
+        StopRequest(folder, run_id).make()
+        deadline = time.monotonic() + STOP_SECONDS
+        # Before the first round's end there is nothing to keep.
+        while read_metrics(folder) and not ended(folder) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``flwr``."""
@@ -119,6 +133,11 @@ class NamedSuperLink(SuperLink):
                 f"--superlink {name}: that is Flower's simulation on this machine; leave --superlink out"
             )
 
+    def stop(self, run_id: str, folder: Path) -> None:
+        """Ask Flower to stop a run; its ServerApp hears of it within half a minute, and keeps its last round."""
+        with contextlib.suppress(FedjetsError, subprocess.TimeoutExpired):
+            self.cli("stop", run_id, self.name, "--format", "json")
+
 
 class Launched:
     """A run that was handed to Flower."""
@@ -143,8 +162,7 @@ class Launched:
                 read, records = size, read_metrics(folder)
                 polled = time.monotonic()  # it lives: no need to ask, which takes a second of a core
             yield _text(folder / "progress.json"), records
-            ended = (folder / "summary.json").is_file() or (folder / "error.json").is_file()
-            if time.monotonic() - polled > (1 if ended else 5 if silent_since else 15):
+            if time.monotonic() - polled > (1 if ended(folder) else 5 if silent_since else 15):
                 polled = time.monotonic()
                 try:
                     status = str(self.facts()["status"])
@@ -200,9 +218,8 @@ class Launched:
             (self.folder / "run.log").write_text(text)
 
     def stop(self) -> None:
-        """Ask Flower to stop the run."""
-        with contextlib.suppress(FedjetsError, subprocess.TimeoutExpired):
-            self.superlink.cli("stop", self.run_id, self.superlink.name, "--format", "json")
+        """Have the run end before its last round."""
+        self.superlink.stop(self.run_id, self.folder)
 
     def _log(self) -> str:
         try:
@@ -251,6 +268,11 @@ def app_project() -> str:
 def to_toml(flat: Mapping[str, Scalar]) -> str:
     """Return dotted settings as TOML (JSON strings and numbers are valid TOML values)."""
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in flat.items())
+
+
+def ended(folder: Path) -> bool:
+    """Return whether the ServerApp told how the run ended."""
+    return (folder / "summary.json").is_file() or (folder / "error.json").is_file()
 
 
 def _text(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import traceback
+from typing import cast
 
 import torch
 from flwr.app import Context
@@ -14,11 +14,12 @@ from fedjets_flwr.announce import Announcer
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
-from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common import COMMON_EXPERT
 from fedjets_flwr.plots import draw_plots
 from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
+from fedjets_flwr.stopping import StopRequest, error_facts
 from fedjets_flwr.tracking import Tracker, publish
+from server_app.stoppable import StoppableGrid
 from strategies import method
 from strategies.base import Method
 
@@ -33,14 +34,12 @@ def main(grid: Grid, context: Context) -> None:
     checkpoints = Checkpoints(config)  # holds the lock: what is below writes to the run folder
     # Not by Ray, which a simulation may still be importing in another thread.
     announce = None if isinstance(grid, InMemoryGrid) else Announcer()
+    request = StopRequest(config.run_dir, str(context.run_id))
     try:
-        run(grid, config, checkpoints, announce)
+        run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce)
         draw_plots(config.run_dir)
-    except Exception as error:
-        # Flower tells only that a run failed; the launcher reads the reason here.
-        reason = str(error) if isinstance(error, FedjetsError) else traceback.format_exc()
-        facts = {"reason": reason, "expected": isinstance(error, FedjetsError)}
-        publish(config.run_dir / "error.json", facts, announce)
+    except (Exception, SystemExit) as error:  # SystemExit: Flower's way to stop a deployed ServerApp
+        publish(config.run_dir / "error.json", error_facts(error, request.made()), announce)
         raise
 
 

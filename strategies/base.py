@@ -268,7 +268,7 @@ class Method(Strategy):
             before = dict(self.vectors)
             try:
                 record = self._round(server_round, grid)
-            except Exception:
+            except (Exception, SystemExit):  # SystemExit: Flower's way to stop a deployed ServerApp
                 with suppress(FedjetsError):
                     self.checkpoints.save(server_round - 1, before, {}, last=True)
                 raise

@@ -14,7 +14,7 @@ from client_app.site import open_site
 from fedjets_flwr.config import Scalar
 from fedjets_flwr.tracking import read_metrics
 from strategies import Method
-from tests.in_process import InProcessGrid, run_in_process
+from tests.in_process import InProcessGrid, configure, run_in_process
 
 SMALL: dict[str, Scalar] = {
     "run__rounds": 3, "run__evaluate_every": 3, "partition__clients": 12, "partition__unseen_clients": 3,
@@ -83,9 +83,18 @@ class Runner:
         self.numbers = itertools.count()
 
     def __call__(self, grid: type[InProcessGrid] = OneClientANode, /, **changes: Scalar) -> Method:
+        return run_in_process(self.folder, self.monkeypatch, grid, **self._settings(changes))
+
+    def main(self, grid: type[InProcessGrid], /, **changes: Scalar) -> None:
+        """Do all that the ServerApp does: what it says of a run that ends with an exception, too."""
+        started = grid(configure(self.folder, self.monkeypatch, **self._settings(changes)))
+        started.context.run_id = next(self.numbers)
+        server_app.app.main(started, started.context)
+
+    def _settings(self, changes: dict[str, Scalar]) -> dict[str, Scalar]:
         open_site.cache_clear()  # a kept site would leave the server's number of threads to the clients' training
         own: dict[str, Scalar] = {"run__cache_dir": str(self.cache), "run__name": f"run{next(self.numbers)}"}
-        return run_in_process(self.folder, self.monkeypatch, grid, **SMALL | own | changes)
+        return SMALL | own | changes
 
 
 def same_weights(a: Method, b: Method) -> bool:

@@ -62,10 +62,14 @@ def run_in_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch, grid: type[InProcessGrid] = InProcessGrid, **changes: Scalar
 ) -> Method:
     """Run the given settings (``moe__top_k=2`` means ``moe.top-k = 2``) and return the method with its final state."""
+    config = configure(folder, monkeypatch, **changes)
+    return run(grid(config), config, Checkpoints(config))
+
+
+def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> Config:
+    """Return the settings of a run in this process, which is made ready for it."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
     flat: dict[str, Scalar] = {"run.output-dir": str(folder / "runs"), "run.cache-dir": str(folder / "cache")}
-    flat |= {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
-    config = Config.from_flat(flat)
-    return run(grid(config), config, Checkpoints(config))
+    return Config.from_flat(flat | {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()})

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -82,44 +81,3 @@ def test_a_run_that_fails_inside_flower_exits_with_its_reason(folder: Path, two_
     assert process.returncode == 1
     assert errors.count("\n") == 1
     assert "limits." in errors
-
-
-def test_an_interrupt_stops_the_flower_run_too(folder: Path, two_nodes: dict[str, Any]) -> None:
-    process = start(folder, "stopped", "-c", "run.rounds=100000", "-c", "run.evaluate-every=100000")
-    metrics = folder / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.read_text()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.2)
-    assert descendants(process.pid)
-    family = descendants(process.pid)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=240)
-    assert process.returncode == 130
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in family):
-        assert time.monotonic() < deadline, "processes of the run are still there"
-        time.sleep(0.5)
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes that have a process as ancestor (Linux)."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True

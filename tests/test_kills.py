@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_end_to_end import descendants, finish, start
+from tests.processes import descendants
+from tests.test_end_to_end import finish, start
 
 LONG = ("-c", "run.rounds=60", "-c", "run.evaluate-every=20", "-c", "run.checkpoint-every=2")
 
@@ -36,7 +37,7 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             if rng.random() < 0.5:
                 kill(process)
-            else:  # the launcher alone: the kernel ends the rest, the lock keeps an orphan apart
+            else:  # the launcher alone: its guard ends the rest, the lock keeps the next run waiting meanwhile
                 process.kill()
                 process.communicate(timeout=60)
             kills += 1
