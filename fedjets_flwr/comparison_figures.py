@@ -101,7 +101,10 @@ def _by_epsilon(title: str, rows: Runs) -> Any:
         axes.errorbar(epsilons, means, yerr=spread, marker="o", capsize=3, color=f"C{number}", label=strategy)
         if strategy in plain:
             axes.axhline(float(np.mean(plain[strategy])), color=f"C{number}", alpha=0.6, label=f"{strategy}, no noise")
+    ticks = sorted({epsilon for points in private.values() for epsilon, _ in points})
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
     return _finish(figure, axes, rows)
 
 
