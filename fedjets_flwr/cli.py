@@ -255,7 +255,7 @@ def presets() -> None:
 
 @cli.command("settings")
 def show_settings(
-    write: Annotated[bool, typer.Option("--write", help="rewrite the lists in pyproject.toml and README.md")] = False,
+    write: Annotated[bool, typer.Option("--write", help="rewrite pyproject.toml's list and docs/settings.md")] = False,
 ) -> None:
     """List every setting with its default."""
     if write:

@@ -119,7 +119,7 @@ class Moe(Section):
 
 class Gate(Section):
     mode: Literal["learned", "random", "oracle"] = Field(
-        "learned", description="random: frozen at its start; oracle: reads labels to dispatch, an upper bound"
+        "learned", description="random: frozen at its start; oracle: reads labels, and so tells part of the label"
     )
     hidden: int = Field(128, ge=1, description="hidden units of the gate")
     lr: float = Field(0.5, ge=0, description="learning rate of the gate (plain SGD)")

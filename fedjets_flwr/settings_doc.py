@@ -7,21 +7,17 @@ from fedjets_flwr.config import settings
 from fedjets_flwr.errors import FedjetsError
 
 APP_TABLE = "[tool.flwr.app.config]\n"
-BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
+INTRODUCTION = """# Settings
+
+Give them as `-c "key=value key=value"`, or in a TOML file: `--config FILE`. `fedjets settings` shows this list, and
+`fedjets settings --write` wrote it.
+
+"""
 
 
 def app_config() -> str:
     """Return the body of ``[tool.flwr.app.config]``: Flower accepts only keys that stand there."""
     return "".join(f"{key} = {json.dumps(default)}\n" for key, (default, _, _) in settings())
-
-
-def markdown_table() -> str:
-    """Return every setting as a Markdown table."""
-    rows = ["| setting | default | allowed | meaning |\n", "|---|---|---|---|\n"]
-    rows += [
-        f"| `{key}` | `{json.dumps(default)}` | {allowed} | {text} |\n" for key, (default, allowed, text) in settings()
-    ]
-    return "".join(rows)
 
 
 def pyproject_with_settings(text: str) -> str:
@@ -31,10 +27,13 @@ def pyproject_with_settings(text: str) -> str:
     return before + APP_TABLE + app_config() + rest
 
 
-def readme_with_settings(text: str) -> str:
-    """Return the README with the settings table written anew."""
-    before, _, after = text.partition(BEGIN)
-    return before + BEGIN + markdown_table() + END + after.partition(END)[2]
+def document() -> str:
+    """Return ``docs/settings.md``, every setting as a row of a Markdown table."""
+    rows = ["| setting | default | allowed | meaning |\n", "|---|---|---|---|\n"]
+    rows += [
+        f"| `{key}` | `{json.dumps(default)}` | {allowed} | {text} |\n" for key, (default, allowed, text) in settings()
+    ]
+    return INTRODUCTION + "".join(rows)
 
 
 def write(root: Path) -> None:
@@ -43,8 +42,8 @@ def write(root: Path) -> None:
     Raises:
         FedjetsError: this is none.
     """
-    if not (root / "pyproject.toml").is_file():
+    pyproject = root / "pyproject.toml"
+    if not pyproject.is_file():
         raise FedjetsError(f"--write: {root} is no checkout; clone the repository")
-    for name, change in (("pyproject.toml", pyproject_with_settings), ("README.md", readme_with_settings)):
-        path = root / name
-        path.write_text(change(path.read_text()))
+    pyproject.write_text(pyproject_with_settings(pyproject.read_text()))
+    (root / "docs" / "settings.md").write_text(document())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedjets_flwr.config import Config, Scalar, settings
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.settings_doc import app_config, markdown_table, pyproject_with_settings, readme_with_settings
+from fedjets_flwr.settings_doc import app_config, document, pyproject_with_settings
 from fedjets_flwr.sources import about_preset, local_config, parse_pairs, preset_names, read_flat, read_preset
 from strategies import method
 
@@ -201,10 +201,10 @@ def _dotted(table: dict[str, object], prefix: str = "") -> list[tuple[str, objec
     return pairs
 
 
-def test_readme_lists_every_setting() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert markdown_table() in text
-    assert readme_with_settings(text) == text
+def test_the_document_of_settings_lists_every_setting() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    assert text == document()
+    assert all(f"| `{key}` |" in text for key, _ in settings())
 
 
 def test_every_setting_is_described() -> None:
