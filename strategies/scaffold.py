@@ -22,8 +22,6 @@ from strategies.fedavg import FedAvg
 
 def effective_steps(steps: int, momentum: float) -> float:
     """Return how many plain SGD steps of the same rate move a model as far as ``steps`` steps with momentum."""
-    if momentum == 0:
-        return float(steps)
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
 
 
@@ -73,10 +71,10 @@ class Scaffold(FedAvg):
                 if name in answer.vectors:
                     updates[name] = answer.vectors[name].clone()
                 else:
-                    trained = slice(0, self.expert_layout.trained)
+                    trained = self.expert_layout.trained
                     updates[name] = option_two(
                         self.extra[f"correction.{answer.client}"],
-                        start[trained], answer.vectors["expert.0"][trained],
+                        start[:trained], answer.vectors["expert.0"][:trained],
                         self.config.train, lr, int(answer.number("steps")),
                     )  # fmt: skip
                 yield Answer(answer.client, {"expert.0": answer.vectors["expert.0"]}, answer.numbers)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import settings
 
@@ -7,3 +8,9 @@ torch.set_num_threads(1)
 # A deadline would measure the other work.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    for item in items:
+        if "run" in item.fixturenames:
+            item.add_marker("runs")

@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client_app.app import app as client_app
 from fedjets_flwr.checkpoint import Checkpoints
 from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.wire import nodes
 from server_app.app import run
 from strategies import Method
 
@@ -69,6 +70,7 @@ def run_in_process(
 def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> Config:
     """Return the settings of a run in this process, which is made ready for it."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(nodes, "SETTLE_SECONDS", 0.0)  # the nodes of a grid in this process are there at once
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
     flat: dict[str, Scalar] = {"run.output-dir": str(folder / "runs"), "run.cache-dir": str(folder / "cache")}

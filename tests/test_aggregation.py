@@ -132,6 +132,13 @@ def test_pooled_variance_is_that_of_all_samples_together(clients: list[list[floa
     np.testing.assert_allclose(found.numpy(), [everything.mean(), everything.var()], rtol=1e-4, atol=1e-2)
 
 
+def test_pooled_means_can_be_read_twice() -> None:
+    means = PooledMeans({"a": torch.tensor([0])}, {"a": torch.tensor([1])}, RunningMeans())
+    means.add("a", torch.tensor([0.0, 1.0]), 1.0)
+    means.add("a", torch.tensor([2.0, 1.0]), 1.0)
+    assert means.result()["a"].tolist() == means.result()["a"].tolist() == [1, 2]
+
+
 def test_pooling_one_client_changes_no_bit() -> None:
     sent = [0.1, 0.7, 1.3]
     assert torch.equal(pooled([(sent, 7.0)], [1], [2]), torch.tensor(sent))

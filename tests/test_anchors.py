@@ -21,6 +21,20 @@ def test_each_cluster_gets_one_anchor(how: str) -> None:
     assert anchors == select_anchors(dict(reversed(means.items())), 3, how, seed=5)
 
 
+def test_farthest_first_by_hand() -> None:
+    """The mean of 0, 1, 2, 9 on a line is 3: client 7 at 9 first, then 4 at 0, then 5 at 2."""
+    means = {client: torch.tensor([at, 0.0]) for client, at in ((6, 1.0), (4, 0.0), (7, 9.0), (5, 2.0))}
+    assert [select_anchors(means, count, "farthest", 1) for count in (1, 2, 3)] == [(7,), (4, 7), (4, 5, 7)]
+
+
+def test_k_means_depends_on_its_seed_alone() -> None:
+    """Seeds have 63 bits, of which scikit-learn takes 32."""
+    generator = torch.Generator().manual_seed(1)
+    means = {client: torch.randn(3, generator=generator) for client in range(60)}
+    chosen = [select_anchors(means, 20, "k-means", seed) for seed in (2**62 + 5, 2**62 + 5, 2**62 + 6, 2**61 + 5, 5)]
+    assert chosen[0] == chosen[1] == chosen[3] == chosen[4] != chosen[2]
+
+
 @pytest.mark.parametrize("how", list(SELECTIONS))
 @given(count=st.integers(1, 6), distinct=st.integers(1, 6))
 def test_anchors_are_different_clients_even_of_equal_data(how: str, count: int, distinct: int) -> None:

@@ -45,6 +45,11 @@ def test_without_noise_it_is_the_equal_mean_of_clipped_updates() -> None:
     torch.testing.assert_close(found, torch.tensor([1.6, 2.3]))
 
 
+def test_an_update_smaller_than_one_is_clipped_too() -> None:
+    found = private(torch.zeros(2), [torch.tensor([0.3, 0.4])], privacy__clip_norm=0.1, privacy__noise_multiplier=1e-12)
+    torch.testing.assert_close(found, torch.tensor([0.06, 0.08]))
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_no_client_moves_the_sum_by_more_than_the_bound(scale: float) -> None:
     old, sent = torch.zeros(100), scale * torch.randn(100, generator=torch.Generator().manual_seed(1))
@@ -238,6 +243,17 @@ def test_the_ledger_is_read_back_and_outlives_its_writer(tmp_path: Path) -> None
     ledger.sums(2, two)
     ledger.routes(3, [3], 0.25)
     assert ledger.read() == ([one, two], {3: 0.75, 7: 0.5})
+
+
+def test_the_lines_of_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.sums(4, Release(1.5, (15, 5), (5, 2)))
+    ledger.routes(6, (7, 3), 0.5)
+    lines = [json.loads(line) for line in (tmp_path / "releases.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"kind": "sums", "round": 4, "noise_multiplier": 1.5, "normal": [15, 5], "anchor": [5, 2]},
+        {"kind": "routes", "round": 6, "epsilon": 0.5, "clients": [3, 7]},
+    ]
 
 
 def test_a_line_that_was_cut_off_counts_nothing(tmp_path: Path) -> None:

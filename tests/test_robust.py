@@ -90,6 +90,13 @@ def test_krum() -> None:
     assert krum(updates, EQUAL[:5], settings(byzantine=1)).tolist() == [3]
 
 
+def test_krum_looks_at_all_neighbours_but_the_farthest() -> None:
+    """n = 6, f = 1: three neighbours each. Of 0, 0, 10, 11, 12, 90 the squares sum to 0 + 100 + 121 for the first two,
+    and to 1 + 4 + 100, 1 + 1 + 121, 1 + 4 + 144 for the next; with two neighbours the first would win, with 0."""
+    updates = torch.tensor([[0.0], [0.0], [10.0], [11.0], [12.0], [90.0]])
+    assert krum(updates, EQUAL[:6], settings(byzantine=1)).tolist() == [10]
+
+
 def test_krum_gives_one_of_the_updates_bit_by_bit() -> None:
     updates = torch.randn(7, 50, generator=torch.Generator().manual_seed(1))
     found = krum(updates, EQUAL[:7], settings(byzantine=2))
@@ -175,6 +182,35 @@ def test_too_few_clients_are_clipped(rule: str) -> None:
     """Of two updates the longer one is cut to the norm of the shorter: (1 + 1) / 2 in place of (1 + 99) / 2."""
     assert combine(rule, [torch.tensor([11.0]), torch.tensor([109.0])], torch.tensor([10.0])).tolist() == [11]
     assert combine(rule, [torch.tensor([11.0])], torch.tensor([10.0])).tolist() == [11]
+
+
+def test_the_bound_of_a_vector_is_the_median_norm_of_all_experts_of_the_round() -> None:
+    """Norms 0.1, 0.5 and 9 of three experts: the third is cut to 0.5; the gate, of its own kind, is not."""
+    old = {name: torch.zeros(2) for name in ("expert.0", "expert.1", "expert.2", "gate")}
+    robust = Robust(old, settings(rule="clip"))
+    for name, size in (("expert.0", 0.1), ("expert.1", 0.5), ("expert.2", 9.0), ("gate", 7.0)):
+        robust.add(name, torch.tensor([0.0, size]), 1)
+    found = {name: float(vector[1]) for name, vector in robust.result().items()}
+    assert found == pytest.approx({"expert.0": 0.1, "expert.1": 0.5, "expert.2": 0.5, "gate": 7.0})
+
+
+def test_a_bound_of_the_settings_takes_the_place_of_the_median() -> None:
+    """Updates (0, 3) and (0, 8) of weights 3 and 1, both cut to 0.25."""
+    vectors = [torch.tensor([0.0, 3.0]), torch.tensor([8.0, 0.0])]
+    found = combine("clip", vectors, torch.zeros(2), [3.0, 1.0], clip_norm=0.25)
+    torch.testing.assert_close(found, torch.tensor([0.0625, 0.1875]))
+
+
+def test_clients_are_counted() -> None:
+    robust = Robust({"a": torch.zeros(1)}, settings(rule="median"))
+    for value in (1.0, 2.0, 3.0):
+        robust.add("a", torch.tensor([value]), 1)
+    assert robust.counts == {"a": 3}
+
+
+def test_the_weighted_mean_of_a_robust_aggregator() -> None:
+    found = combine("mean", [torch.tensor([1.0, 8.0]), torch.tensor([5.0, 0.0])], torch.tensor([1.0, 2.0]), [3.0, 1.0])
+    assert found.tolist() == [2, 6]
 
 
 def test_clients_that_a_rule_needs() -> None:

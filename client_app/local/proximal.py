@@ -20,10 +20,10 @@ def train(
     (model,) = site.experts([start])
     anchored = model.views(start[: model.layout.trained])
 
-    @torch.no_grad()
     def pull_back(model: FlatModel) -> None:
-        for gradient, weight, old in zip(model.gradients, model.parameters, anchored, strict=True):
-            gradient.add_(weight - old, alpha=mu)
+        with torch.no_grad():
+            for gradient, weight, old in zip(model.gradients, model.parameters, anchored, strict=True):
+                gradient.add_(weight - old, alpha=mu)
 
     loss = train_one(site, job.client, server_round, 0, model, pull_back)
     return {"expert.0": model.vector}, {"num-examples": len(site.local(job.client)), "loss": loss}

@@ -24,7 +24,6 @@ def train(
     c, local = site.config, site.local(job.client)
     correction = vectors[f"correction.{job.client}"].to(site.device)
 
-    @torch.no_grad()
     def correct(model: FlatModel) -> None:
         for gradient, change in zip(model.gradients, changes, strict=True):
             gradient.add_(change)

@@ -20,6 +20,8 @@ POLL_SECONDS = (0.01, 1.0)
 """Shortest and longest pause between two looks for replies."""
 POLL_SHARE = 0.01
 """A pause as a share of the time waited so far: a reply is late by no more than that."""
+SETTLE_SECONDS = 0.3
+"""Pause between two looks for nodes; one without a new node ends the waiting."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Nodes:
                     )
                 log.warning("%d of %d clients have no SuperNode yet", len(missing), len(wanted))
                 break
-            time.sleep(0.3)
+            time.sleep(SETTLE_SECONDS)
         owners = Counter(client for host in self.hosts.values() for client in host.clients)
         for client, count in owners.items():
             if client not in wanted:
