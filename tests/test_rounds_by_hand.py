@@ -173,7 +173,8 @@ def assert_follows(method: Method, **more: Any) -> Vectors:
     """Compare losses, cohorts, counts and the last state with the rounds by hand; return that state."""
     records = read_metrics(method.config.run_dir)
     state: Vectors = {}
-    for record, (replies, state) in zip(records, by_rounds(method, **more), strict=True):
+    for record, (replies, after) in zip(records, by_rounds(method, **more), strict=True):
+        state = after
         samples = {r.client: len(samples_of(method.config, r.client)) for r in replies}
         assert record["cohort"] == list(samples)
         loss = sum(samples[r.client] * r.loss for r in replies) / sum(samples.values())

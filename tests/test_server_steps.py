@@ -473,8 +473,7 @@ def test_variances_of_batch_norm_can_be_those_of_all_samples_together() -> None:
 
 def private(name: str, folder: Path, **changes: Scalar) -> Any:
     """A method whose noise is none to speak of, and that writes its ledger to a folder."""
-    method = tiny_method(name, run__output_dir=str(folder.parent), run__name=folder.name, **QUIET | changes)
-    return method
+    return tiny_method(name, run__output_dir=str(folder.parent), run__name=folder.name, **QUIET | changes)
 
 
 QUIET: dict[str, Scalar] = {"privacy__noise_multiplier": 1e-9, "privacy__clip_norm": 2.0}
