@@ -6,7 +6,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: setup run test test-slow lint bench
+.PHONY: setup run test test-slow lint mutants bench
 
 setup: .venv/installed
 
@@ -28,6 +28,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Changes the maths line by line and looks whether a test fails; lists in tests/mutants.toml who may survive, and why.
+mutants: setup
+	rm -rf mutants
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/python -m tests.mutants
 
 # One line a bound, ending in ok or MISS; a quiet machine and about an hour. Some only: make bench NAMES="round pfl"
 bench: setup
