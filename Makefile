@@ -32,7 +32,7 @@ lint: setup
 # Changes the maths line by line and looks whether a test fails; lists in tests/mutants.toml who may survive, and why.
 mutants: setup
 	rm -rf mutants
-	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut run --max-children 8  # most of the time goes into waiting for mutants that hang
 	$(BIN)/python -m tests.mutants
 
 # One line a bound, ending in ok or MISS; a quiet machine and about an hour. Some only: make bench NAMES="round pfl"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -70,6 +71,8 @@ def run_in_process(
 def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> Config:
     """Return the settings of a run in this process, which is made ready for it."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    # Threads of the server would be the tests' own from then on; and a process that is forked from it waits for them.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(nodes, "SETTLE_SECONDS", 0.0)  # the nodes of a grid in this process are there at once
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
