@@ -29,10 +29,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Changes the maths line by line and looks whether a test fails; lists in tests/mutants.toml who may survive, and why.
+# Changes the maths line by line and looks whether a test fails; tests/mutants.toml lists who may survive, and why.
+# Workers are forked: a second thread of torch's would hang in them.
 mutants: setup
 	rm -rf mutants
-	$(BIN)/mutmut run --max-children 8  # most of the time goes into waiting for mutants that hang
+	OMP_THREAD_LIMIT=1 $(BIN)/mutmut run --max-children 2
 	$(BIN)/python -m tests.mutants
 
 # One line a bound, ending in ok or MISS; a quiet machine and about an hour. Some only: make bench NAMES="round pfl"

@@ -191,7 +191,6 @@ class Method(Strategy):
         """Return the weight of one vector of an answer in its average."""
         return samples if self.config.aggregation.weighting == "samples" else 1.0
 
-    # pragma: no mutate start (the loop is no maths: whole runs that break, stop and go on test it)
     # Flower's hooks --------------------------------------------------------------------------------------------------
 
     def configure_train(
@@ -339,7 +338,6 @@ class Method(Strategy):
         log.info("going on after round %d", found.server_round)
         return found.server_round
 
-    # pragma: no mutate end
     # Small helpers ---------------------------------------------------------------------------------------------------
 
     @property

@@ -8,6 +8,7 @@ torch.set_num_threads(1)
 # A deadline would measure the other work.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+settings.register_profile("mutants", deadline=None, max_examples=20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

@@ -37,6 +37,14 @@ def test_a_weight_of_zero_has_no_say() -> None:
     assert found["b"].tolist() == [3]
 
 
+def test_a_first_weight_of_next_to_nothing_counts_for_what_it_is() -> None:
+    """(3e6 * 5e-7 + 1e6 * 5e-7 + 0 * 2) / 2.000001, with the second unit a million times the first and more."""
+    means = RunningMeans()
+    for value, weight in ((3e6, 5e-7), (1e6, 5e-7), (0.0, 2.0)):
+        means.add("a", torch.tensor([value]), weight)
+    assert means.result()["a"].tolist() == pytest.approx([2 / 2.000001], abs=1e-7)
+
+
 def test_adding_leaves_the_sent_vectors_alone() -> None:
     first, second = torch.tensor([1.0]), torch.tensor([3.0])
     means = RunningMeans()

@@ -31,8 +31,9 @@ def test_k_means_depends_on_its_seed_alone() -> None:
     """Seeds have 63 bits, of which scikit-learn takes 32."""
     generator = torch.Generator().manual_seed(1)
     means = {client: torch.randn(3, generator=generator) for client in range(60)}
-    chosen = [select_anchors(means, 20, "k-means", seed) for seed in (2**62 + 5, 2**62 + 5, 2**62 + 6, 2**61 + 5, 5)]
-    assert chosen[0] == chosen[1] == chosen[3] == chosen[4] != chosen[2]
+    chosen = [select_anchors(means, 20, "k-means", seed) for seed in (2**62 + 2**32 + 5, 2**62 + 5, 5, 5, 6, 7)]
+    assert chosen[:3] == [chosen[3]] * 3
+    assert len({chosen[3], chosen[4], chosen[5]}) == 3
 
 
 @pytest.mark.parametrize("how", list(SELECTIONS))
@@ -57,3 +58,32 @@ def test_chosen_anchors_are_drawn_as_anchors_and_never_as_normal_clients() -> No
         assert set(drawn) <= set(anchors)
         assert len(normals) == 9
         assert not set(normals) & set(anchors)
+
+
+@pytest.mark.parametrize("sampling", ["anchored", "uniform"])
+def test_cohorts_differ_by_seed_round_and_member_and_by_nothing_else(sampling: str) -> None:
+    def drawn(seed: int, server_round: int, member: int) -> tuple[int, ...]:
+        config = Config.from_flat({"run.seed": seed, "partition.clients": 60, "cohort.normals": 30})
+        anchors, normals = draw_cohort(config, server_round, sampling, range(5), member)
+        return (*anchors, *normals)
+
+    draws = [drawn(seed, t, member) for seed in (1, 2) for t in (1, 2) for member in (0, 1)]
+    assert len(set(draws)) == len(draws)
+    assert draws == [drawn(seed, t, member) for seed in (1, 2) for t in (1, 2) for member in (0, 1)]
+    config = Config.from_flat({"run.seed": 1, "partition.clients": 60, "cohort.normals": 30})
+    assert draw_cohort(config, 2, sampling, range(5)) == draw_cohort(config, 2, sampling, range(5), 0)
+
+
+def test_a_uniform_cohort_is_drawn_from_all_clients_and_knows_no_anchors() -> None:
+    config, seen = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 3}), set()
+    for server_round in range(1, 60):
+        anchors, normals = draw_cohort(config, server_round, "uniform", (0, 1, 2, 3, 4))
+        assert anchors == []
+        assert len(set(normals)) == 5
+        assert normals == sorted(normals)
+        seen |= set(normals)
+    assert seen == set(range(20))
+    few = Config.from_flat({"cohort.anchors": 5, "cohort.normals": 2, "partition.clients": 7})
+    assert draw_cohort(few, 1, "uniform", ()) == ([], list(range(7)))
+    small = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 2, "partition.clients": 20})
+    assert len(draw_cohort(small, 1, "uniform", ())[1]) == 4

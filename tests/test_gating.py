@@ -173,6 +173,11 @@ def test_entropy_is_between_zero_and_one(rows: list[list[float]]) -> None:
     assert ((found >= 0) & (found <= 1 + 1e-5)).all()
 
 
+def test_only_a_sample_without_weight_reads_equal_ones() -> None:
+    found = read_mixture(PROBS, torch.tensor([[0.0, 0.0], [0.0, 0.5]]), COMMON)
+    torch.testing.assert_close(found, torch.tensor([[0.55, 0.45], [0.3, 0.7]]))
+
+
 def test_mixture_without_weight_is_a_distribution() -> None:
     found = read_mixture(PROBS, torch.zeros(2, 2), COMMON)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))

@@ -47,6 +47,12 @@ def test_with_prior_by_hand() -> None:
     assert with_prior(torch.tensor([[0.5, 0.5]]), torch.tensor([0.2, 0.8])).tolist() == [pytest.approx([0.2, 0.8])]
 
 
+def test_a_sample_that_the_prior_rules_out_gets_the_prior() -> None:
+    prior = torch.tensor([0.0, 0.3, 0.7])
+    found = with_prior(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]), prior)
+    torch.testing.assert_close(found, prior.double().expand(2, 3))
+
+
 rows = st.integers(2, 5).flatmap(
     lambda c: st.tuples(
         st.lists(st.lists(st.floats(0.01, 1), min_size=c, max_size=c), min_size=1, max_size=6),

@@ -226,6 +226,23 @@ def test_releases_of_different_noise_are_composed() -> None:
     assert together == pytest.approx(spent([Release(4.8, *pools)], {}, DELTA)["epsilon_anchor"], rel=1e-6)
 
 
+def test_who_is_never_drawn_spends_nothing_and_one_a_round_spends_as_much_as_five() -> None:
+    pytest.importorskip("dp_accounting")
+    nobody, one, five = (spent([Release(6.0, (15, drawn), (5, 5))], {}, DELTA) for drawn in (0, 1, 5))
+    assert nobody["epsilon_normal"] == nobody["epsilon_normal_secret_cohorts"] == 0.0
+    assert one["epsilon_normal"] == five["epsilon_normal"] > 0
+    assert 0 < one["epsilon_normal_secret_cohorts"] < five["epsilon_normal_secret_cohorts"]
+
+
+def test_what_is_spent_is_told_by_name() -> None:
+    """Of the uploaded ids the client that answered most often counts."""
+    found = spent([], {3: 0.75, 7: 0.5}, DELTA)
+    assert found == {
+        "releases": 0, "delta": DELTA, "route_epsilon": 0.75, "epsilon_normal": 0.0, "epsilon_anchor": 0.0,
+        "epsilon_normal_secret_cohorts": 0.0, "epsilon_anchor_secret_cohorts": 0.0,
+    }  # fmt: skip
+
+
 def test_nothing_released_is_nothing_spent() -> None:
     pytest.importorskip("dp_accounting")
     found = spent([], {}, DELTA)
@@ -260,11 +277,12 @@ def test_a_line_that_was_cut_off_counts_nothing(tmp_path: Path) -> None:
     """It is on the disk before what it counts gets out."""
     one = Release(1.5, (15, 5), (5, 5))
     Ledger(tmp_path).sums(1, one)
+    Ledger(tmp_path).sums(1, one)
     with (tmp_path / "releases.jsonl").open("a") as file:
         file.write('{"kind": "sums", "rou')
     ledger = Ledger(tmp_path)
     ledger.sums(2, one)
-    assert ledger.read() == ([one, one], {})
+    assert ledger.read() == ([one, one, one], {})
 
 
 @pytest.mark.parametrize("line", ["{", "3", '{"kind": "sums"}', '{"kind": "routes", "epsilon": "x", "clients": [1]}'])

@@ -1,7 +1,7 @@
 """Whole runs of every method, through the real apps, against the same rounds computed by hand in float64."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,39 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-import server_app.app
-from client_app.site import open_site
 from fedjets_flwr.config import Config, Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.evaluation import READINGS
-from fedjets_flwr.pretraining import save_common_expert
 from fedjets_flwr.tracking import read_metrics
 from server_app.cohort import draw_cohort
 from strategies import Method
-from tests.in_process import run_in_process
 from tests.support import by_hand
 from tests.support.by_hand import Array, Client, Vectors
-from tests.support.tiny import CLASSES, EXPERTS, TINY, common_expert, samples_of
+from tests.support.runs import ROUNDS, TinyRunner
+from tests.support.tiny import CLASSES, EXPERTS, common_expert, samples_of
 
-ROUNDS = 3
 UNSEEN = (7, 8)
-Run = Callable[..., Method]
 
 
 @pytest.fixture
-def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Start tiny runs that leave no plots."""
-
-    def start(name: str, **changes: Scalar) -> Method:
-        open_site.cache_clear()
-        monkeypatch.setattr(server_app.app, "draw_plots", lambda folder: [])
-        save_common_expert(common_expert(), tmp_path / "common.safetensors")
-        own: dict[str, Scalar] = {"strategy.name": name, "common-expert.path": str(tmp_path / "common.safetensors")}
-        settings = TINY | own | {"run.rounds": ROUNDS, "run.evaluate-every": 2}
-        flat = {key.replace(".", "__").replace("-", "_"): value for key, value in settings.items()}
-        return run_in_process(tmp_path, monkeypatch, **flat | changes)
-
-    return start
+def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
+    return TinyRunner(tmp_path, monkeypatch)
 
 
 @dataclass
@@ -189,7 +173,7 @@ def assert_follows(method: Method, **more: Any) -> Vectors:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_rounds_are_those_by_hand(tiny_run: Run, name: str) -> None:
+def test_rounds_are_those_by_hand(tiny_run: TinyRunner, name: str) -> None:
     assert_follows(tiny_run(name))
 
 
@@ -202,11 +186,11 @@ def test_rounds_are_those_by_hand(tiny_run: Run, name: str) -> None:
         {"train__logit_adjust": True, "moe__renormalise": True},
     ],
 )  # fmt: skip
-def test_rounds_of_fedjets_in_other_ways(tiny_run: Run, changes: dict[str, Scalar]) -> None:
+def test_rounds_of_fedjets_in_other_ways(tiny_run: TinyRunner, changes: dict[str, Scalar]) -> None:
     assert_follows(tiny_run("fedjets", **changes))
 
 
-def test_anchors_chosen_by_embeddings_drive_the_expert_of_their_position(tiny_run: Run) -> None:
+def test_anchors_chosen_by_embeddings_drive_the_expert_of_their_position(tiny_run: TinyRunner) -> None:
     """Farthest first: the client whose mean embedding is farthest from the mean, then twice the one farthest from
     those chosen; in ascending order they are bound to experts 0, 1, 2."""
     method = tiny_run("fedjets", cohort__anchor_selection="farthest")
@@ -233,8 +217,9 @@ def corrected(p: Array, prior: str, labels: Array) -> Array:
     return p * (q if prior == "em" else np.isin(np.arange(CLASSES), labels))
 
 
-def readings_by_hand(method: Method, state: Vectors, client: int) -> tuple[list[int], dict[str, float]]:
-    """Return an unseen client's experts, and the accuracy of each read-out with each correction."""
+def readings_by_hand(method: Method, state: Vectors, client: int) -> tuple[list[int], Array, dict[str, float]]:
+    """Return an unseen client's experts, the share of its samples that each one answers, and the accuracy of each
+    read-out with each correction."""
     samples, names = samples_of(method.config, client), [n for n in state if n.startswith("expert.")]
     ids, g = list(range(len(names))), np.full((len(samples), len(names)), 1 / len(names))
     if "gate" in state:
@@ -254,11 +239,12 @@ def readings_by_hand(method: Method, state: Vectors, client: int) -> tuple[list[
     for reading in READINGS:
         name, prior = reading.split("/")
         right[reading] = float((corrected(read[name], prior, samples.y).argmax(axis=1) == samples.y).mean())
-    return ids, right
+    load = np.bincount(np.array(ids)[w.argmax(axis=0)], minlength=len(names)) / len(samples)
+    return ids, load, right
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_unseen_clients_answer_as_by_hand_with_every_read_out(tiny_run: Run, name: str) -> None:
+def test_unseen_clients_answer_as_by_hand_with_every_read_out(tiny_run: TinyRunner, name: str) -> None:
     """After every second round and the last; the accuracy of a run is that of the method's own read-out."""
     method = tiny_run(name)
     own = {"ensembles": "mean", "fedmix": "mixture"}.get(name, "top-1")
@@ -267,18 +253,21 @@ def test_unseen_clients_answer_as_by_hand_with_every_read_out(tiny_run: Run, nam
     for record, (_, state) in list(zip(records, by_rounds(method), strict=True))[1:]:
         by_client = {client: readings_by_hand(method, state, client) for client in UNSEEN}
         found = record["evaluation"]
-        means = {r: sum(right[r] for _, right in by_client.values()) / 2 for r in READINGS}
+        means = {r: sum(right[r] for *_, right in by_client.values()) / 2 for r in READINGS}
         assert found["readings"] == pytest.approx(means)
-        assert found["chosen"] == {str(client): ids for client, (ids, _) in by_client.items()}
+        assert found["chosen"] == {str(client): ids for client, (ids, _, _) in by_client.items()}
         assert found["reading"] == f"{own}/none"
         assert found["accuracy"] == pytest.approx(means[f"{own}/none"])
         assert found["per_client_accuracy"] == pytest.approx(
-            {str(client): right[f"{own}/none"] for client, (_, right) in by_client.items()}
+            {str(client): right[f"{own}/none"] for client, (_, _, right) in by_client.items()}
         )
         assert len(set(means.values())) > 2
+        load = sum(load for _, load, _ in by_client.values()) / 2
+        assert found["expert_load"] == pytest.approx(load.tolist())
+        assert found["collapsed"] == (name in ("fedjets", "fedmix") and max(load) > 0.95)
 
 
-def test_experts_are_measured_on_the_classes_of_unseen_clients(tiny_run: Run) -> None:
+def test_experts_are_measured_on_the_classes_of_unseen_clients(tiny_run: TinyRunner) -> None:
     """After the last round, and every so many if asked for; a class that no unseen client holds is unknown."""
     method = tiny_run("fedjets", run__inspect_every=2, run__evaluate_every=1)
     records = read_metrics(method.config.run_dir)
@@ -292,7 +281,7 @@ def test_experts_are_measured_on_the_classes_of_unseen_clients(tiny_run: Run) ->
             assert row == [None if value is None else pytest.approx(value, abs=1e-5) for value in wanted]
 
 
-def test_an_oracle_also_serves_unseen_clients(tiny_run: Run) -> None:
+def test_an_oracle_also_serves_unseen_clients(tiny_run: TinyRunner) -> None:
     method = tiny_run("fedjets", gate__mode="oracle")
     record = read_metrics(method.config.run_dir)[-1]["evaluation"]
     wanted = {str(c): best(one_hot(method.config, c), method.config) for c in UNSEEN}
@@ -302,7 +291,7 @@ def test_an_oracle_also_serves_unseen_clients(tiny_run: Run) -> None:
 # What a run leaves ----------------------------------------------------------------------------------------------------
 
 
-def test_the_controls_are_the_common_experts_own_answers(tiny_run: Run) -> None:
+def test_the_controls_are_the_common_experts_own_answers(tiny_run: TinyRunner) -> None:
     method = tiny_run("fedavg")
     summary = json.loads((method.config.run_dir / "summary.json").read_text())
     p = {client: by_hand.softmax(samples_of(method.config, client).h) for client in UNSEEN}
@@ -315,7 +304,7 @@ def test_the_controls_are_the_common_experts_own_answers(tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize(("name", "served", "gate"), [("fedavg", 1, 0), ("ensembles", 2, 0), ("fedjets", 2, 87)])
-def test_facts_of_a_run(tiny_run: Run, name: str, served: int, gate: int) -> None:
+def test_facts_of_a_run(tiny_run: TinyRunner, name: str, served: int, gate: int) -> None:
     """A linear expert has 4 * 10 + 10 weights and takes 2 * 4 * 10 operations a sample."""
     method = tiny_run(name)
     summary = json.loads((method.config.run_dir / "summary.json").read_text())

@@ -118,6 +118,7 @@ def test_experts_may_all_start_from_the_common_expert() -> None:
 
 
 NOISE: dict[str, Scalar] = {"privacy__noise_multiplier": 1.0}
+BATCH_NORM: dict[str, Scalar] = {"moe__trainable": "all", "model__norm": "batch"}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,9 @@ NOISE: dict[str, Scalar] = {"privacy__noise_multiplier": 1.0}
         ("fedjets", NOISE | {"cohort__anchor_selection": "k-means"}, "cohort.anchor-selection = 'k-means'"),
         ("fedjets", NOISE | {"aggregation__rule": "krum"}, "aggregation.rule = 'krum'"),
         ("scaffold", {"aggregation__rule": "krum"}, "aggregation.rule = 'krum'"),
+        ("fedjets", NOISE | BATCH_NORM, "batch norm"),
+        ("fedjets", NOISE | BATCH_NORM | {"common_expert__path": "file"}, "batch norm"),
+        ("fedavg", NOISE | BATCH_NORM, "batch norm"),
         ("fedjets", {"partition__anchors": 4}, "partition.anchors = 4: more than moe.experts = 3"),
         ("fedjets", {"partition__anchors": 4, "cohort__sampling": "anchored"}, "partition.anchors = 4"),
         ("fedmix", {"gate__mode": "random"}, "gate.mode = 'random'"),
@@ -145,6 +149,9 @@ def test_settings_that_make_no_sense_are_refused(name: str, changes: dict[str, S
         *((name, {}) for name in NAMES),
         ("fedjets", NOISE),
         ("fedavg", NOISE),
+        ("fedavg", NOISE | BATCH_NORM | {"common_expert__path": "file"}),
+        ("fedjets", NOISE | BATCH_NORM | {"common_expert__path": "file", "moe__init": "common"}),
+        ("fedjets", BATCH_NORM),
         ("fedjets", {"cohort__anchor_selection": "k-means", "aggregation__rule": "krum"}),
         ("ensembles", {"aggregation__rule": "krum"}),
         ("fedjets", {"partition__anchors": 4, "cohort__sampling": "uniform"}),
@@ -264,12 +271,12 @@ def test_unseen_clients_receive_what_the_gate_chose_and_the_next_cohort_is_asked
     absent, silent, *told = normals
     del method.samples[absent]
     given = {7: [2, 1], 8: [1, 0]} | {c: [0, 2] for c in told}
-    method.exchange.answers = [answer(c, experts=ids) if c in SAMPLES else None for c, ids in given.items()]
+    method.exchange.given = [answer(c, experts=ids) if c in SAMPLES else None for c, ids in given.items()]
     served = method.serve(1, [7, 8])
     assert served == {7: ("expert.2", "expert.1", "gate"), 8: ("expert.1", "expert.0", "gate")}
     (kind, server_round, jobs) = method.exchange.asked[0]
     assert (kind, server_round, [job.client for job in jobs]) == ("query.route", 1, [7, 8, silent, *told])
-    method.exchange.answers = [answer(silent, experts=[1, 2])]
+    method.exchange.given = [answer(silent, experts=[1, 2])]
     names = {job.client: job.vectors for job in method.plan(2, [], [silent, *told])}
     assert names == {silent: ("expert.1", "expert.2", "gate")} | dict.fromkeys(told, ("expert.0", "expert.2", "gate"))
     assert [job.client for job in method.exchange.asked[1][2]] == [silent]
@@ -283,6 +290,67 @@ def test_after_the_last_round_only_unseen_clients_are_asked() -> None:
     assert [job.client for job in method.exchange.asked[0][2]] == [7, 8]
     assert method.serve(3, [7, 8])
     assert len(method.exchange.asked[1][2]) > 2
+
+
+@pytest.mark.parametrize("sampling", ["anchored", "uniform"])
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_those_asked_along_are_the_normal_clients_of_the_next_round(sampling: str, server_round: int) -> None:
+    method = tiny_method("fedjets", cohort__normals=1, cohort__sampling=sampling)
+    method.serve(server_round, [7])
+    coming = draw_cohort(method.config, server_round + 1, sampling, method.anchors)[1]
+    assert [job.client for job in method.exchange.asked[0][2]] == [7, *coming]
+
+
+# The messages of a round ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+def test_train_messages_carry_the_jobs_of_the_cohort(name: str) -> None:
+    """And SCAFFOLD's corrections besides the state. Nodes are looked for before."""
+    method = tiny_method(name, limits__exchange_seconds=45.0)
+    assert method.configure_train(2, None, None, None) == ["the messages"]
+    cohort = method.draw(2)
+    assert method.cohort == cohort
+    assert method.exchange.asked == [(f"train.{method.local}", 2, method.plan(2, *cohort))]
+    assert method.exchange.sent.keys() == method.vectors.keys() | method.extra.keys()
+    assert method.exchange.refreshed == [45.0]
+
+
+def test_who_could_not_be_prepared_is_left_out_of_the_messages_and_counts_as_failed() -> None:
+    """Anchor or normal; it is asked to prepare first, here in vain."""
+    method = tiny_method("fedjets", limits__exchange_seconds=45.0)
+    anchors, normals = method.draw(2)
+    lost = [anchors[0], normals[1]]
+    for client in lost:
+        del method.samples[client]
+    method.configure_train(2, None, None, None)
+    assert [(kind, [job.client for job in jobs]) for kind, _, jobs in method.exchange.asked] == [
+        ("query.prepare", lost), ("query.route", [normals[0], normals[2]]), ("train.moe", [anchors[1]]),
+    ]  # fmt: skip
+    assert method.round_failures == dict.fromkeys(lost, "could not be prepared")
+    assert method.cohort == (anchors, normals)
+
+
+def test_evaluate_messages_go_to_the_unseen_clients_that_were_served() -> None:
+    """Clients without labels are served, but have nothing to count."""
+    chosen = [answer(7, experts=[0, 2]), answer(5, experts=[1, 2])]
+    method = tiny_method("fedjets", chosen, run__rounds=1)
+    method.unseen, method.unlabelled = [7, 8], [5]
+    assert method.configure_evaluate(1, None, None, None) == ["the messages"]
+    assert [job.client for job in method.exchange.asked[0][2]] == [7, 8, 5]
+    job = Job(7, ("expert.0", "expert.2", "gate"), cost=SAMPLES[7])
+    assert method.exchange.asked[1] == ("evaluate", 1, [job])
+    assert method.exchange.sent.keys() == method.vectors.keys()
+
+
+def test_answers_to_train_messages_are_folded_in_and_counted() -> None:
+    method = tiny_method("fedavg")
+    arrays, metrics = method.aggregate_train(1, [answer(0, 2.0, expert_0=1.0), answer(2, float("nan"), expert_0=9.0)])
+    assert arrays is None
+    assert dict(metrics) == {"loss": 2.0, "expert.0": 1}
+    assert method.trained == {"loss": 2.0, "expert.0": 1}
+    assert set(method.round_failures) == {2}
+    assert_full(method.vectors["expert.0"], 1.0)
 
 
 # Averages -------------------------------------------------------------------------------------------------------------
@@ -312,6 +380,7 @@ def test_models_can_count_the_same_whatever_their_samples() -> None:
     found = merged(method, [answer(0, 3.0, expert_0=1.0), answer(2, 5.0, expert_0=2.0)])
     assert_full(method.vectors["expert.0"], 1.5)
     assert found["loss"] == pytest.approx((20 * 3 + 9 * 5) / 29)
+    assert method.weight_of("expert.0", answer(0), 20) == 1.0
 
 
 def test_every_vector_is_averaged_over_those_who_trained_it() -> None:
@@ -337,8 +406,9 @@ def test_every_vector_is_averaged_over_those_who_trained_it() -> None:
     assert method.updated == {"expert.0", "expert.1", "gate"}
 
 
-def test_a_mean_is_made_in_the_memory_of_the_round_before_last() -> None:
-    method = tiny_method("fedavg")
+@pytest.mark.parametrize("bn", ["mean", "pooled"])
+def test_a_mean_is_made_in_the_memory_of_the_round_before_last(bn: str) -> None:
+    method = tiny_method("fedavg", aggregation__bn=bn)
     addresses = []
     for value in (1.0, 2.0, 3.0):
         addresses.append(method.vectors["expert.0"].data_ptr())
@@ -440,6 +510,7 @@ def test_the_seconds_of_averaging_are_counted() -> None:
     once = method.seconds["aggregate"]
     merged(method, [answer(0, expert_0=1.0)])
     assert 0 < once < method.seconds["aggregate"] < 1
+    assert set(method.seconds) == {"aggregate"}
 
 
 def test_a_rule_of_the_settings_takes_the_place_of_the_mean() -> None:
@@ -495,6 +566,13 @@ def test_private_updates_are_clipped_and_averaged_and_each_release_is_counted(tm
     assert released(tmp_path) == [line]
     merged(method, [])
     assert released(tmp_path) == [line]
+
+
+def test_a_release_of_a_uniform_cohort_is_one_of_all_clients(tmp_path: Path) -> None:
+    method = private("fedavg", tmp_path)
+    merged(method, [answer(0, expert_0=1.0)])
+    (line,) = released(tmp_path)
+    assert line["normal"] == line["anchor"] == [7, 5]
 
 
 def test_the_noise_of_a_round_is_that_of_all_the_vectors_that_a_client_moves(tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config import Train
 from fedjets_flwr.models.architectures import Architecture, build
-from fedjets_flwr.training import Sgd, batches, predict, rate, train_anchor, train_normal, train_supervised
+from fedjets_flwr.training import (
+    Sgd,
+    batches,
+    gate_scores,
+    predict,
+    rate,
+    train_anchor,
+    train_normal,
+    train_supervised,
+)
 from fedjets_flwr.wire.vector import FlatModel
 
 SAMPLES, PIXELS, EMBEDDING, CLASSES, EXPERTS = 6, 4, 3, 3, 4
@@ -226,6 +235,14 @@ def test_a_gradient_correction_reaches_the_step() -> None:
     train_supervised(plain, lambda rows: x[rows], y, one_batch(), Sgd(plain, 0.1))
     train_supervised(shifted, lambda rows: x[rows], y, one_batch(), Sgd(shifted, 0.1), add_one)
     torch.testing.assert_close(plain.vector - shifted.vector, torch.full_like(plain.vector, 0.1))
+
+
+def test_scores_are_the_gates_softmax_or_equal_ones() -> None:
+    h, gate = data()[1], linear(EMBEDDING, EXPERTS, 3)
+    found = gate_scores(gate.module, h, EXPERTS, torch.device("cpu"))
+    torch.testing.assert_close(found, gate.module(h).softmax(dim=1).detach())
+    assert not found.requires_grad
+    assert gate_scores(None, h, 5, torch.device("cpu")).tolist() == [pytest.approx([0.2] * 5)] * SAMPLES
 
 
 def test_predict_is_the_softmax_in_eval_mode() -> None:

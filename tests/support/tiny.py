@@ -87,17 +87,29 @@ def start_vectors(*names: str) -> dict[str, Tensor]:
 class CannedExchange:
     """Stands where the exchange does: gives prepared answers, and keeps what was asked and refused."""
 
-    answers: Sequence[Answer] = ()
+    given: Sequence[Answer] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     asked: list[tuple[str, int, list[Job]]] = field(default_factory=list)
     sent: Mapping[str, Tensor] = field(default_factory=dict)
+    refreshed: list[float] = field(default_factory=list)
 
-    def ask(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> list[Answer]:
+    @property
+    def nodes(self) -> SimpleNamespace:
+        return SimpleNamespace(refresh=self.refreshed.append)
+
+    def request(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> list[str]:
         self.failures, self.sent = {}, dict(vectors)
         self.asked.append((kind, server_round, list(jobs)))
-        return list(self.answers)
+        return ["the messages"]
+
+    def ask(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> list[Answer]:
+        self.request(kind, server_round, jobs, vectors)
+        return list(self.given)
+
+    def answers(self, replies: Iterable[Answer]) -> list[Answer]:
+        return list(replies)
 
     def reject(self, client: int, reason: str) -> None:
         self.failures[client] = reason

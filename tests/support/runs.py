@@ -1,0 +1,34 @@
+"""Whole runs of a tenth of a second, through the real apps in this process, on clients of a few samples."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+import server_app.app
+from client_app.site import open_site
+from fedjets_flwr.config import Scalar
+from fedjets_flwr.pretraining import save_common_expert
+from strategies import Method
+from tests.in_process import InProcessGrid, run_in_process
+from tests.support.tiny import TINY, common_expert
+
+ROUNDS = 3
+
+
+class TinyRunner:
+    """Starts tiny runs below one folder; they leave no plots."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server_app.app, "draw_plots", lambda folder: [])
+        self.folder, self.monkeypatch, self.numbers = folder, monkeypatch, itertools.count()
+        save_common_expert(common_expert(), folder / "common.safetensors")
+
+    def __call__(self, name: str, grid: type[InProcessGrid] = InProcessGrid, /, **changes: Scalar) -> Method:
+        open_site.cache_clear()
+        own: dict[str, Scalar] = {"strategy.name": name, "common-expert.path": str(self.folder / "common.safetensors")}
+        own |= {"run.name": f"run{next(self.numbers)}", "run.rounds": ROUNDS, "run.evaluate-every": 2}
+        flat = {key.replace(".", "__").replace("-", "_"): value for key, value in (TINY | own).items()}
+        method = run_in_process(self.folder, self.monkeypatch, grid, **flat | changes)
+        method.checkpoints._lock.__exit__()  # as if the process had ended
+        return method
