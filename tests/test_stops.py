@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedjets_flwr.aggregation import weights_hash
-from fedjets_flwr.cli import parse_pairs
 from fedjets_flwr.recorded import Recorded, read_recorded
+from fedjets_flwr.sources import parse_pairs
 from fedjets_flwr.superlink import to_toml
 from tests.deployed import ONE_EACH, QUICK
 from tests.in_process import run_in_process
