@@ -1,5 +1,6 @@
 """The processes of this machine, for tests that end some (Linux)."""
 
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,3 +35,9 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> None:
     while left := [pid for pid in pids if runs(pid)]:
         assert time.monotonic() < deadline, f"{left} are still there"
         time.sleep(0.1)
+
+
+def heed_signals() -> None:
+    """Undo what this process was started with: shells have background jobs ignore SIGINT, and nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

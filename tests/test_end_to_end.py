@@ -1,13 +1,14 @@
 """Whole runs through the real Flower engine, as a user starts them."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import heed_signals
 
 TINY = [
     "run.rounds=2", "run.evaluate-every=1", "partition.clients=8", "partition.unseen-clients=2",
@@ -27,7 +28,7 @@ def start(folder: Path, name: str, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", "from fedjets_flwr.cli import main; main()", "run", "--output-dir", str(folder)]
     return subprocess.Popen(
         [*command, *options, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+        preexec_fn=heed_signals,
     )  # fmt: skip
 
 

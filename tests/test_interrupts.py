@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import heed_signals
+
 COMMAND = """
     import sys, time
     from fedjets_flwr import cli
@@ -41,7 +43,7 @@ FAREWELL = """
 
 def start(code: str, folder: Path, ignored: signal.Signals | None = None) -> "subprocess.Popen[str]":
     def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells have background jobs ignore it
+        heed_signals()
         if ignored is not None:
             signal.signal(ignored, signal.SIG_IGN)
 
@@ -91,6 +93,7 @@ def test_a_closed_terminal_lets_a_command_end_in_order(tmp_path: Path) -> None:
     """What it prints after the terminal is gone must not be an error."""
     pid, terminal = pty.fork()
     if not pid:
+        heed_signals()
         os.chdir(tmp_path)
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
         os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(FAREWELL)])

@@ -16,7 +16,7 @@ from fedjets_flwr.sources import parse_pairs
 from fedjets_flwr.superlink import to_toml
 from tests.deployed import ONE_EACH, QUICK
 from tests.in_process import run_in_process
-from tests.processes import descendants, wait_until_gone
+from tests.processes import descendants, heed_signals, wait_until_gone
 from tests.test_end_to_end import TINY, finish, start
 
 ENDLESS = ("-c", "run.rounds=100000", "-c", "run.evaluate-every=100000", "-c", "run.checkpoint-every=100000")
@@ -146,7 +146,7 @@ def test_a_rehearsed_deployment_ends_as_a_whole(tmp_path: Path, number: signal.S
 def fedjets(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", "from fedjets_flwr.cli import main; main()", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, preexec_fn=heed_signals,
     )  # fmt: skip
 
 
