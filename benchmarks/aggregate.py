@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, ratios
 from benchmarks.paced import memory
-from fedjets_flwr.aggregation import RunningMeans
+from fedjets_flwr.federation.aggregation import RunningMeans
 from fedjets_flwr.models.architectures import Architecture, build
 
 CLIENTS, EXPERTS = 15, 5

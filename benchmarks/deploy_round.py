@@ -17,13 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, machine, ratios
-from fedjets_flwr.config import Config, Scalar
-from fedjets_flwr.deployment import NAME, Deployment
-from fedjets_flwr.models.common import load_common_expert
-from fedjets_flwr.models.experts import gate_inputs
-from fedjets_flwr.rehearsal import as_sites
-from fedjets_flwr.superlink import Launched, to_toml
-from fedjets_flwr.tracking import read_metrics
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.launch.deployment import NAME, Deployment
+from fedjets_flwr.launch.local_deployment import as_sites
+from fedjets_flwr.launch.superlink import Launched, to_toml
+from fedjets_flwr.models.common_expert import load_common_expert
+from fedjets_flwr.models.expert import gate_inputs
+from fedjets_flwr.runs.tracking import read_metrics
 
 SETTINGS: dict[str, Scalar] = {
     "run.name": "ours", "run.evaluate-every": 1, "run.checkpoint-every": 1000,

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.paced import Paced, Stuck, alive, descendants
-from fedjets_flwr.config import Config, Scalar
-from fedjets_flwr.launcher import LocalFlower, Resources
-from fedjets_flwr.processes import HUGE_PAGES
-from fedjets_flwr.superlink import stage_app, to_toml
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.launch.daemons import HUGE_PAGES
+from fedjets_flwr.launch.simulation import LocalFlower, Resources
+from fedjets_flwr.launch.superlink import stage_app, to_toml
 
 RIVALS = Path(__file__).parent / "rivals"
 STOCK = """

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from benchmarks.outcome import Plan
-from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.sources import absolute_paths, read_preset
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.models.architectures import Architecture, build
-from fedjets_flwr.models.common import CommonExpert, freeze
-from fedjets_flwr.models.experts import configured_architecture
-from fedjets_flwr.pretraining import save_common_expert
-from fedjets_flwr.sources import absolute_paths, read_preset
+from fedjets_flwr.models.common_expert import CommonExpert, freeze
+from fedjets_flwr.models.expert import configured_architecture
+from fedjets_flwr.models.pretraining import save_common_expert
 
 ENDLESS: dict[str, Scalar] = {
     # The benchmark ends a run when it has seen enough; nothing but rounds happens until then.

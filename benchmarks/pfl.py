@@ -26,17 +26,17 @@ from benchmarks.fixtures import random_common_expert, settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, matmul_peak, ratios
 from benchmarks.paced import Paced, descendants
 from benchmarks.rivals.two_convolutions import two_convolutions
-from fedjets_flwr.config import Config, Scalar
-from fedjets_flwr.data.augment import normalise
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_dataset
-from fedjets_flwr.launcher import Resources
+from fedjets_flwr.data.transforms import normalise
+from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.models.architectures import Architecture
 
 CLIENTS, COHORT, SAMPLES, BATCH, RATE = 1000, 50, 50, 10, 0.1
 FLOPS = 3 * 2 * SAMPLES * COHORT * (30 * 30 * 27 * 32 + 28 * 28 * 288 * 64 + 64 * 14 * 14 * 128 + 1280)
 EXTRA = {
     "strategies/two_convolutions.py": RIVALS / "two_convolutions.py",
-    "client_app/local/two_convolutions.py": RIVALS / "two_convolutions.py",
+    "client_app/algorithms/two_convolutions.py": RIVALS / "two_convolutions.py",
 }
 Candidate = Callable[[], AbstractContextManager[Paced]]
 REQUIREMENTS = ("pfl==0.6.0", "multiprocess<0.71", "dp-accounting<0.6", "prv-accountant<0.3")

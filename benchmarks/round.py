@@ -20,12 +20,12 @@ from benchmarks.bare import BareLoop
 from benchmarks.engine import ours
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, matmul_peak, ratios
-from client_app.site import Site
-from fedjets_flwr.config import Config, Scalar
-from fedjets_flwr.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
-from fedjets_flwr.launcher import Resources
-from fedjets_flwr.models.common import load_common_expert
-from fedjets_flwr.models.experts import build_configured_gate, build_expert
+from client_app.client import Site
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.launch.simulation import Resources
+from fedjets_flwr.models.common_expert import load_common_expert
+from fedjets_flwr.models.expert import build_configured_gate, build_expert
+from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
 
 VARIANTS: dict[str, dict[str, Scalar]] = {
     "head": {},

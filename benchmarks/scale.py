@@ -10,8 +10,8 @@ from benchmarks.engine import Engine, ours
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, ratios
 from benchmarks.paced import memory
-from fedjets_flwr.config import Scalar
-from fedjets_flwr.launcher import Resources
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.launch.simulation import Resources
 
 
 def measure(plan: Plan) -> Outcome:

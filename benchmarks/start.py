@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.engine import RIVALS, Engine, ours
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores
-from fedjets_flwr.config import Scalar
-from fedjets_flwr.launcher import Resources
-from fedjets_flwr.processes import flower_environment
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.launch.daemons import flower_environment
+from fedjets_flwr.launch.simulation import Resources
 
-EXTRA = {"strategies/clocked.py": RIVALS / "clocked.py", "client_app/local/clocked.py": RIVALS / "clocked.py"}
+EXTRA = {"strategies/clocked.py": RIVALS / "clocked.py", "client_app/algorithms/clocked.py": RIVALS / "clocked.py"}
 MARKS = {
     "method module imported": "flwr-simulation up, torch and the app imported",
     "run": "the ServerApp's main runs: data and common expert",
@@ -64,7 +64,7 @@ def _start(plan: Plan, turn: int) -> dict[str, float]:
     changes: dict[str, Scalar] = {"strategy.name": "clocked", "moe.trainable": "head", "moe.init": "common"}
     config = settings(plan, f"start-{turn}", changes)
     command = time.time()
-    imports = _seconds("import fedjets_flwr.session")  # what the command does before it starts Flower
+    imports = _seconds("import fedjets_flwr.launch.follow")  # what the command does before it starts Flower
     clock = config.run_dir / "clock"
     before = time.time()
     with ours(config, Resources(), EXTRA) as engine:

@@ -20,11 +20,11 @@ import torch
 from benchmarks.engine import RIVALS, Engine, ours, stock
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, ratios
-from fedjets_flwr.config import Scalar
-from fedjets_flwr.launcher import Resources
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.launch.simulation import Resources
 
 MODELS = 15
-EXTRA = {"strategies/touch.py": RIVALS / "touch_method.py", "client_app/local/touch.py": RIVALS / "touch_local.py"}
+EXTRA = {"strategies/touch.py": RIVALS / "touch_method.py", "client_app/algorithms/touch.py": RIVALS / "touch_local.py"}
 
 
 def measure(plan: Plan) -> Outcome:

@@ -7,14 +7,14 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.algorithms import Train, algorithms
 from client_app.attacks import poisoned
-from client_app.local import Train, algorithms
-from client_app.measure import evaluate, inspect, prepare, route
+from client_app.client import Site, common_expert_path, open_site, vector_store
 from client_app.node import Node, local_settings, read_node
-from client_app.site import Site, common_expert_path, open_site, vector_store
-from fedjets_flwr.config import Config, Scalar
+from client_app.queries import evaluate, inspect, prepare, route
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.common import load_common_expert
+from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.wire.messages import Answer, Job, Request, decode_request, encode_reply
 from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe

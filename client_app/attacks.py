@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from client_app.local import Train
-from client_app.site import Site
-from fedjets_flwr.config import Config
+from client_app.algorithms import Train
+from client_app.client import Site
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.seeds import numpy_generator, torch_generator
 from fedjets_flwr.wire.messages import Job, Number
 

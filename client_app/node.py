@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedjets_flwr.config import Config, Scalar
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 
 FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}

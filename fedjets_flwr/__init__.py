@@ -8,14 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedjets_flwr.config import Config
-    from fedjets_flwr.finished import open_run
-    from fedjets_flwr.personaliser import Personaliser, personalise
+    from fedjets_flwr.config.schema import Config
+    from fedjets_flwr.personalize.personaliser import Personaliser, personalise
+    from fedjets_flwr.runs.trained_run import open_run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Personaliser", "open_run", "personalise"]
 
-_HOMES = {"Config": "config", "open_run": "finished", "Personaliser": "personaliser", "personalise": "personaliser"}
+_HOMES = {
+    "Config": "config.schema", "open_run": "runs.trained_run", "Personaliser": "personalize.personaliser",
+    "personalise": "personalize.personaliser",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -9,16 +9,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fedjets_flwr.aggregation import weights_hash
-from fedjets_flwr.announce import Announcer
-from fedjets_flwr.checkpoint import Checkpoints
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
-from fedjets_flwr.models.common import COMMON_EXPERT
-from fedjets_flwr.plots import draw_plots
-from fedjets_flwr.pretraining import provide_common_expert, save_common_expert
-from fedjets_flwr.stopping import StopRequest, error_facts
-from fedjets_flwr.tracking import Tracker, publish
+from fedjets_flwr.federation.aggregation import weights_hash
+from fedjets_flwr.models.common_expert import COMMON_EXPERT
+from fedjets_flwr.models.pretraining import provide_common_expert, save_common_expert
+from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.runs.checkpoint import Checkpoints
+from fedjets_flwr.runs.remote_log import Announcer
+from fedjets_flwr.runs.stopping import StopRequest, error_facts
+from fedjets_flwr.runs.tracking import Tracker, publish
 from server_app.stoppable import StoppableGrid
 from strategies import method
 from strategies.base import Method

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedjets_flwr.aggregation import all_finite
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.evaluation import PRIORS
-from fedjets_flwr.tracking import Tracker
+from fedjets_flwr.federation.aggregation import all_finite
+from fedjets_flwr.moe.metrics import PRIORS
+from fedjets_flwr.runs.tracking import Tracker
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import BadReply, Job
 

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedjets_flwr.stopping import Stopped, StopRequest
+from fedjets_flwr.runs.stopping import Stopped, StopRequest
 
 
 class StoppableGrid:

@@ -18,25 +18,25 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedjets_flwr.aggregation import Aggregator, PooledMeans, RunningMeans, all_finite, make_aggregator
-from fedjets_flwr.checkpoint import Checkpoints
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.evaluation import ClientResult, summarise
-from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.models.experts import build_expert, builds_own_experts, expert_input, forward_flops, gate_inputs
-from fedjets_flwr.privacy import Ledger, PrivateMeans, check_noise_fits, check_private, release_of, spent
+from fedjets_flwr.federation.aggregation import Aggregator, PooledMeans, RunningMeans, all_finite, make_aggregator
+from fedjets_flwr.federation.anchors import select_anchors
+from fedjets_flwr.federation.cohort import draw_cohort
+from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, check_noise_fits, check_private, release_of, spent
+from fedjets_flwr.federation.reply_checks import check_trained, stop_if_too_many_failed
+from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.models.expert import build_expert, builds_own_experts, expert_input, forward_flops, gate_inputs
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.metrics import ClientResult, summarise
+from fedjets_flwr.runs.checkpoint import Checkpoints
+from fedjets_flwr.runs.tracking import Tracker, facts_of
 from fedjets_flwr.seeds import derive
-from fedjets_flwr.tracking import Tracker, facts_of
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
-from fedjets_flwr.wire.vector import FlatModel
-from server_app.anchors import select_anchors
-from server_app.cohort import draw_cohort
-from server_app.limits import check_trained, stop_if_too_many_failed
+from server_app.evaluation import inspect, read_result
 from server_app.preparation import prepare, prepare_all
-from server_app.unseen import inspect, read_result
 
 log = logging.getLogger("flwr")
 
@@ -45,7 +45,7 @@ class Method(Strategy):
     """A federated method as a Flower strategy.
 
     Attributes:
-        local: name of the clients' local algorithm (a module of ``client_app.local``).
+        local: name of the clients' local algorithm (a module of ``client_app.algorithms``).
         read_out: how an unseen client answers with its experts (a key of ``gating.READ_OUTS``).
         sampling: how a cohort is drawn unless ``cohort.sampling`` says otherwise.
         init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
+from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.wire.messages import Job
-from server_app.cohort import draw_cohort
 from strategies.base import Method
 
 
 class Ensembles(Method):
     """Members differ in cohorts, batch order and augmentation; the first one is FedAvg of the same seed."""
 
-    local = "supervised"
+    local = "fedavg"
     read_out = "mean"
     init = "common"
     private = False

@@ -9,7 +9,7 @@ from strategies.base import Method
 class FedAvg(Method):
     """One global model, averaged over a cohort that is drawn uniformly from all training clients."""
 
-    local = "supervised"
+    local = "fedavg"
     init = "common"
 
     def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:

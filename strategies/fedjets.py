@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.experts import build_configured_gate
+from fedjets_flwr.federation.cohort import draw_cohort
+from fedjets_flwr.models.expert import build_configured_gate
+from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.wire.messages import BadReply, Job
-from fedjets_flwr.wire.vector import FlatModel
-from server_app.cohort import draw_cohort
 from strategies.base import Method
 
 
 class FedJets(Method):
     """Gate-driven expert dispatch with per-expert averaging."""
 
-    local = "moe"
+    local = "fedjets"
     _ahead: Mapping[int, tuple[int, ...]] = {}
     read_out = "top-1"
     sampling = "anchored"

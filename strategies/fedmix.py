@@ -7,7 +7,7 @@ clients answer with the soft mixture. A gate kept at each client, as in the orig
 
 from collections.abc import Sequence
 
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from strategies.fedjets import FedJets
@@ -16,7 +16,7 @@ from strategies.fedjets import FedJets
 class FedMix(FedJets):
     """Every client trains every expert; with one expert it is FedAvg."""
 
-    local = "mixture"
+    local = "fedmix"
     read_out = "mixture"
     sampling = "uniform"
     routed = False

@@ -6,7 +6,7 @@ from strategies.fedavg import FedAvg
 class FedProx(FedAvg):
     """FedAvg with the proximal local loop; ``fedprox.mu`` = 0 is FedAvg."""
 
-    local = "proximal"
+    local = "fedprox"
 
 
 METHOD = FedProx

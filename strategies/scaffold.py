@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fedjets_flwr.aggregation import all_finite
-from fedjets_flwr.config import Config, Train
+from fedjets_flwr.config.schema import Config, Train
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.training import rate, steps_of
+from fedjets_flwr.federation.aggregation import all_finite
+from fedjets_flwr.moe.local_training import rate, steps_of
 from fedjets_flwr.wire.messages import Answer, BadReply, Job
 from strategies.fedavg import FedAvg
 

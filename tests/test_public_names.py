@@ -9,14 +9,14 @@ import pytest
 
 import fedjets_flwr
 from fedjets_flwr.data.clients import open_client
-from fedjets_flwr.data.folders import to_picture
-from fedjets_flwr.finished import FinishedRun
-from fedjets_flwr.models.common import load_common_expert
-from fedjets_flwr.plots import draw_plots
-from fedjets_flwr.pretraining import save_common_expert
-from fedjets_flwr.recorded import read_recorded
-from fedjets_flwr.report import write_report
-from tests.personal import finish
+from fedjets_flwr.data.image_folder import to_picture
+from fedjets_flwr.models.common_expert import load_common_expert
+from fedjets_flwr.models.pretraining import save_common_expert
+from fedjets_flwr.report.page import write_report
+from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.runs.run_folder import read_recorded
+from fedjets_flwr.runs.trained_run import FinishedRun
+from tests.support.personal import finish
 
 
 class Somewhere:

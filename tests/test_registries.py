@@ -7,17 +7,17 @@ import pytest
 from torch import nn
 
 from client_app.attacks import POISONS
-from fedjets_flwr.aggregation import RULES
-from fedjets_flwr.bundle import Card
-from fedjets_flwr.config import Config, Section, kebab
-from fedjets_flwr.data.augment import AUGMENTATIONS
+from fedjets_flwr.config.schema import Config, Section, kebab
 from fedjets_flwr.data.datasets import LOADERS
 from fedjets_flwr.data.partition import PARTITIONS
-from fedjets_flwr.evaluation import PRIORS
-from fedjets_flwr.gating import MIXES, READ_OUTS
+from fedjets_flwr.data.transforms import AUGMENTATIONS
+from fedjets_flwr.federation.aggregation import RULES
+from fedjets_flwr.federation.anchors import SELECTIONS
 from fedjets_flwr.models.architectures import BUILDERS, tail_start
+from fedjets_flwr.moe.gating import MIXES, READ_OUTS
+from fedjets_flwr.moe.metrics import PRIORS
+from fedjets_flwr.personalize.bundle import Card
 from fedjets_flwr.wire.transport import WIDTHS
-from server_app.anchors import SELECTIONS
 
 
 def allowed() -> dict[str, tuple[object, ...]]:

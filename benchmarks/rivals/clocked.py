@@ -1,7 +1,7 @@
 """Added to our app by the start-up benchmark: FedJETs that notes in ``clock`` of the run folder when it came how far.
 
-One file for both sides of the app: as ``strategies/clocked.py`` it is the method, as ``client_app/local/clocked.py``
-the local algorithm.
+One file for both sides of the app: as ``strategies/clocked.py`` it is the strategy, as
+``client_app/algorithms/clocked.py`` the client algorithm.
 """
 
 import time
@@ -56,8 +56,8 @@ if __name__.startswith("strategies."):
     METHOD = Clocked
 
 else:
-    from client_app.local import moe
-    from client_app.site import Site
+    from client_app.algorithms import fedjets as moe
+    from client_app.client import Site
     from fedjets_flwr.wire.messages import Job, Number
 
     def train(

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
-from fedjets_flwr.data.folders import read_folder
+from fedjets_flwr.data.image_folder import read_folder
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.gate import build_gate
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from client_app.site import Site
+from client_app.client import Site
 from fedjets_flwr.wire.messages import Job, Number
 
 

@@ -1,14 +1,14 @@
 """Added to our app by the pfl benchmark: FedAvg on the 2-convolution CNN of pfl-research's CIFAR-10 benchmark.
 
 One file for both sides of the app: as ``strategies/two_convolutions.py`` it is the method, as
-``client_app/local/two_convolutions.py`` the local algorithm; importing either makes the architecture known.
+``client_app/algorithms/two_convolutions.py`` the local algorithm; importing either makes the architecture known.
 """
 
 from collections import OrderedDict
 
 from torch import nn
 
-from client_app.local.supervised import train
+from client_app.algorithms.fedavg import train
 from fedjets_flwr.models import architectures
 from fedjets_flwr.models.architectures import Architecture
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -15,7 +15,7 @@ from fedjets_flwr.data.datasets import (
     load_dataset,
     no_images,
 )
-from fedjets_flwr.data.folders import cached_images, read_folder
+from fedjets_flwr.data.image_folder import cached_images, read_folder
 from fedjets_flwr.data.partition import Split, make_split
 from fedjets_flwr.errors import FedjetsError
 

@@ -10,13 +10,13 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.common import CommonExpert
-from fedjets_flwr.wire.holdings import Holdings
+from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.wire.messages import Answer, BadReply, Job, decode_answer, encode_request
 from fedjets_flwr.wire.nodes import Host, Nodes, last_line, stream
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Shared, SharedFolder, Transport, byte_array
+from fedjets_flwr.wire.vector_cache import Holdings
 
 log = logging.getLogger("flwr")
 

@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.wire.holdings import VectorStore, versions_of
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Transport, transport_of
+from fedjets_flwr.wire.vector_cache import VectorStore, versions_of
 
 VERSION = 2
 LARGEST = 1e308

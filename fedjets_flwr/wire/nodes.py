@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedjets_flwr.config import Limits
+from fedjets_flwr.config.schema import Limits
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import BadReply, Job
 

@@ -16,7 +16,7 @@ import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
-from fedjets_flwr.config import Config, flatten
+from fedjets_flwr.config.schema import Config, flatten
 from fedjets_flwr.errors import FedjetsError
 from tests.documents.shell import ROOT, CommandFailed, Shell, commands
 

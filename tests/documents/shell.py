@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedjets_flwr.processes import free_ports
+from fedjets_flwr.launch.daemons import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = ("FEDJETS_", "FLWR_", "XDG_")

@@ -15,7 +15,7 @@ from sybil.example import SybilFailure
 
 from tests.documents.blocks import DOCUMENTS, Block
 from tests.documents.shell import ROOT, Shell, commands, copy_checkout, tracked
-from tests.processes import runs, wait_until_gone
+from tests.support.processes import runs, wait_until_gone
 
 OUTPUT = {"text", "csv", "json", "yaml"}
 """Languages of blocks that show something and are not tried."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedjets_flwr.config import Config
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.seeds import torch_generator
 from tests.support.tiny import CLASSES, EXPERTS, HIDDEN, Samples, samples_of
 

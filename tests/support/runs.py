@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import server_app.app
-from client_app.site import open_site
-from fedjets_flwr.config import Scalar
-from fedjets_flwr.pretraining import save_common_expert
+from client_app.client import open_site
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.models.pretraining import save_common_expert
 from strategies import Method
-from tests.in_process import InProcessGrid, run_in_process
+from tests.support.in_process import InProcessGrid, run_in_process
 from tests.support.tiny import TINY, common_expert
 
 ROUNDS = 3

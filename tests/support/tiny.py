@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 import strategies
-from client_app.site import Site
-from fedjets_flwr.config import Config, Scalar
+from client_app.client import Site
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.models.architectures import Architecture, build
-from fedjets_flwr.models.common import CommonExpert, freeze
+from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.wire.messages import Answer, Job
 from strategies import Method
 

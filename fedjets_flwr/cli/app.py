@@ -1,0 +1,284 @@
+"""The ``fedjets`` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedjets_flwr.config.schema import settings
+from fedjets_flwr.config.sources import about_preset, local_config, preset_names, read_flat, remote_config
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.interrupts import Interrupts
+
+cli = typer.Typer(
+    help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
+)
+console = Console()
+
+PresetOption = Annotated[str, typer.Option("--preset", help="settings of the package, see `fedjets presets`")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="settings of your own, a TOML file")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-c", metavar="KEY=VALUE", help="a setting, or several with blanks between; repeatable"),
+]
+GpusOption = Annotated[str, typer.Option(help="GPUs of a client's process: auto, 0, or a number; 0.5 shares one")]
+OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent folder of the run (default: runs/)")]
+
+
+@cli.command()
+def run(
+    preset: PresetOption = "",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    supernodes: Annotated[int, typer.Option(help="SuperNodes of the simulation; 0: as many as fit")] = 0,
+    cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
+    gpus: GpusOption = "auto",
+    output_dir: OutputOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
+) -> None:
+    """Run a federated training through Flower and follow it to its end."""
+    written = read_flat(preset, config, [*(set_ or []), *(["run.resume=true"] if resume else [])])
+    if superlink:
+        elsewhere, here = remote_config(written, output_dir)
+        from fedjets_flwr.launch.follow import print_summary, run_elsewhere
+
+        print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
+        return
+    c = local_config(written, output_dir)
+    from fedjets_flwr.launch.follow import print_summary, run_and_follow
+    from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
+
+    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus), console)
+    print_summary(summary, c.run_dir, console)
+
+
+@cli.command("deploy-local")
+def deploy_local(
+    preset: PresetOption = "",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    sites: Annotated[int, typer.Option(help="training sites, a SuperNode each")] = 6,
+    unseen: Annotated[int, typer.Option(help="sites that never train, a SuperNode each")] = 2,
+    output_dir: OutputOption = None,
+) -> None:
+    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own.
+
+    Three rounds unless the settings say otherwise.
+    """
+    pairs = [*(set_ or []), f"partition.clients={sites}", f"partition.unseen-clients={unseen}"]
+    few = {"run.rounds": 3, "run.evaluate-every": 1, "cohort.normals": max(0, min(5, sites - 5))}
+    c = local_config(read_flat(preset, config, pairs), output_dir, few)
+    from fedjets_flwr.launch.follow import print_summary
+    from fedjets_flwr.launch.local_deployment import rehearse
+
+    print_summary(rehearse(c, console), c.run_dir, console)
+    site = c.run_dir / "sites" / f"site{sites}"
+    console.print(f"an unseen site's own model: fedjets personalize --run {c.run_dir} --images {site}", soft_wrap=True)
+
+
+@cli.command()
+def credentials(
+    output: Annotated[Path, typer.Option(help="folder to write to")],
+    host: Annotated[list[str] | None, typer.Option(help="name or address of the SuperLink; repeatable")] = None,
+    sites: Annotated[int, typer.Option(help="key pairs of sites to make")] = 0,
+    first: Annotated[int, typer.Option(help="client id of the first of them")] = 0,
+    days: Annotated[int, typer.Option(min=1, help="how long the certificates are valid")] = 825,
+) -> None:
+    """Make a certificate authority and the SuperLink's certificate (--host), and keys of sites (--sites)."""
+    from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
+
+    if not host and sites < 1:
+        raise FedjetsError("give --host NAME for the SuperLink's certificate, --sites N for keys of sites, or both")
+    made = make_server_credentials(output, host, days) if host else []
+    made += make_site_keys(output, range(first, first + sites))
+    for path in made:
+        console.print(str(path), soft_wrap=True)
+
+
+@cli.command()
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="comparison, e.g. experiments/table1-cifar10-laptop.yaml")],
+    output: Annotated[Path | None, typer.Option(help="folder of table and figures (default: results/<name>)")] = None,
+    output_dir: OutputOption = None,
+    set_: SetOption = None,
+    cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
+    gpus: GpusOption = "auto",
+) -> None:
+    """Run presets x seeds, skipping what is done, and write one table and its figures."""
+    from fedjets_flwr.compare.experiment import read_experiment, run_experiment
+    from fedjets_flwr.launch.simulation import Resources
+
+    wanted = read_experiment(experiment, set_ or [], output_dir)
+    folder = output or Path("results") / experiment.stem
+    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus), console)
+
+
+@cli.command()
+def pretrain(
+    preset: PresetOption = "",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    target_accuracy: Annotated[float | None, typer.Option(help="stop at the first crossing, e.g. 0.73")] = None,
+    output: Annotated[Path | None, typer.Option(help="file to write (default: the cache)")] = None,
+) -> None:
+    """Train a common expert centrally."""
+    import os
+
+    import torch
+
+    from fedjets_flwr.models.pretraining import cached_path, save_common_expert
+    from fedjets_flwr.models.pretraining import pretrain as train
+
+    pairs = [
+        *(set_ or []),
+        *([f"common-expert.target-accuracy={target_accuracy}"] if target_accuracy is not None else []),
+    ]
+    c = local_config(read_flat(preset, config, pairs))
+    torch.set_num_threads(os.cpu_count() or 1)
+    expert = train(c, lambda text: console.print(text))
+    path = output or cached_path(c)
+    save_common_expert(expert, path)
+    console.print(f"{expert.accuracy:.4f} on the test split; [bold]{path}[/]", soft_wrap=True)
+
+
+@cli.command()
+def partition(
+    preset: PresetOption = "",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    output: Annotated[Path, typer.Option(help="picture to write")] = Path("partition.png"),
+) -> None:
+    """Show who holds which labels, without training."""
+    from fedjets_flwr.cli.partition_view import draw, label_counts
+    from fedjets_flwr.data.clients import open_dataset, open_split
+
+    c = local_config(read_flat(preset, config, set_ or []))
+    counts = label_counts(open_dataset(c), open_split(c))
+    roles = ["anchor"] * c.num_anchors + ["normal"] * (c.partition.clients - c.num_anchors)
+    table = Table(title=f"{c.partition.name} partition of {c.data.name}")
+    for heading in ("client", "role", "samples", "labels"):
+        table.add_column(heading, justify="left" if heading in ("role", "labels") else "right")
+    for client, row in enumerate(counts):
+        held = [f"{label}:{int(n)}" for label, n in enumerate(row) if n]
+        labels = " ".join(held[:12]) + (" …" if len(held) > 12 else "")
+        table.add_row(str(client), roles[client] if client < len(roles) else "unseen", str(int(row.sum())), labels)
+    console.print(table)
+    draw(counts, c.num_anchors, c.partition.clients, output)
+    console.print(str(output))
+
+
+@cli.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, finished or not")],
+    output: Annotated[Path | None, typer.Option(help="file to write (default: DIR/report.html)")] = None,
+) -> None:
+    """Write one HTML page about a run."""
+    from fedjets_flwr.report.page import write_report
+
+    console.print(str(write_report(folder, output)), soft_wrap=True)
+
+
+DeviceOption = Annotated[str, typer.Option(help="where to compute: cpu or cuda")]
+
+
+@cli.command()
+def personalize(
+    run: Annotated[Path, typer.Option(metavar="DIR", help="folder of a finished run")],
+    images: Annotated[Path, typer.Option(metavar="FOLDER", help="a site's images; labels are not needed")],
+    experts: Annotated[int, typer.Option(metavar="K", help="experts to choose; 0: as many as in the run")] = 0,
+    read_out: Annotated[str, typer.Option(help="top-1, mixture, blend or mean (default: as in the run)")] = "",
+    prior: Annotated[str, typer.Option(help="none or em (default: as in the run)")] = "",
+    output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Give a site its own model: the experts of a finished run that suit its unlabelled images."""
+    from fedjets_flwr.cli.personal_view import show_personalised
+    from fedjets_flwr.personalize.bundle import check_free
+    from fedjets_flwr.personalize.personaliser import personalise
+    from fedjets_flwr.runs.trained_run import open_run
+
+    folder = output or Path("bundles") / f"{run.absolute().name}-{images.absolute().name}"
+    check_free(folder)
+    made = personalise(open_run(run), images, experts, read_out, prior, device)
+    made.save(folder)
+    show_personalised(made, folder, console)
+
+
+@cli.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images, or one image")],
+    output: Annotated[Path | None, typer.Option(help="CSV file to write (default: standard output)")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Classify images with a personalised model."""
+    from fedjets_flwr.cli.personal_view import show_accuracy
+    from fedjets_flwr.personalize.personaliser import Personaliser
+
+    found = Personaliser.load(bundle, device).predict(images)
+    if output is None:
+        typer.echo(found.csv(), nl=False)
+    else:
+        output.write_bytes(found.csv())
+    show_accuracy(found, Console(stderr=True))
+
+
+@cli.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write")],
+    images: Annotated[Path | None, typer.Option(help="images to check it on (default: random pixels)")] = None,
+) -> None:
+    """Write a personalised model as one ONNX graph, checked against PyTorch."""
+    from fedjets_flwr.personalize.onnx_export import export_onnx
+    from fedjets_flwr.personalize.personaliser import Personaliser
+
+    difference = export_onnx(Personaliser.load(bundle), onnx, images)
+    size = onnx.stat().st_size / 1e6
+    console.print(f"{onnx} ({size:.2f} MB; probabilities differ from PyTorch's by {difference:.1g})", soft_wrap=True)
+
+
+@cli.command()
+def presets() -> None:
+    """List the presets that come with the package."""
+    table = Table()
+    table.add_column("--preset", no_wrap=True)
+    table.add_column("what it is")
+    for name in preset_names():
+        table.add_row(name, about_preset(name))
+    console.print(table)
+
+
+@cli.command("settings")
+def show_settings(
+    write: Annotated[bool, typer.Option("--write", help="rewrite pyproject.toml's list and docs/settings.md")] = False,
+) -> None:
+    """List every setting with its default."""
+    if write:
+        from fedjets_flwr.config import docs as settings_doc
+        from fedjets_flwr.launch.superlink import APP_ROOT
+
+        settings_doc.write(APP_ROOT)
+        return
+    table = Table()
+    for heading in ("setting", "default", "allowed", "meaning"):
+        table.add_column(heading)
+    for key, (default, allowed, meaning) in settings():
+        table.add_row(key, str(default), allowed, meaning)
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command; every expected error is one line and exit code 1, signal n is exit code 128+n."""
+    interrupts = Interrupts()
+    try:
+        cli(standalone_mode=True)
+    except SystemExit as ending:
+        sys.exit(128 + interrupts.number if ending.code and interrupts.number else ending.code)
+    except (FedjetsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Rows x seeds -> one table."""

@@ -1,0 +1,326 @@
+"""Comparisons: rows x seeds, each run once, one Markdown table and its figures.
+
+An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all rows, and ``rows``, a list of ``name``,
+``settings``, and optionally ``seeds`` and ``readings``, the read-outs of the same run that get a line each.
+"""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from rich.console import Console
+
+from fedjets_flwr.compare.figures import epsilon_of
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.sources import absolute_paths, parse_pairs, read_preset, read_toml
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
+from fedjets_flwr.launch.follow import check, run_and_follow
+from fedjets_flwr.launch.simulation import Resources
+from fedjets_flwr.moe.metrics import READINGS
+from fedjets_flwr.runs.tracking import read_metrics, write_json
+
+Settings = dict[str, Scalar]
+
+
+class Row(BaseModel):
+    """One method of the comparison."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    settings: dict[str, str | int | float | bool] = {}
+    seeds: list[int] = []
+    readings: list[str] = []
+
+    @field_validator("readings")
+    @classmethod
+    def _known(cls, readings: list[str]) -> list[str]:
+        if unknown := set(readings) - set(READINGS):
+            raise ValueError(f"no such reading {', '.join(sorted(unknown))}; there are {', '.join(READINGS)}")
+        return readings
+
+
+class File(BaseModel):
+    """What an experiment's YAML file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    preset: str
+    seeds: list[int] = Field(min_length=1)
+    settings: dict[str, str | int | float | bool] = {}
+    rows: list[Row] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment: the runs of each row."""
+
+    title: str
+    rows: tuple[tuple[Row, tuple[Config, ...]], ...]
+
+
+def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None) -> Experiment:
+    """Return the experiment in a YAML file, every setting of every run checked.
+
+    Args:
+        path: the file; its ``preset`` is the name of one, or a TOML file relative to the checkout.
+        extra: ``key=value`` pairs that override every row.
+        output_dir: parent folder of the runs; default: ``runs/<name of the file>``.
+
+    Raises:
+        FedjetsError: names the file and what is wrong in it.
+    """
+    path = Path(path)
+    try:
+        file = File.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedjetsError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    except yaml.YAMLError as error:
+        raise FedjetsError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FedjetsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    shared = _preset(file.preset, path) | file.settings
+    parent = (output_dir or Path("runs") / path.stem).expanduser().absolute()
+    shared |= {"run.output-dir": str(parent)}
+    final = parse_pairs(extra)
+    rows = []
+    for row in file.rows:
+        configs = []
+        for seed in row.seeds or file.seeds:
+            try:
+                configs.append(_named(absolute_paths(shared | row.settings | {"run.seed": seed} | final)))
+            except FedjetsError as error:
+                raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
+        rows.append((row, tuple(configs)))
+    return Experiment(file.title, tuple(rows))
+
+
+def _preset(preset: str, path: Path) -> dict[str, Scalar]:
+    """Return the settings of a preset by its name or, with its ending, of a file of the checkout of ``path``."""
+    try:
+        if preset.endswith(".toml"):
+            return read_toml(path.resolve().parent.parent / preset, "preset:")
+        return read_preset(preset)
+    except FedjetsError as error:
+        raise FedjetsError(f"{path}: {error}") from None
+
+
+def _named(flat: Mapping[str, Scalar]) -> Config:
+    """Return the settings with a run name of all that matters to the table, rounds and read-out included."""
+    matters = {k: v for k, v in flat.items() if not k.startswith(("run.output-dir", "run.cache-dir", "data.dir"))}
+    digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
+    return Config.from_flat({**flat, "run.name": f"{flat.get('strategy.name', 'fedjets')}-{digest}"})
+
+
+def run_experiment(experiment: Experiment, folder: Path, resources: Resources, console: Console) -> None:
+    """Do the runs that are not done, going on where one was cut off; write the table after each.
+
+    Raises:
+        FedjetsError: before the first run, if a row cannot run; at the end, if a run failed: what is done stays.
+    """
+    runs = {config.run_dir: config for _, configs in experiment.rows for config in configs}
+    _check_rows(experiment, resources)
+    failed = []
+    for position, (run_dir, config) in enumerate(runs.items(), start=1):
+        if done(run_dir) is None:
+            console.print(f"run {position} of {len(runs)}")
+            resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": True})})
+            try:
+                run_and_follow(resumed, resources, console)
+            except FedjetsError as error:
+                failed.append(run_dir.name)
+                _keep_reason(run_dir, error)
+                console.print(f"[bold red]failed[/]: {error}", soft_wrap=True)
+            write_results(experiment, folder)
+    write_results(experiment, folder)
+    console.print((folder / "table.md").read_text())
+    console.print(str(folder), soft_wrap=True)
+    if failed:
+        raise FedjetsError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; run again to retry them")
+
+
+def _check_rows(experiment: Experiment, resources: Resources) -> None:
+    resources.federation_config()
+    for row, configs in experiment.rows:
+        for config in configs:
+            try:
+                if done(config.run_dir) is None:
+                    check(config)
+            except FedjetsError as error:
+                raise FedjetsError(f"row {row.name!r}: {error}") from None
+
+
+def _keep_reason(run_dir: Path, error: FedjetsError) -> None:
+    """Have the table show a run as failed that ended before its ServerApp could say why."""
+    path = run_dir / "error.json"
+    if not path.is_file():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"status": "failed", "reason": str(error), "expected": True})
+
+
+def done(run_dir: Path) -> dict[str, Any] | None:
+    """Return the summary of a finished run."""
+    path = run_dir / "summary.json"
+    summary: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return summary if summary and summary["status"] == "completed" else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: values over seeds."""
+
+    name: str
+    last: list[float]
+    best: list[float]
+    masked: list[float]
+    over_common: list[float]
+    over_em: list[float]
+    facts: Mapping[str, float]
+
+
+def lines_of(experiment: Experiment) -> list[Line]:
+    """Return the table's lines of all finished runs: the controls, if all rows share them, then rows and readings."""
+    finished = {c.run_dir: s for _, configs in experiment.rows for c in configs if (s := done(c.run_dir))}
+    if not finished:
+        return []
+    seeds = {s["seed"]: s["controls"] for s in finished.values()}
+    shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
+    lines = (
+        []
+        if not shared
+        else [
+            _control("common expert", [(c["common_expert"], c) for c in seeds.values()]),
+            _control("common expert + EM (control)", [(c["common_expert_em"], c) for c in seeds.values()]),
+            _control("common expert, classes known (bound)", [(c["common_expert_masked"], c) for c in seeds.values()]),
+        ]
+    )
+    for row, configs in experiment.rows:
+        runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
+        if not runs:
+            continue
+        own = runs[0][0]["reading"]
+        for reading in [own, *(r for r in row.readings if r != own)]:
+            lines.append(_line(row.name if reading == own else f"{row.name}, {reading}", reading, runs))
+    return lines
+
+
+def _control(name: str, values: Sequence[tuple[float, Mapping[str, float]]]) -> Line:
+    accuracy = [value for value, _ in values]
+    over_common = [value - c["common_expert"] for value, c in values]
+    over_em = [value - c["common_expert_em"] for value, c in values]
+    masked = [c["common_expert_masked"] for _, c in values]
+    return Line(name, accuracy, accuracy, masked, over_common, over_em, {})
+
+
+def _line(name: str, reading: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> Line:
+    def values(records: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [r["evaluation"]["readings"][reading] for r in records if "evaluation" in r]
+
+    last = [s["readings"][reading] for s, _ in runs]
+    visits = [s["client_rounds"] for s, _ in runs]
+    mean = statistics.fmean
+    facts = {
+        "down": mean(s["bytes_down"] / n for (s, _), n in zip(runs, visits, strict=True)),
+        "up": mean(s["bytes_up"] / n for (s, _), n in zip(runs, visits, strict=True)),
+        "seconds": mean(s["seconds"]["round"] for s, _ in runs),
+        "parameters": runs[0][0]["trained_parameters"],
+        "flops": runs[0][0]["flops_per_answer"],
+        "epsilon": epsilon_of(runs[0][0]),
+    }
+    masked = f"{reading.split('/')[0]}/masked"
+    return Line(
+        name,
+        last,
+        [max(values(records)) for _, records in runs],
+        [s["readings"][masked] for s, _ in runs],
+        [value - s["controls"]["common_expert"] for value, (s, _) in zip(last, runs, strict=True)],
+        [value - s["controls"]["common_expert_em"] for value, (s, _) in zip(last, runs, strict=True)],
+        facts,
+    )
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    mean = f"{100 * statistics.fmean(values):{sign}.2f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
+    """Return (row, failed runs, one reason) of the rows in which runs ended with an error: a result, too."""
+    found = []
+    for row, configs in experiment.rows:
+        files = [c.run_dir / "error.json" for c in configs if done(c.run_dir) is None]
+        errors = [json.loads(file.read_text()) for file in files if file.is_file()]
+        reasons = [error["reason"].strip() for error in errors if error.get("status") != "stopped"]
+        if reasons:
+            found.append((row.name, len(reasons), reasons[0].splitlines()[-1]))
+    return found
+
+
+HEADINGS = (
+    "method", "seeds", "last", "best", "classes known", "over common", "over EM control", "kB down", "kB up", "s",
+    "parameters", "MFLOPs",
+)  # fmt: skip
+
+
+def markdown(experiment: Experiment) -> str:
+    """Return the table: percentages, mean ± standard deviation over seeds."""
+    lines = lines_of(experiment)
+    private = any(line.facts.get("epsilon") for line in lines)
+    headings = [*HEADINGS, "ε"] if private else HEADINGS
+    columns = len(headings) - 1
+    text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
+    for line in lines:
+        f = line.facts
+        cost = (
+            [f"{f['down'] / 1e3:.1f}", f"{f['up'] / 1e3:.1f}", f"{f['seconds']:.0f}", f"{f['parameters']:,.0f}",
+             f"{f['flops'] / 1e6:.3g}"]
+            if f else ["", "", "", "", ""]
+        )  # fmt: skip
+        cells = [
+            line.name, str(len(line.last)), _spread(line.last), _spread(line.best), _spread(line.masked),
+            _spread(line.over_common, "+"), _spread(line.over_em, "+"), *cost,
+        ]  # fmt: skip
+        if private:
+            cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
+        text.append("| " + " | ".join(cells) + " |")
+    text += [f"| {name} | {seeds} | failed" + " |" * (columns - 1) for name, seeds, _ in failures_of(experiment)]
+    text += [
+        "",
+        "Accuracy in percent over the unseen clients: after the last round, the best evaluation, and with the other"
+        " classes masked. kB: encoded bytes of training per client and round. s: all rounds. Parameters: trained ones"
+        " that a served client holds; MFLOPs: their forward pass, one sample.",
+        "",
+    ]
+    if private:
+        text += [
+            "ε: of the client with the largest one, for a reader who knows the cohorts, at the `privacy.delta` of the"
+            " settings; none without noise.",
+            "",
+        ]
+    text += [f"{name}: {reason}\n" for name, _, reason in failures_of(experiment)]
+    return "\n".join(text)
+
+
+def write_results(experiment: Experiment, folder: Path) -> None:
+    """Write ``table.md``, ``results.json`` and the figures of what is done so far."""
+    from fedjets_flwr.compare.figures import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(markdown(experiment))
+    lines = [vars(line) for line in lines_of(experiment)]
+    write_json(folder / "results.json", {"title": experiment.title, "lines": lines})
+    curves = {
+        row.name: [(done(c.run_dir), read_metrics(c.run_dir)) for c in configs if done(c.run_dir)]
+        for row, configs in experiment.rows
+    }
+    if finished := {name: runs for name, runs in curves.items() if runs}:
+        draw(experiment.title, finished, folder)

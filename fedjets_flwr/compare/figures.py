@@ -1,0 +1,146 @@
+"""Figures of a comparison."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjets_flwr.report.plots import CONTROLS, draw_controls, legend_beside
+
+Runs = Mapping[str, Sequence[tuple[Any, Sequence[Mapping[str, Any]]]]]
+
+
+def draw(title: str, rows: Runs, folder: Path) -> None:
+    """Draw accuracy by round, accuracy against bytes, and each expert's accuracy by round where it was measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import seaborn
+
+    seaborn.set_theme(style="whitegrid", context="notebook")
+    pictures = {
+        "accuracy": _by_round(title, rows),
+        "bytes": _by_bytes(title, rows),
+        "experts": _experts(title, rows),
+        "privacy": _by_epsilon(title, rows),
+    }
+    for name, figure in pictures.items():
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+    matplotlib.pyplot.close("all")
+
+
+def _evaluated(records: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float], list[float]]:
+    """Return rounds, accuracies and bytes moved so far, at the evaluations."""
+    moved = list(accumulate(r["bytes_down"] + r["bytes_up"] for r in records))
+    at = [i for i, r in enumerate(records) if "evaluation" in r]
+    return (
+        [records[i]["round"] for i in at],
+        [records[i]["evaluation"]["accuracy"] for i in at],
+        [moved[i] / 1e6 for i in at],
+    )
+
+
+def _axes(title: str, xlabel: str) -> Any:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.8))
+    axes.set(title=title, xlabel=xlabel, ylabel="accuracy on unseen clients")
+    return figure, axes
+
+
+def _finish(figure: Any, axes: Any, rows: Runs) -> Any:
+    summaries = [summary for runs in rows.values() for summary, _ in runs]
+    draw_controls(axes, {key: float(np.mean([s["controls"][key] for s in summaries])) for key in CONTROLS})
+    legend_beside(axes)
+    return figure
+
+
+def _by_round(title: str, rows: Runs) -> Any:
+    figure, axes = _axes(title, "round")
+    for number, (name, runs) in enumerate(rows.items()):
+        curves = [_evaluated(records) for _, records in runs]
+        rounds, values = curves[0][0], np.array([c[1] for c in curves if c[0] == curves[0][0]])
+        style = ["-", "--", ":"][number // 10 % 3]
+        axes.plot(rounds, values.mean(axis=0), label=name, color=f"C{number % 10}", linestyle=style)
+        if len(values) > 1:
+            axes.fill_between(rounds, values.min(axis=0), values.max(axis=0), alpha=0.15, color=f"C{number % 10}")
+    return _finish(figure, axes, rows)
+
+
+def _by_bytes(title: str, rows: Runs) -> Any:
+    figure, axes = _axes(title, "MB moved, all clients (log scale)")
+    for number, (name, runs) in enumerate(rows.items()):
+        curves = [_evaluated(records) for _, records in runs]
+        values = np.array([c[1] for c in curves if c[0] == curves[0][0]]).mean(axis=0)
+        axes.plot(
+            curves[0][2], values, label=name, color=f"C{number % 10}", linestyle=["-", "--", ":"][number // 10 % 3]
+        )
+    axes.set_xscale("log")
+    return _finish(figure, axes, rows)
+
+
+def _by_epsilon(title: str, rows: Runs) -> Any:
+    """Accuracy against epsilon, a line for each method, and the same method without noise as a level."""
+    private: dict[str, list[tuple[float, list[float]]]] = {}
+    plain: dict[str, list[float]] = {}
+    for runs in rows.values():
+        strategy, accuracies = runs[0][0]["strategy"], [summary["accuracy"] for summary, _ in runs]
+        if epsilon := epsilon_of(runs[0][0]):
+            private.setdefault(strategy, []).append((epsilon, accuracies))
+        else:
+            plain.setdefault(strategy, accuracies)
+    if not private:
+        return None
+    figure, axes = _axes(title, "epsilon of the client with the largest one (log scale)")
+    for number, (strategy, points) in enumerate(private.items()):
+        epsilons, values = zip(*sorted(points), strict=True)
+        means, spread = [np.mean(v) for v in values], [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+        axes.errorbar(epsilons, means, yerr=spread, marker="o", capsize=3, color=f"C{number}", label=strategy)
+        if strategy in plain:
+            axes.axhline(float(np.mean(plain[strategy])), color=f"C{number}", alpha=0.6, label=f"{strategy}, no noise")
+    ticks = sorted({epsilon for points in private.values() for epsilon, _ in points})
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    return _finish(figure, axes, rows)
+
+
+def epsilon_of(summary: Mapping[str, Any]) -> float:
+    """Return the epsilon of the client with the largest one, for a reader who knows the cohorts; 0 without noise."""
+    told = summary.get("privacy") or {}
+    return float(max(told.get("epsilon_normal", 0.0), told.get("epsilon_anchor", 0.0)))
+
+
+def _experts(title: str, rows: Runs) -> Any:
+    """Each expert's mean accuracy over the classes it is best at, by round: a panel for each row that measured it."""
+    from matplotlib import pyplot
+
+    measured = {}
+    for name, runs in rows.items():
+        inspected = [r for r in runs[0][1] if "inspection" in r]
+        tables = np.array([r["inspection"]["expert_class_accuracy"] for r in inspected], dtype=float)
+        if len(inspected) > 1 and tables.shape[1] > 1:
+            measured[name] = ([r["round"] for r in inspected], tables)
+    if not measured:
+        return None
+    columns = min(4, len(measured))
+    lines = -(-len(measured) // columns)
+    figure, grid = pyplot.subplots(
+        lines, columns, figsize=(4 * columns, 3 * lines), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (name, (rounds, tables)) in zip(grid.flat, measured.items(), strict=False):
+        best = np.nan_to_num(tables[-1], nan=-1).argmax(axis=0)
+        for m in range(tables.shape[1]):
+            if (best == m).any():
+                axes.plot(rounds, np.nanmean(tables[:, m, best == m], axis=1), label=f"expert {m}")
+        axes.set_title(name, fontsize="small")
+        axes.set_ylim(0, 1)
+    for axes in list(grid.flat)[len(measured) :]:
+        axes.set_visible(False)
+    figure.supxlabel("round")
+    figure.supylabel("accuracy on the classes it is best at")
+    figure.suptitle(f"each expert: {title}")
+    return figure

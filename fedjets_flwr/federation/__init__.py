@@ -1,0 +1,1 @@
+"""Many clients' replies -> one state."""

@@ -1,0 +1,1 @@
+"""Starting Flower: simulations, deployments, and their ends."""

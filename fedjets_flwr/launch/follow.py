@@ -1,0 +1,176 @@
+"""One run at a terminal: checks before Flower starts, progress, summary."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.clients import open_dataset, open_split
+from fedjets_flwr.launch.simulation import LocalFlower, Resources
+from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
+from fedjets_flwr.models.pretraining import named_common_expert
+from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.runs.checkpoint import RunLock
+from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
+from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
+from strategies import method
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+"""SystemExit is what rich makes of a closed pipe, such as that to a ``tee`` which heard the same Ctrl-C."""
+
+
+def run_and_follow(config: Config, resources: Resources, console: Console) -> dict[str, Any]:
+    """Run through a Flower of our own, show the progress, return the summary.
+
+    Raises:
+        FedjetsError: the settings, the data or the run failed; one line that says why.
+    """
+    check(config)
+    federation = resources.federation_config()
+    with run_folder(config, console) as folder, LocalFlower(folder / "flower.log") as flower:
+        return follow_to_the_end(flower.submit(config, folder, federation), config, console)
+
+
+def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> dict[str, Any]:
+    """Run on a SuperLink of the user's Flower configuration, show the progress, return the summary.
+
+    Args:
+        config: the settings, with the folders of the SuperLink's machine.
+        name: of the connection.
+        here: the same settings, with the folder of this machine that takes the results.
+        console: where the progress is shown.
+
+    Raises:
+        FedjetsError: the settings, the connection or the run failed; one line that says why.
+    """
+    method(config.strategy.name).validate(config)
+    superlink = NamedSuperLink(name)
+    with run_folder(here, console) as folder:
+        launched = superlink.submit(config, folder)
+        console.print(f"run {launched.run_id} on the SuperLink {name}")
+        summary = follow_to_the_end(launched, config, console, mirrored=True)
+        draw_plots(folder)
+        return summary
+
+
+@contextmanager
+def run_folder(config: Config, console: Console) -> Iterator[Path]:
+    """Yield the run folder, without what an earlier run left there; note in it that the run was stopped, if it was."""
+    folder = config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = [folder / name for name in ("summary.json", "error.json", "progress.json")] + [request_file(folder)]
+    stale += [] if config.run.resume else [folder / "metrics.jsonl"]
+    with RunLock(config):  # not while another run writes there
+        for path in stale:
+            path.unlink(missing_ok=True)
+    console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
+    try:
+        yield folder
+    except INTERRUPTS:
+        request_file(folder).unlink(missing_ok=True)
+        if not ended(folder):  # the ServerApp could not tell
+            write_json(folder / "error.json", error_facts(Stopped()))
+        done = len(read_metrics(folder))
+        console.print(f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
+        raise
+
+
+def follow_to_the_end(launched: Launched, config: Config, console: Console, mirrored: bool = False) -> dict[str, Any]:
+    """Show the progress of a run, keep its log, and return its summary; an interrupt stops it.
+
+    Raises:
+        FedjetsError: the run failed.
+    """
+    try:
+        with launched.mirrored() if mirrored else nullcontext():
+            try:
+                follow(launched, config, console)
+            except INTERRUPTS:
+                launched.stop()
+                console.print("stopping the Flower run")
+                raise
+    finally:
+        launched.keep_log()
+    return launched.outcome()
+
+
+def check(config: Config) -> None:
+    """Find what is wrong with method, data and common expert here, before Flower starts.
+
+    Raises:
+        FedjetsError: one line that says what.
+    """
+    method(config.strategy.name).validate(config)
+    if len(open_dataset(config).train):
+        open_split(config)
+    if config.common_expert.path:
+        named_common_expert(config)
+
+
+def follow(launched: Launched, config: Config, console: Console) -> None:
+    """Show a run's progress until it ends: a bar at a terminal, a line per evaluation elsewhere."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting", total=config.run.rounds, facts="")
+        said, shown = "", 0
+        for text, records in launched.watch():
+            if text != said and not records:
+                progress.update(task, description=text)
+                if not console.is_terminal:
+                    console.print(text)
+                said = text
+            if len(records) > shown:
+                facts = facts_of(records)
+                progress.update(task, description="round", completed=records[-1]["round"], facts=facts)
+                for position in range(shown, len(records)):
+                    if not console.is_terminal and "evaluation" in records[position]:
+                        facts = facts_of(records[: position + 1])
+                        console.print(f"round {records[position]['round']}/{config.run.rounds} {facts}")
+                shown = len(records)
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print the result beside its controls, what it took, and where the pictures are."""
+    if summary["accuracy"] is not None:
+        _print_accuracy(summary, console)
+    seconds = summary["seconds"]
+    console.print(
+        f"{summary['rounds']} rounds, {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up,"
+        f" {seconds['round']:.0f} s in rounds, {summary['embeddings_computed']} embeddings computed"
+    )
+    for path in sorted((folder / "plots").glob("*.png")):
+        console.print(str(path), soft_wrap=True)
+
+
+def _print_accuracy(summary: Mapping[str, Any], console: Console) -> None:
+    common, accuracy = summary["common_expert_accuracy"], summary["accuracy"]
+    table = Table(title="unseen clients", show_header=True)
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    table.add_column("gain", justify="right")
+    rows = {
+        f"[bold]{summary['strategy']}[/], last round": accuracy,
+        f"{summary['strategy']}, best (round {summary['best_round']})": summary["best_accuracy"],
+        "common expert": common,
+        "common expert + EM prior (control)": summary["controls"]["common_expert_em"],
+        "common expert, classes known (bound)": summary["controls"]["common_expert_masked"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.4f}", f"{value - common:+.4f}")
+    console.print(table)
+    routing = summary["routing"]
+    load = " ".join(f"{share:.2f}" for share in routing["expert_load"])
+    console.print(
+        f"right expert for {routing['sample_share']:.1%} of samples; the chosen experts are the right ones for"
+        f" {routing['coverage']:.1%}; load {load}; gate entropy {summary['gate_entropy']:.2f}"
+    )
+    if summary["gate_collapsed"]:
+        console.print("[bold red]warning[/]: the gate collapsed to one expert; raise cohort.anchors or lower gate.lr")

@@ -1,0 +1,156 @@
+"""The common expert: a frozen, pretrained classifier whose features the gate reads.
+
+Stored as safetensors; the metadata says what it is, so that a file is enough to use it.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fedjets_flwr.data.transforms import normalise
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
+from fedjets_flwr.models.architectures import Architecture, build
+
+COMMON_EXPERT = "common-expert.safetensors"
+"""Its file in the folder of a run, and in a bundle."""
+
+
+@dataclass(frozen=True, eq=False)
+class CommonExpert:
+    """A frozen model in eval mode and the preprocessing it was trained with."""
+
+    model: nn.Sequential
+    architecture: Architecture
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset: str
+    accuracy: float
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over weights and preprocessing."""
+        hasher = hashlib.sha256(repr((self.architecture, self.mean, self.std)).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            hasher.update(name.encode())
+            hasher.update(tensor.cpu().contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return uint8 pixels as this model's float32 input."""
+        return normalise(pixels, self.mean, self.std)
+
+    @cached_property
+    def as_bytes(self) -> bytes:
+        """The safetensors file."""
+        metadata = {key: str(value) for key, value in asdict(self.architecture).items()}
+        metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
+        metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
+        return safetensors.torch.save(self.model.state_dict(), metadata)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def freeze(model: nn.Sequential) -> nn.Sequential:
+    """Return the model in eval mode with gradients off."""
+    return model.eval().requires_grad_(False)
+
+
+def load_common_expert(path: StrPath) -> CommonExpert:
+    """Return the common expert in a file; it is read once per process.
+
+    Files of ``pytorch_resnet_cifar10`` (metadata key ``arch``, percentages) are understood too.
+
+    Raises:
+        FedjetsError: no such file, not safetensors, or not a common expert.
+    """
+    return _load(Path(path))
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path) -> CommonExpert:
+    if not path.is_file():
+        raise FedjetsError(f"common-expert.path = {str(path)!r}: no such file; leave it empty to train one")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+        return common_expert_of(metadata, tensors)
+    except (SafetensorError, KeyError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
+        raise FedjetsError(
+            f"common-expert.path = {str(path)!r}: not a common expert ({str(error).splitlines()[0]});"
+            " make one with `fedjets pretrain`"
+        ) from None
+
+
+def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> CommonExpert:
+    """Return the common expert of a safetensors file's metadata and tensors.
+
+    Raises:
+        KeyError, ValueError, ArithmeticError, RuntimeError: they do not describe one, or do not fit each other.
+    """
+    architecture, tensors = _architecture(metadata, tensors), _stage_names(tensors)
+    with torch.device("meta"):  # no memory for a size that the file only claims
+        expected = _shapes(build(architecture, 0).state_dict())
+    if differing := set(expected.items()) ^ set(_shapes(tensors).items()):
+        raise KeyError(min(name for name, _ in differing))
+    if not all(t.is_floating_point() for name, t in tensors.items() if not name.endswith("num_batches_tracked")):
+        raise ValueError("weights that are no floats")
+    model = build(architecture, 0)
+    model.load_state_dict(tensors, strict=False)
+    mean, std = (tuple(map(float, metadata[key].split(","))) for key in ("mean", "std"))
+    if not len(mean) == len(std) == architecture.channels or not all(
+        map(math.isfinite, [*mean, *(1 / s for s in std)])
+    ):
+        raise ValueError("mean and std need one number per channel")
+    accuracy = float(metadata["test_accuracy"])
+    accuracy = accuracy / 100 if accuracy > 1 else accuracy
+    return CommonExpert(freeze(model), architecture, mean, std, metadata["dataset"], accuracy)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _architecture(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Architecture:
+    if "arch" in metadata:
+        name, classes = metadata["arch"], tensors["linear.weight"].shape[0]
+        return Architecture(name, tensors["conv1.weight"].shape[0], "batch", "cifar", 3, classes)
+    return Architecture(**{f.name: (int if f.type is int else str)(metadata[f.name]) for f in fields(Architecture)})  # type: ignore[arg-type]
+
+
+def _stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefixes = {"conv1.": "stem.conv1.", "bn1.": "stem.bn1.", "linear.": "head."}
+
+    def rename(name: str) -> str:
+        for old, new in prefixes.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def _join(values: tuple[float, ...]) -> str:
+    return ",".join(repr(float(value)) for value in values)
+
+
+@torch.inference_mode()
+def accuracy_of(expert: CommonExpert, pixels: Tensor, labels: Tensor, batch_size: int = 1000) -> float:
+    """Return the share of right answers on uint8 pixels."""
+    correct = sum(
+        int((expert.model(expert.normalise(x)).argmax(1) == y).sum())
+        for x, y in zip(pixels.split(batch_size), labels.split(batch_size), strict=True)
+    )
+    return correct / len(labels)

@@ -1,0 +1,1 @@
+"""The paper: gate, embeddings, local training, scores."""

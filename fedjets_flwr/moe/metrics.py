@@ -1,0 +1,122 @@
+"""What an evaluation counts at a client, and what the server makes of the counts: pure functions.
+
+Labels are used for scoring only. Counts are integers, so sums over clients do not depend on their order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedjets_flwr.moe.gating import READ_OUTS, top_1_of
+from fedjets_flwr.moe.label_prior import correct, present_classes, with_prior
+
+PRIORS = ("none", "em", "masked")
+"""How a read-out is corrected: not at all, by EM on the unlabelled data, by knowing the classes (an upper bound)."""
+
+READINGS = tuple(f"{read_out}/{prior}" for read_out in READ_OUTS for prior in PRIORS)
+"""Every read-out with every correction, in the order in which a client reports its right answers."""
+
+
+def readings(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return class probabilities (n, C) corrected in each way of :data:`PRIORS`."""
+    present = present_classes(labels, probs.shape[1])
+    return {"none": probs, "em": correct(probs), "masked": with_prior(probs, present)}
+
+
+def right_answers(probs: Tensor, labels: Tensor) -> list[int]:
+    """Return how many samples each of :data:`PRIORS` gets right."""
+    return [int((corrected.argmax(1) == labels).sum()) for corrected in readings(probs, labels).values()]
+
+
+def count_answers(
+    probs: Tensor, weights: Tensor, common: Tensor, experts: Sequence[int], labels: Tensor, num_classes: int
+) -> dict[str, list[int]]:
+    """Return a client's counts.
+
+    Args:
+        probs: (K, n, C) of the K experts.
+        weights: gate weights of the K experts, (n, K).
+        common: the common expert's probabilities, (n, C).
+        experts: their ids.
+        labels: (n,), for scoring.
+        num_classes: C.
+
+    Returns:
+        ``right``: right answers by :data:`READINGS`; ``answered``: samples by (position among the K, class), flat;
+        ``answered-right``: the right ones among them; ``classes``: samples by class.
+    """
+    right = [count for read in READ_OUTS.values() for count in right_answers(read(probs, weights, common), labels)]
+    best = top_1_of(weights)
+    cells = best * num_classes + labels
+    hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels
+    size = len(experts) * num_classes
+    return {
+        "right": right,
+        "answered": torch.bincount(cells, minlength=size).tolist(),
+        "answered-right": torch.bincount(cells[hit], minlength=size).tolist(),
+        "classes": torch.bincount(labels, minlength=num_classes).tolist(),
+    }
+
+
+def count_inspection(probs: Tensor, labels: Tensor, num_classes: int) -> list[int]:
+    """Return right answers by (expert, class), flat, of all M experts' probabilities (M, n, C)."""
+    hits = probs.argmax(dim=2) == labels
+    return torch.stack([torch.bincount(labels[hit], minlength=num_classes) for hit in hits]).flatten().tolist()
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """The counts of one unseen client (see :func:`count_answers`); ``experts`` are those it received."""
+
+    experts: tuple[int, ...]
+    samples: int
+    right: Sequence[int]
+    answered: Tensor
+    answered_right: Tensor
+    classes: Tensor
+    gate_entropy: float
+
+
+def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: int, gated: bool) -> dict[str, object]:
+    """Return the evaluation over unseen clients: means over clients, as the paper's Table 1.
+
+    ``gated``: whether a gate chose among the experts; only a gate can collapse to one.
+    """
+    position = READINGS.index(reading)
+    per_client = {client: r.right[position] / r.samples for client, r in results.items()}
+    means = {
+        name: sum(r.right[i] / r.samples for r in results.values()) / len(results) for i, name in enumerate(READINGS)
+    }
+    load = torch.zeros(num_experts)
+    for r in results.values():
+        load[list(r.experts)] += r.answered.sum(dim=1) / r.samples / len(results)
+    return {
+        "accuracy": means[reading],
+        "reading": reading,
+        "per_client_accuracy": per_client,
+        "readings": means,
+        "expert_load": load.tolist(),
+        "gate_entropy": sum(r.gate_entropy for r in results.values()) / len(results),
+        "chosen": {client: list(r.experts) for client, r in results.items()},
+        "collapsed": gated and num_experts > 1 and float(load.max()) > 0.95,
+    }
+
+
+def routing(results: Mapping[int, ClientResult], expert_class_accuracy: Tensor) -> dict[str, float]:
+    """Return how well the gate routes, given every expert's accuracy on every class, (M, C), NaN where unknown.
+
+    Returns:
+        ``sample_share``: share of unseen samples answered by the expert that is most accurate on their class;
+        ``coverage``: mean share of a client's samples whose best expert is among its K.
+    """
+    best = expert_class_accuracy.nan_to_num(-1.0).argmax(dim=0)
+    hits, total, coverage = 0, 0, 0.0
+    for r in results.values():
+        held = torch.tensor(r.experts)
+        hits += int((r.answered * (held[:, None] == best[None, :])).sum())
+        total += r.samples
+        covered = torch.isin(best, held)
+        coverage += float(r.classes[covered].sum()) / r.samples / len(results)
+    return {"sample_share": hits / total, "coverage": coverage}

@@ -1,0 +1,253 @@
+"""A personalised model as a folder: weights as safetensors, ``card.json`` that says what they are, and predictions.
+
+A bundle may come from anybody. The card is checked against a schema, no file name is taken from it, every byte is
+compared with its digest, and sizes that a file only claims cost no memory. The digests tell damage, not forgery:
+whoever can write the folder can write a card that fits.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fedjets_flwr.config.schema import Model
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
+from fedjets_flwr.models.architectures import Architecture, build, tail_start
+from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, common_expert_of
+from fedjets_flwr.models.expert import gate_inputs
+from fedjets_flwr.models.gate import build_gate
+
+CARD = "card.json"
+COMMON = COMMON_EXPERT
+GATE = "gate.safetensors"
+PREDICTIONS = "predictions.csv"
+_CARD_BYTES = 10_000_000
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=4, le=8192)]
+
+
+class Card(BaseModel):
+    """What a bundle says of itself.
+
+    Attributes:
+        about: the same in a few sentences.
+        run: name of the run; ``weights_hash`` is that of its ``summary.json``.
+        image_shape: channels, height, width.
+        experts: ids of the K experts, in the order in which the read-out sees them.
+        gated: whether a gate weighs the experts for each image; without one they weigh the same.
+        gate_scores: mean score of each of the run's M experts on the site's images.
+        read_out: how the K experts answer (a key of ``gating.READ_OUTS``).
+        prior: ``em``: probabilities are corrected by ``label_prior``; ``none``: they are not.
+        label_prior: class shares that EM estimated on the site's unlabelled images.
+        images: how many images that were.
+        trainable: what an expert is (``moe.trainable``).
+        embedding: what the gate reads (``common-expert.embedding``).
+        model: architecture of the experts.
+        sha256: digest of every other file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    format: Literal["fedjets-bundle"] = "fedjets-bundle"
+    format_version: Literal[1] = 1
+    about: str
+    strategy: str
+    dataset: str
+    run: str
+    rounds: Count
+    seed: Count
+    weights_hash: str
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_shape: tuple[Literal[1, 3], Side, Side]
+    experts: Annotated[tuple[Count, ...], Field(min_length=1)]
+    gated: bool
+    gate_scores: tuple[Share, ...]
+    read_out: Literal["top-1", "mixture", "blend", "mean"]
+    prior: Literal["none", "em"]
+    label_prior: tuple[Share, ...]
+    images: Count
+    trainable: Literal["all", "stage", "head"]
+    embedding: Literal["penultimate", "logits"]
+    model: Model
+    versions: dict[str, str]
+    sha256: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(set(self.experts)) < len(self.experts) or max(self.experts) >= len(self.gate_scores):
+            raise ValueError("experts: not different ids of the run's experts")
+        if len(self.label_prior) != len(self.classes) or len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes, label_prior: not one share for each of the different classes")
+        return self
+
+    @property
+    def architecture(self) -> Architecture:
+        """Architecture of an expert, or of the model whose tail it is."""
+        m = self.model
+        return Architecture(m.name, m.width, m.norm, m.stem, self.image_shape[0], len(self.classes))
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the files that hold the model."""
+        return (COMMON, *((GATE,) if self.gated else ()), *map(expert_file, self.experts))
+
+
+def expert_file(expert: int) -> str:
+    """Return the name of an expert's file."""
+    return f"expert-{expert}.safetensors"
+
+
+def check_free(folder: StrPath) -> None:
+    """Raise FedjetsError if a bundle cannot be written there without a loss."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FedjetsError(f"{folder}: there is something already; remove it, or name another --output")
+
+
+def write_bundle(folder: StrPath, card: Card, files: Mapping[str, bytes]) -> Card:
+    """Write a bundle in one step and return its card with the digests of ``files``.
+
+    Raises:
+        FedjetsError: the folder holds something already, or cannot be written.
+    """
+    folder = Path(folder)
+    card = card.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        check_free(folder)
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        (temporary / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        temporary.rename(folder)
+    except OSError as error:
+        raise FedjetsError(f"{folder}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return card
+
+
+def read_bundle(folder: StrPath) -> tuple[Card, dict[str, bytes]]:
+    """Return a bundle's card and its files by name, their digests checked.
+
+    Raises:
+        FedjetsError: names the file that is missing, altered, or no part of a bundle.
+    """
+    folder = Path(folder)
+    card = _read_card(folder / CARD)
+    if set(card.sha256) - {PREDICTIONS} != set(card.weights):
+        wanted = ", ".join(card.weights)
+        raise FedjetsError(f"{folder / CARD}: damaged, or of another version (sha256: not the files {wanted})")
+    files = {name: _read(folder / name) for name in card.sha256}
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != card.sha256[name]:
+            raise FedjetsError(f"{folder / name}: altered or damaged, its digest is not that of {CARD}; make it anew")
+    return card, files
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise FedjetsError(f"{path}: cannot be read ({error.strerror})") from None
+    raise FedjetsError(f"{path}: missing; a bundle is a folder that `fedjets personalize` wrote, complete")
+
+
+def _read_card(path: Path) -> Card:
+    data = _read(path)
+    try:
+        if len(data) > _CARD_BYTES:
+            raise ValueError("too large")
+        return Card.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FedjetsError(
+            f"{path}: damaged, or of another version ({f'{where}: ' * bool(where)}{first['msg']})"
+        ) from None
+    except ValueError as error:
+        raise FedjetsError(f"{path}: damaged, or of another version ({error})") from None
+
+
+def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
+    """Return the common expert of a bundle.
+
+    Raises:
+        FedjetsError: the file is none, or does not fit the card.
+    """
+    try:
+        tensors = _tensors(data)
+        common = common_expert_of(_metadata(data), tensors)
+    except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
+        raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
+    found, wanted = common.architecture, card.architecture
+    if card.trainable == "all":  # a whole expert is of any architecture
+        wanted = replace(found, channels=wanted.channels, num_classes=wanted.num_classes)
+    if found != wanted:
+        raise FedjetsError(f"{path}: a common expert of other classes, images or architecture than {CARD} says")
+    return common
+
+
+def read_expert(card: Card, data: bytes, path: Path) -> nn.Sequential:
+    """Return an expert of a bundle, in eval mode."""
+    return _filled(lambda: _tail(build(card.architecture, 0), card.trainable), data, path)
+
+
+def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.Sequential:
+    """Return the gate of a bundle over all M experts, in eval mode."""
+
+    def make() -> nn.Sequential:
+        hidden = safetensors.torch.load(data)["hidden.bias"].numel()
+        return build_gate(gate_inputs(common, card.embedding), hidden, len(card.gate_scores), 0)
+
+    return _filled(make, data, path)
+
+
+def _tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
+    tail: nn.Sequential = model[tail_start(model, trainable) :]
+    return tail
+
+
+def _filled(make: Callable[[], nn.Sequential], data: bytes, path: Path) -> nn.Sequential:
+    """Return the module of ``make`` with the tensors of a file, which must be exactly its own."""
+    try:
+        tensors = _tensors(data)
+        with torch.device("meta"):
+            module = make()
+        expected, found = ({n: (t.shape, t.dtype) for n, t in held.items()} for held in (module.state_dict(), tensors))
+        if differing := set(expected.items()) ^ set(found.items()):
+            raise ValueError(f"{min(name for name, _ in differing)} does not fit {CARD}")
+        module.load_state_dict(tensors, assign=True)
+    except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
+        raise FedjetsError(f"{path}: not the weights of this model ({_line(error)})") from None
+    return module.eval().requires_grad_(False)
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    tensors = safetensors.torch.load(data)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError("weights that are not finite")
+    return tensors
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header.get("__metadata__", {}))
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,115 @@
+"""What a site's experts answer, image by image: the run's own evaluation without its labels."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedjets_flwr.data.image_source import Pictures
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.embedding import Embedded, compute, embedded
+from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, top_1_of
+from fedjets_flwr.moe.local_training import gate_scores, predict
+
+CHUNK = 512
+"""Images in memory at a time: the batch of the run's evaluation, so that the sums are the same."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers to n images.
+
+    Attributes:
+        probabilities: (n, C) float32.
+        classes: index of the likeliest class, (n,) int64.
+        experts: id of the expert that the gate trusts most with each image, (n,) int64; under ``top-1`` it answered.
+        names: names of the C classes.
+        files: the images' files, relative to their folder; empty for pixels.
+        labels: (n,) int64 where class folders tell them, for scoring alone.
+    """
+
+    probabilities: Tensor
+    classes: Tensor
+    experts: Tensor
+    names: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers, if labels are known."""
+        return None if self.labels is None else int((self.classes == self.labels).sum()) / len(self.labels)
+
+    def csv(self) -> bytes:
+        """Return the table ``file,class,probability,expert`` in UTF-8; pixels are numbered instead of named."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(("file", "class", "probability", "expert"))
+        files = self.files or tuple(map(str, range(len(self))))
+        top = self.probabilities.gather(1, self.classes[:, None]).flatten()
+        rows = zip(files, self.classes.tolist(), top.tolist(), self.experts.tolist(), strict=True)
+        table.writerows((file, self.names[answer], f"{share:.6f}", expert) for file, answer, share, expert in rows)
+        return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be UTF-8
+
+
+def place(device: str) -> torch.device:
+    """Return a torch device by its name.
+
+    Raises:
+        FedjetsError: this machine has none of that name.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FedjetsError(f"--device {device}: cannot be used here ({reason}); leave it out for the CPU") from None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some images and what the common expert says of them."""
+
+    pixels: Tensor
+    seen: Embedded
+
+
+def look(common: CommonExpert, pictures: Pictures, layer: str, trainable: str, device: torch.device) -> Iterator[Chunk]:
+    """Yield the images, :data:`CHUNK` at a time, with what the common expert says of them."""
+    for start in range(0, pictures.count, CHUNK):
+        pixels = pictures.read(start, start + CHUNK)
+        yield Chunk(pixels, embedded(compute(common, pixels, trainable, device), layer, trainable))
+
+
+def answer(
+    chunks: Iterable[Chunk],
+    common: CommonExpert,
+    gate: nn.Module | None,
+    experts: Sequence[FlatModel],
+    ids: Sequence[int],
+    num_experts: int,
+    read_out: str,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return class probabilities by the read-out, (n, C), and the id of each image's expert, (n,).
+
+    ``experts`` are the K models with the given ``ids`` among ``num_experts``.
+    """
+    probs, logits, embedding = [], [], []
+    for chunk in chunks:
+        inputs = chunk.seen.features if chunk.seen.features is not None else common.normalise(chunk.pixels)
+        on_device = inputs.to(device)
+        probs.append(predict(experts, on_device.__getitem__, len(chunk.pixels), CHUNK))
+        logits.append(chunk.seen.logits)
+        embedding.append(chunk.seen.embedding)
+    sample_scores = gate_scores(gate, torch.cat(embedding), num_experts, device)
+    weights = chosen_weights(sample_scores, ids, renormalise=False)
+    read = READ_OUTS[read_out](torch.cat(probs, dim=1), weights, torch.cat(logits).softmax(1))
+    return read, torch.tensor(ids)[top_1_of(weights)]

@@ -1,0 +1,224 @@
+"""A site's personalised model: made from a finished run and unlabelled images, saved as a bundle, used anywhere.
+
+    personaliser = personalise(open_run("runs/mine"), "images")
+    personaliser.save("bundle")
+    Personaliser.load("bundle").predict("more-images").probabilities
+
+Experts are chosen, and answer, as in the run's own evaluation: by the same functions, in the same batches.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fedjets_flwr.config.schema import Model
+from fedjets_flwr.data.image_source import Pictures, open_pictures
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
+from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.models.expert import build_configured_gate, build_expert, builds_own_experts, configured_architecture
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.gating import READ_OUTS, top_k_experts
+from fedjets_flwr.moe.label_prior import em_prior, with_prior
+from fedjets_flwr.moe.local_training import gate_scores
+from fedjets_flwr.personalize import bundle
+from fedjets_flwr.personalize.bundle import Card
+from fedjets_flwr.personalize.inference import Chunk, Predictions, answer, look, place
+from fedjets_flwr.runs.trained_run import FinishedRun
+from strategies import method
+
+
+@dataclass(frozen=True)
+class Personaliser:
+    """The common expert, the gate (if the method has one) and the K experts of one site, ready to answer.
+
+    Attributes:
+        card: what it is, and how it answers.
+        predictions: on the images that it was made for; None once it was saved and loaded.
+    """
+
+    card: Card
+    common: CommonExpert
+    gate: FlatModel | None
+    experts: Mapping[int, FlatModel]
+    device: torch.device
+    predictions: Predictions | None = None
+
+    @classmethod
+    def load(cls, folder: StrPath, device: str = "cpu") -> "Personaliser":
+        """Return the personalised model in a bundle.
+
+        Raises:
+            FedjetsError: a file is missing, altered, or does not fit the others.
+        """
+        where, folder = place(device), Path(folder)
+        card, files = bundle.read_bundle(folder)
+        common = bundle.read_common(card, files[bundle.COMMON], folder / bundle.COMMON)
+        gate = bundle.read_gate(card, common, files[bundle.GATE], folder / bundle.GATE) if card.gated else None
+        experts = {}
+        for m in card.experts:
+            name = bundle.expert_file(m)
+            experts[m] = FlatModel(bundle.read_expert(card, files[name], folder / name).to(where))
+        return cls(card, common, FlatModel(gate.to(where)) if gate else None, experts, where)
+
+    def predict(self, images: object) -> Predictions:
+        """Return the answers to images that nobody labelled, one or many.
+
+        A prior is the card's ``label_prior``, estimated when the model was made, and not estimated anew: the answer to
+        an image does not depend on which other images are asked about, and one image is as good as thousands.
+
+        Args:
+            images: a folder, a file, a sequence of files, or uint8 pixels (n, c, h, w) of the card's shape.
+
+        Raises:
+            FedjetsError: there is no image, or one cannot be read.
+        """
+        pictures = open_pictures(images, self.card.classes, self.card.image_shape)
+        chunks = look(self.common, pictures, self.card.embedding, self.card.trainable, self.device)
+        return self._predictions(*self._answer(chunks), pictures)
+
+    def save(self, folder: StrPath) -> None:
+        """Write the bundle to a new folder.
+
+        Raises:
+            FedjetsError: the folder holds something already, or cannot be written.
+        """
+        files = {bundle.COMMON: self.common.as_bytes}
+        if self.gate is not None:
+            files[bundle.GATE] = _as_bytes(self.gate)
+        files |= {bundle.expert_file(m): _as_bytes(expert) for m, expert in self.experts.items()}
+        if self.predictions is not None:
+            files[bundle.PREDICTIONS] = self.predictions.csv()
+        bundle.write_bundle(folder, self.card, files)
+
+    def _answer(self, chunks: Iterable[Chunk]) -> tuple[Tensor, Tensor]:
+        c, gate = self.card, self.gate.module if self.gate else None
+        models, of = [self.experts[m] for m in c.experts], len(c.gate_scores)
+        return answer(chunks, self.common, gate, models, c.experts, of, c.read_out, self.device)
+
+    def _predictions(self, probs: Tensor, experts: Tensor, pictures: Pictures) -> Predictions:
+        if self.card.prior == "em":
+            probs = with_prior(probs, torch.tensor(self.card.label_prior, dtype=torch.float64))
+        # The likeliest class before float32 can make a tie of two, as in the run's evaluation.
+        classes = probs.argmax(dim=1)
+        return Predictions(probs.float(), classes, experts, self.card.classes, pictures.files, pictures.labels)
+
+
+def personalise(
+    run: FinishedRun, images: object, experts: int = 0, read_out: str = "", prior: str = "", device: str = "cpu"
+) -> Personaliser:
+    """Return a site's personalised model: the experts that the run's method serves to a client with these images.
+
+    Labels are not read; where class folders tell them, they only score ``predictions``.
+
+    Args:
+        run: a finished run.
+        images: as in :meth:`Personaliser.predict`; they choose the experts and the label prior.
+        experts: K; 0: as many as the method serves.
+        read_out: how they answer (a key of ``gating.READ_OUTS``); empty: as in the run.
+        prior: ``none`` or ``em``; empty: as in the run.
+        device: where to compute, e.g. ``cuda``.
+
+    Raises:
+        FedjetsError: names the option, file or setting that is wrong.
+    """
+    config, where = run.config, place(device)
+    read_out = read_out or config.personalize.read_out or method(config.strategy.name).read_out
+    prior = prior or config.personalize.prior
+    if read_out not in READ_OUTS:
+        raise FedjetsError(f"--read-out {read_out}: no such read-out; choose one of {', '.join(READ_OUTS)}")
+    if prior not in ("none", "em"):
+        raise FedjetsError(f"--prior {prior}: no such correction; choose none or em")
+    pictures = open_pictures(images, run.task.classes, run.task.shape)
+    chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
+    gate = _gate(run, where)
+    embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
+    scores = gate_scores(gate.module if gate else None, embedding, run.num_experts, where)
+    chosen = _choose(run, scores, experts)
+    unread = Personaliser(
+        _card(run, chosen, scores, read_out, prior),
+        run.common,
+        gate,
+        {m: _held(run, f"expert.{m}", build_expert(config, run.common, run.task, m, run.init), where) for m in chosen},
+        where,
+    )
+    probs, answered = unread._answer(chunks)
+    card = unread.card.model_copy(update={"label_prior": tuple(em_prior(probs).clamp(0, 1).tolist())})
+    made = replace(unread, card=card)
+    return replace(made, predictions=made._predictions(probs, answered, pictures))
+
+
+def _choose(run: FinishedRun, scores: Tensor, experts: int) -> tuple[int, ...]:
+    """Return the K experts that the run's method serves: the gate's choice, or all of them in order."""
+    wanted, total = method(run.config.strategy.name), run.num_experts
+    if experts and not 1 <= experts <= total:
+        raise FedjetsError(f"--experts {experts}: the run has {total}; choose 1 to {total}")
+    if "gate" not in run.vectors and experts not in (0, total):
+        raise FedjetsError(f"--experts {experts}: {wanted.__name__} has no gate to choose by; leave it out")
+    if not experts and not wanted.routed:
+        return tuple(range(total))
+    return top_k_experts(scores, experts or run.config.moe.top_k)
+
+
+def _gate(run: FinishedRun, device: torch.device) -> FlatModel | None:
+    if "gate" not in run.vectors:
+        return None
+    if run.config.gate.mode == "oracle":
+        raise FedjetsError(
+            f"{run.folder}: gate.mode = 'oracle' reads labels, which a site has not; train with 'learned'"
+        )
+    return _held(run, "gate", build_configured_gate(run.config, run.common, run.num_experts), device)
+
+
+def _held(run: FinishedRun, name: str, module: nn.Module, device: torch.device) -> FlatModel:
+    """Return a model that holds a vector of the run's checkpoint, rounded as it was for the run's own sites."""
+    model, vector = FlatModel(module.to(device).eval().requires_grad_(False)), run.vectors.get(name)
+    if vector is None or vector.shape != model.vector.shape:
+        raise FedjetsError(f"{run.folder / 'checkpoints'}: {name} does not fit config.json; the run is damaged")
+    model.load(vector.to(getattr(torch, run.config.transport.dtype)))
+    return model
+
+
+def _card(run: FinishedRun, chosen: tuple[int, ...], scores: Tensor, read_out: str, prior: str) -> Card:
+    c, task = run.config, run.task
+    a = configured_architecture(c, task) if builds_own_experts(c, run.init) else run.common.architecture
+    about = (
+        f"An image classifier personalised for one site without labels: {len(chosen)} of {run.num_experts} experts of"
+        f" the federated run {run.folder.name} ({c.strategy.name} on {task.name}), chosen for {len(scores)} images."
+        f" It tells {len(task.classes)} classes apart on images of {task.shape[0]} channels and {task.shape[1]} x"
+        f" {task.shape[2]} pixels. The experts answer by {read_out};"
+        f" {'label_prior corrects their probabilities' if prior == 'em' else 'their probabilities are not corrected'}."
+        " Use it with `fedjets predict`, `fedjets export` or fedjets_flwr.personalize.personaliser."
+    )
+    return Card(
+        about=about,
+        strategy=c.strategy.name,
+        dataset=task.name,
+        run=run.folder.name,
+        rounds=run.summary["rounds"],
+        seed=c.run.seed,
+        weights_hash=run.summary["weights_hash"],
+        classes=task.classes,
+        image_shape=task.shape,  # type: ignore[arg-type]
+        experts=chosen,
+        gated="gate" in run.vectors,
+        gate_scores=tuple(scores.double().mean(dim=0).clamp(0, 1).tolist()),
+        read_out=read_out,  # type: ignore[arg-type]
+        prior=prior,  # type: ignore[arg-type]
+        label_prior=(1 / len(task.classes),) * len(task.classes),
+        images=len(scores),
+        trainable=c.moe.trainable,
+        embedding=c.common_expert.embedding,
+        model=Model(name=a.name, width=a.width, norm=a.norm, stem=a.stem),  # type: ignore[arg-type]
+        versions={name: version(name) for name in ("fedjets-flwr", "torch", "torchvision", "numpy", "safetensors")},
+    )
+
+
+def _as_bytes(model: FlatModel) -> bytes:
+    tensors = model.module.state_dict()
+    return safetensors.torch.save({name: tensor.cpu().clone() for name, tensor in tensors.items()})

@@ -1,0 +1,190 @@
+"""One HTML page about a run: no script, no network, readable on a phone; made from the run's files alone.
+
+Everything that came from a run is hostile text to the page: the templates escape it all.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fedjets_flwr.config.schema import settings
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import StrPath
+from fedjets_flwr.report import formatting as page_text
+from fedjets_flwr.report.charts import Chart, column_chart, line_chart
+from fedjets_flwr.report.example_images import Samples, find_samples
+from fedjets_flwr.runs.run_folder import Recorded, read_recorded
+
+MOST_FAILURES = 200
+UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading"), "") | dict.fromkeys(
+    ("seed", "rounds", "best_accuracy", "best_round", "trained_parameters", "gate_collapsed", "versions", "privacy")
+)
+"""What the templates read of results and an unfinished run, or one of another version, may not tell."""
+CONTROLS = (
+    ("common_expert", "common expert", "what every client starts with, alone", "level-common"),
+    ("common_expert_em", "common expert + EM", "its outputs corrected by label shares that EM estimates", "level-em"),
+    ("common_expert_masked", "classes known", "a bound: the common expert, told which classes occur", "level-bound"),
+)
+
+
+def write_report(folder: StrPath, output: StrPath | None = None) -> Path:
+    """Write the page about the run in ``folder`` and return its path.
+
+    Raises:
+        FedjetsError: the folder holds no run, or the page cannot be written.
+    """
+    recorded = read_recorded(folder)
+    path = Path(output or recorded.folder / "report.html")
+    text = render(recorded, find_samples(recorded))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise FedjetsError(f"--output {path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def render(recorded: Recorded, samples: Samples) -> str:
+    """Return the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedjets_flwr.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(page_text, name) for name in page_text.__all__}
+    r = UNKNOWN | recorded.results
+    return environment.get_template("report.html").render(
+        run=recorded,
+        results=r,
+        chosen_settings=_settings(recorded.settings),
+        headline=_headline(recorded),
+        charts=_charts(recorded),
+        evaluations=[
+            (e["round"], e["loss"], e["evaluation"]["accuracy"]) for e in recorded.records if "evaluation" in e
+        ],
+        experts=_experts(r),
+        clients=_clients(r),
+        readings=_readings(r),
+        cost=_cost(r),
+        failures=_failures(recorded.records),
+        samples=samples,
+    )
+
+
+def _headline(recorded: Recorded) -> dict[str, Any]:
+    """Return the result and its controls as bars, and the gains that the sentence tells."""
+    r = recorded.results
+    controls = r.get("controls") or {}
+    accuracy = r.get("accuracy")
+    bars = [("own", r.get("strategy", ""), "this run, last round", accuracy)] if accuracy is not None else []
+    bars += [(kind, name, told, controls[k]) for k, name, told, kind in CONTROLS if controls.get(k) is not None]
+    common, em = controls.get("common_expert"), controls.get("common_expert_em")
+    return {
+        "accuracy": accuracy,
+        "bars": bars,
+        "gain": accuracy - common if accuracy is not None and common is not None else None,
+        "gain_em": accuracy - em if accuracy is not None and em is not None else None,
+        "scored": len(r.get("per_client_accuracy") or {}),
+        "last_round": recorded.records[-1]["round"] if recorded.records else 0,
+        "rounds": recorded.settings.get("run.rounds"),
+    }
+
+
+def _settings(flat: Mapping[str, Any]) -> dict[str, list[tuple[str, Any, Any, str]]]:
+    """Return (key, value, default, meaning) of the settings that differ from their default, and of the others."""
+    known = dict(settings())
+    rows = [(key, value, *known.get(key, ("", "", ""))[::2]) for key, value in flat.items()]
+    return {
+        "changed": [row for row in rows if row[1] != row[2]],
+        "default": [row for row in rows if row[1] == row[2]],
+    }
+
+
+def _charts(recorded: Recorded) -> dict[str, Chart]:
+    """Return the drawings that the records allow, by name."""
+    records, controls = recorded.records, recorded.results.get("controls") or {}
+    rounds = [record["round"] for record in records]
+    evaluated = [record for record in records if "evaluation" in record]
+    charts = {}
+    if evaluated:
+        levels = [(name, kind, controls[key]) for key, name, _, kind in CONTROLS if controls.get(key) is not None]
+        at = [record["round"] for record in evaluated]
+        accuracy = [record["evaluation"]["accuracy"] for record in evaluated]
+        charts["accuracy"] = line_chart(
+            at, (str(recorded.results["strategy"]), accuracy), levels, page_text.percent, page_text.percent_mark
+        )
+        loads = list(zip(*(record["evaluation"]["expert_load"] for record in evaluated), strict=True))
+        if len(loads) > 1:
+            layers = [(f"expert {m}", page_text.kind(m), load) for m, load in enumerate(loads)]
+            charts["load"] = column_chart(at, layers, page_text.percent, page_text.percent_mark, top=1.0)
+    if any(record["loss"] is not None for record in records):
+        losses = [record["loss"] for record in records]
+        charts["loss"] = line_chart(rounds, ("training loss", losses), [], page_text.number, page_text.number)
+    if records:
+        names = (("down", "bytes_down", "c0"), ("up", "bytes_up", "c1"), ("served", "bytes_served", "c2"))
+        moved = [(name, kind, [record.get(key, 0) for record in records]) for name, key, kind in names]
+        charts["bytes"] = column_chart(rounds, moved, page_text.size, page_text.size)
+    return charts
+
+
+def _experts(r: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the accuracy of each expert (column) on each class (row), and how the gate routes."""
+    table = r.get("expert_class_accuracy") or []
+    names = r.get("classes") or [str(i) for i in range(len(table[0]) if table else 0)]
+    rows = []
+    for name, column in zip(names, zip(*table, strict=True), strict=False):
+        best = max((value for value in column if value is not None), default=None)
+        rows.append((name, [(value, value == best) for value in column]))
+    routing = r.get("routing") or {}
+    return {"count": len(table), "rows": rows} | {name: routing.get(name) for name in ("sample_share", "coverage")}
+
+
+def _clients(r: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each unseen client, those without labels among them."""
+    own, common, chosen = (r.get(k) or {} for k in ("per_client_accuracy", "common_expert_per_client", "chosen"))
+    rows = []
+    for client in sorted({*own, *chosen}, key=int):
+        accuracy, before = own.get(client), common.get(client)
+        rows.append({
+            "client": client,
+            "accuracy": accuracy,
+            "common": before,
+            "gain": accuracy - before if accuracy is not None and before is not None else None,
+            "experts": chosen.get(client, []),
+        })  # fmt: skip
+    return rows
+
+
+def _readings(r: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the accuracy of every read-out (row) under every correction (column)."""
+    found: dict[str, float] = r.get("readings") or {}
+    names = [name.split("/") for name in found]
+    priors = list(dict.fromkeys(prior for _, prior in names))
+    outs = list(dict.fromkeys(out for out, _ in names))
+    rows = [(out, [(found.get(f"{out}/{p}"), f"{out}/{p}" == r.get("reading")) for p in priors]) for out in outs]
+    return {"priors": priors, "rows": rows}
+
+
+def _cost(r: Mapping[str, Any]) -> dict[str, Any]:
+    """Return totals of bytes and of seconds, the parts of a round beside the whole of it."""
+    seconds = dict(r.get("seconds") or {})
+    total = seconds.pop("round", 0.0)
+    parts = sorted(((name, value, value / total if total else 0.0) for name, value in seconds.items()), key=_by_value)
+    kinds = ("bytes_down", "bytes_up", "bytes_served", "wire_bytes", "bytes_setup")
+    return {"seconds": total, "parts": parts, "bytes": {kind: r.get(kind) for kind in kinds}}
+
+
+def _by_value(part: tuple[str, float, float]) -> float:
+    return -part[1]
+
+
+def _failures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return (round, client, reason) of failures, and how many there are in all."""
+    rows = [(record["round"], client, reason) for record in records for client, reason in record["failures"].items()]
+    return {"rows": rows[:MOST_FAILURES], "count": len(rows), "clients": len({client for _, client, _ in rows})}

@@ -1,0 +1,126 @@
+"""Pictures of a run, drawn from its result files alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjets_flwr.files import StrPath
+from fedjets_flwr.runs.tracking import read_metrics
+
+
+def draw_plots(folder: StrPath) -> list[Path]:
+    """Draw every picture that a finished run's files allow into ``plots/`` and return their paths.
+
+    Without a label at any unseen client nothing was measured, and there is nothing to draw.
+    """
+    folder = Path(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    if summary["accuracy"] is None:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import seaborn
+
+    seaborn.set_theme(style="whitegrid", context="notebook")
+    records = read_metrics(folder)
+    (folder / "plots").mkdir(exist_ok=True)
+    pictures = {
+        "accuracy": _accuracy(records, summary),
+        "experts": _experts(summary),
+        "load": _load(records),
+        "clients": _clients(summary),
+    }
+    paths = []
+    for name, figure in pictures.items():
+        path = folder / "plots" / f"{name}.png"
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+        paths.append(path)
+    matplotlib.pyplot.close("all")
+    return paths
+
+
+def _axes(width: float = 7, height: float = 4) -> Any:
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height))
+
+
+def _evaluations(records: list[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
+    evaluated = [r for r in records if "evaluation" in r]
+    return [r["round"] for r in evaluated], [r["evaluation"] for r in evaluated]
+
+
+def _accuracy(records: list[dict[str, Any]], summary: Mapping[str, Any]) -> Any:
+    figure, axes = _axes()
+    rounds, evaluations = _evaluations(records)
+    axes.plot(rounds, [e["accuracy"] for e in evaluations], marker="o", color="C0", label=summary["strategy"])
+    draw_controls(axes, summary["controls"])
+    axes.set(
+        xlabel="round", ylabel="accuracy on unseen clients", title=f"{summary['strategy']} on {summary['dataset']}"
+    )
+    legend_beside(axes)
+    return figure
+
+
+CONTROLS = {
+    "common_expert": ("common expert", "black", "--"),
+    "common_expert_em": ("common expert + EM (control)", "C3", "-."),
+    "common_expert_masked": ("common expert, classes known (bound)", "C2", ":"),
+}
+"""Label, colour and line of each control, the same in every picture."""
+
+
+def draw_controls(axes: Any, controls: Mapping[str, float]) -> None:
+    """Draw a line across at each control's accuracy."""
+    for name, (label, colour, line) in CONTROLS.items():
+        axes.axhline(controls[name], color=colour, linestyle=line, linewidth=1.8, label=label)
+
+
+def legend_beside(axes: Any) -> None:
+    """Put the legend where it covers no curve."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+
+
+def _experts(summary: Mapping[str, Any]) -> Any:
+    import seaborn
+
+    table = np.array(summary["expert_class_accuracy"], dtype=float)
+    figure, axes = _axes(max(6, 0.6 * min(table.shape[1], 40) + 2), 0.5 * len(table) + 1.8)
+    seaborn.heatmap(
+        table, vmin=0, vmax=1, cmap="viridis", annot=table.shape[1] <= 12, fmt=".2f", ax=axes,
+        cbar_kws={"label": "accuracy"}, mask=np.isnan(table),
+    )  # fmt: skip
+    axes.set(xlabel="class", ylabel="expert", title="accuracy of each expert on each class (unseen clients)")
+    return figure
+
+
+def _load(records: list[dict[str, Any]]) -> Any:
+    figure, axes = _axes()
+    rounds, evaluations = _evaluations(records)
+    loads = np.array([e["expert_load"] for e in evaluations]).T
+    if len(rounds) == 1:
+        axes.bar([f"expert {m}" for m in range(len(loads))], loads[:, 0])
+    else:
+        axes.stackplot(rounds, loads, labels=[f"expert {m}" for m in range(len(loads))], alpha=0.85)
+        axes.set_xlim(rounds[0], rounds[-1])
+        legend_beside(axes)
+    axes.set(xlabel="round", ylabel="share of unseen samples", ylim=(0, 1), title="who answers: expert load by round")
+    return figure
+
+
+def _clients(summary: Mapping[str, Any]) -> Any:
+    clients = list(summary["per_client_accuracy"])
+    figure, axes = _axes(max(6, 0.5 * len(clients) + 3))
+    x = np.arange(len(clients))
+    axes.bar(
+        x - 0.2, [summary["common_expert_per_client"][c] for c in clients], 0.4, color="0.6", label="common expert"
+    )
+    axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
+    axes.set_xticks(x, clients)
+    axes.set(xlabel="unseen client", ylabel="accuracy", ylim=(0, 1), title="each unseen client")
+    legend_beside(axes)
+    return figure

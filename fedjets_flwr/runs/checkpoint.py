@@ -1,0 +1,185 @@
+"""Checkpoints: vectors as safetensors, facts as JSON inside the same file, written in one step, the last n kept.
+
+A file's name carries the SHA-256 of its bytes, so a truncated or altered one is known before it is read.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
+
+log = logging.getLogger("flwr")
+
+_NAME = re.compile(r"round-(\d{6})-([0-9a-f]{64})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a round."""
+
+    server_round: int
+    vectors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def newest_vectors(folder: Path) -> dict[str, Tensor]:
+    """Return the state in the newest checkpoint whose bytes are whole, for reading only.
+
+    Raises:
+        FedjetsError: there is none.
+    """
+    for _, path in checkpoint_files(folder):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() in path.name:
+            return dict(safetensors.torch.load(data))
+    raise FedjetsError(f"{folder}: no whole checkpoint in it")
+
+
+def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return (round, file) of the checkpoints in a folder, the newest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [(match, path) for path in paths if (match := _NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+
+class RunLock:
+    """Held by the one process that may write to a run's folder; the kernel lets go when it dies."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def __enter__(self) -> "RunLock":
+        """Wait for a killed run's ServerApp, which may live on for some seconds.
+
+        Raises:
+            FedjetsError: another run still writes there after ``limits.lock-seconds``.
+        """
+        self._file = (self._config.run_dir / ".lock").open("w")
+        deadline = time.monotonic() + self._config.limits.lock_seconds
+        while not self._taken():
+            if time.monotonic() > deadline:
+                raise FedjetsError(f"{self._config.run_dir}: another run writes there; stop it, or set run.name")
+            time.sleep(0.2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+class Checkpoints:
+    """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, config.run_dir / "checkpoints"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(config).__enter__()
+        self._best = -1.0
+        self.common = ""
+        self.anchors: tuple[int, ...] = ()
+        for cut_off in self.folder.glob(".*"):
+            cut_off.unlink()
+
+    def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
+        """Write the state if the round is due, or if it is the best so far on the unseen clients."""
+        accuracy = record.get("evaluation", {}).get("accuracy", -1.0)
+        better = accuracy > self._best
+        self._best = max(self._best, accuracy)
+        due = last or server_round % self.config.run.checkpoint_every == 0
+        if not (better or due):
+            return
+        facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
+        facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors}
+        data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
+        if due:
+            name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+            self._write(self.folder / name, data)
+            for _, old in checkpoint_files(self.folder)[self.config.run.keep_checkpoints :]:
+                old.unlink(missing_ok=True)
+        if better:
+            self._write(self.folder / "best.safetensors", data)
+
+    def clear(self) -> None:
+        """Delete all checkpoints: a fresh run must not go on from an older one later."""
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink()
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint whose bytes are whole, or None.
+
+        Raises:
+            FedjetsError: it is of another configuration.
+        """
+        for server_round, path in checkpoint_files(self.folder):
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() not in path.name:
+                log.warning("%s is damaged; using the one before it", path)
+                path.unlink()  # or it would count among those kept
+                continue
+            facts = self._facts(data)
+            self._same_run(facts)
+            if server_round > self.config.run.rounds:
+                raise FedjetsError(
+                    f"run.rounds = {self.config.run.rounds}: the checkpoint in {self.folder} is of round"
+                    f" {server_round}; raise it, or start afresh without run.resume"
+                )
+            self._best = facts["best"]
+            return Checkpoint(server_round, safetensors.torch.load(data), facts)
+        return None
+
+    @staticmethod
+    def _facts(data: bytes) -> dict[str, Any]:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        facts: dict[str, Any] = json.loads(header["__metadata__"]["facts"])
+        return facts
+
+    def _same_run(self, facts: Mapping[str, Any]) -> None:
+        if facts["common-expert"] != self.common:
+            raise FedjetsError(
+                f"run.resume: the checkpoint in {self.folder} was trained with another common expert; set"
+                " common-expert.* back, or start afresh under another run.name"
+            )
+        if facts["identity"] == self.config.identity():
+            return
+        mine, theirs = self.config.flat(), facts["settings"]
+        differ = [f"{k} ({theirs.get(k)!r} -> {v!r})" for k, v in mine.items() if theirs.get(k) != v]
+        raise FedjetsError(
+            f"run.resume: the checkpoint in {self.folder} is of another configuration: {', '.join(differ)};"
+            " set them back, or start afresh under another run.name"
+        )
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise FedjetsError(
+                f"{path.parent}: no checkpoint could be written ({error.strerror}); the ones before it are good:"
+                " make room and go on with --resume"
+            ) from None

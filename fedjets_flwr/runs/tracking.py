@@ -1,0 +1,213 @@
+"""Results on disk: ``config.json``, ``metrics.jsonl`` (one object a round), ``summary.json``, TensorBoard events."""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.runs.remote_log import Announcer
+
+log = logging.getLogger("flwr")
+
+BYTES = ("bytes_down", "bytes_up", "bytes_served", "wire_bytes")
+"""Traffic of a round, as its record counts it."""
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON in one step; refuses NaN."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def publish(path: Path, value: object, announce: Announcer | None) -> None:
+    """Write a JSON file of a run folder and, deployed, announce it to the launcher."""
+    write_json(path, value)
+    if announce is not None:
+        announce(path.name, value)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of ``metrics.jsonl``; a half-written last line is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the newest loss and accuracy of some records for a reader."""
+    loss = records[-1]["loss"]
+    facts = f"loss {loss:.3f}" if loss is not None else "loss -"
+    evaluations = [r["evaluation"] for r in records if "evaluation" in r]
+    return facts + (f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else "")
+
+
+class Sink(Protocol):
+    """Anything that wants scalars by round (TensorBoard, or a tracker of your own)."""
+
+    def log(self, server_round: int, scalars: Mapping[str, float]) -> None:
+        """Take the scalars of a round."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoard:
+    """Scalars as TensorBoard events below ``<run>/tensorboard``."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard")
+
+    def log(self, server_round: int, scalars: Mapping[str, float]) -> None:
+        """Write the scalars of a round."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, server_round)
+
+    def close(self) -> None:
+        """Flush the events."""
+        self._writer.close()
+
+
+class Tracker:
+    """Writes a run's folder, and announces it to a launcher on another machine."""
+
+    def __init__(self, config: Config, announce: Announcer | None = None) -> None:
+        self.folder, self.config, self._announce = config.run_dir, config, announce
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        self.say("starting the run")
+        self.write("config.json", config.flat())
+        self._sinks: list[Sink] = [TensorBoard(self.folder)] if config.run.tensorboard else []
+        self.prepared: dict[str, Any] = {}
+        self.embedded = 0
+
+    def write(self, name: str, value: object) -> None:
+        """Write a JSON file of the run folder."""
+        publish(self.folder / name, value, self._announce)
+
+    def cut_back(self, server_round: int) -> None:
+        """Keep only the records up to a round: what a checkpoint does not hold never happened."""
+        kept = [record for record in read_metrics(self.folder) if record["round"] <= server_round]
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+        temporary = self.folder / f".metrics.jsonl.{os.getpid()}"
+        temporary.write_text(text)
+        temporary.replace(self.folder / "metrics.jsonl")
+        if self._announce is not None:
+            self._announce("cut", kept)
+
+    def say(self, text: str) -> None:
+        """Tell a reader of the log, and a watching launcher, what goes on before round 1."""
+        log.info("%s", text)
+        word = {"word": self._announce.word} if self._announce is not None else {}
+        self.write("progress.json", {"text": text} | word)
+
+    def set_controls(
+        self, controls: Mapping[str, float | None], per_client: Mapping[int, float], computed: int
+    ) -> None:
+        """Keep what does not change over the rounds."""
+        self.prepared = {
+            "common_expert_accuracy": controls["common_expert"],
+            "common_expert_per_client": {str(k): v for k, v in per_client.items()},
+            "controls": dict(controls),
+            "embeddings_computed": computed,
+        }
+        self.write("prepared.json", self.prepared)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one round."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._announce is not None:
+            self._announce("record", finite(record))
+        scalars = {"loss": record["loss"]} | {f"seconds/{k}": v for k, v in record["seconds"].items()}
+        if "evaluation" in record:
+            scalars |= {k: record["evaluation"][k] for k in ("accuracy", "gate_entropy")}
+        for sink in self._sinks:
+            sink.log(record["round"], scalars)
+
+    def finish(self, status: str, digest: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Write and return ``summary.json``."""
+        c = self.config
+        summary = {
+            "status": status,
+            "strategy": c.strategy.name,
+            "dataset": c.data.name,
+            "seed": c.run.seed,
+            **self.prepared,
+            **results_of(read_metrics(self.folder)),
+            "weights_hash": digest,
+            "versions": {name: version(name) for name in ("flwr", "torch", "torchvision", "numpy", "ray")}
+            | {"python": platform.python_version()},
+            **extra,
+        }
+        self.write("summary.json", finite(summary))
+        for sink in self._sinks:
+            sink.close()
+        return summary
+
+
+def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what ``summary.json`` says of the rounds, all of a finished run or those so far of another."""
+    seconds: dict[str, float] = {}
+    for record in records:
+        for name, value in record["seconds"].items():
+            seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+    return {
+        "rounds": len(records),
+        **_measured(records),
+        "client_rounds": sum(len(r["cohort"]) for r in records),
+        **{name: sum(r.get(name, 0) for r in records) for name in BYTES},
+        "failures": sum(len(r["failures"]) for r in records),
+        "seconds": seconds,
+    }
+
+
+def _measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was measured on the unseen clients; without labels there is nothing but the experts they got."""
+    served = {client: ids for r in records[-1:] for client, ids in r.get("served", {}).items()}
+    evaluations = [(r["round"], r["evaluation"]) for r in records if "evaluation" in r]
+    if not evaluations:
+        return {"accuracy": None, "best_accuracy": None, "per_client_accuracy": {}, "chosen": served}
+    last = evaluations[-1][1]
+    best_round, best = max(evaluations, key=lambda e: e[1]["accuracy"])
+    measured = {
+        "accuracy": last["accuracy"],
+        "best_accuracy": best["accuracy"],
+        "best_round": best_round,
+        "reading": last["reading"],
+        "per_client_accuracy": last["per_client_accuracy"],
+        "readings": last["readings"],
+        "chosen": last["chosen"] | served,
+        "routing": {"expert_load": last["expert_load"]},
+        "gate_entropy": last["gate_entropy"],
+        "gate_collapsed": last["collapsed"],
+    }
+    for inspection in [r["inspection"] for r in records if "inspection" in r][-1:]:  # none before its time
+        measured["routing"] = inspection["routing"] | measured["routing"]
+        measured["expert_class_accuracy"] = inspection["expert_class_accuracy"]
+    return measured
+
+
+def finite(value: Any) -> Any:
+    """Return the value with every NaN and infinity as None, since JSON has neither."""
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value

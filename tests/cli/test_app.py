@@ -1,0 +1,90 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjets_flwr.cli.app import main
+from fedjets_flwr.launch import simulation as launcher
+
+BAD = [
+    (["-c", "moe.topk=2"], "moe.topk"),
+    (["-c", "moe.top-k=9"], "moe.top-k"),
+    (["-c", "cohort.anchors=9"], "cohort.anchors"),
+    (["-c", "data.name=foo"], "data.name"),
+    (["--config", "missing.toml"], "--config missing.toml"),
+    (["--config", "."], "--config ."),
+    (["-c", "common-expert.path=/nope"], "common-expert.path"),
+    (["-c", "partition.samples-per-client=-1"], "partition.samples-per-client"),
+    (["-c", "partition.unseen-clients=5000"], "partition.unseen-clients"),
+    (["-c", "aggregation.bn=pooled", "-c", "aggregation.rule=median"], "aggregation.bn"),
+    (["-c", "novalue"], "-c novalue"),
+    (["-c", "strategy.name=nope"], "strategy.name"),
+    (["-c", "train.lr=nan"], "train.lr"),
+    (["--cpus-per-client", "100000"], "--cpus-per-client"),
+    (["--supernodes", "-1"], "--supernodes"),
+    (["-c", "data.name=cifar10", "-c", "data.download=false", "-c", "data.dir=empty"], "data.dir"),
+]
+
+
+def fedjets(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from fedjets_flwr.cli.app import main; main()", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def check_error(code: object, stderr: str, name: str) -> None:
+    assert code == 1
+    assert stderr.endswith("\n")
+    assert stderr.count("\n") == 1
+    assert stderr.startswith(f"error: {name}")
+
+
+@pytest.mark.parametrize(("arguments", "name"), BAD, ids=[name for _, name in BAD])
+def test_a_bad_setting_is_one_line(
+    arguments: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, since importing torch anew for every case would take most of the time."""
+
+    def never(self: launcher.LocalFlower) -> launcher.LocalFlower:
+        raise AssertionError("Flower was started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher.LocalFlower, "__enter__", never)
+    monkeypatch.setattr(sys, "argv", ["fedjets", "run", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    check_error(caught.value.code, capsys.readouterr().err, name)
+    assert list(tmp_path.iterdir()) == []  # a run that cannot start leaves nothing behind
+
+
+@pytest.mark.parametrize("index", [1, 6])
+def test_a_bad_setting_ends_the_command(index: int, tmp_path: Path) -> None:
+    arguments, name = BAD[index]
+    done = fedjets("run", *arguments, folder=tmp_path)
+    check_error(done.returncode, done.stderr, name)
+    assert done.stdout == ""
+
+
+def test_partition_draws_and_prints(tmp_path: Path) -> None:
+    done = fedjets("partition", "-c", "data.name=digits", "--output", "pictures/split.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    picture = (tmp_path / "pictures" / "split.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 5000
+    rows = [line for line in done.stdout.splitlines() if any(role in line for role in ("anchor", "normal", "unseen"))]
+    assert len(rows) == 25
+    assert sum("anchor" in row for row in rows) == 5
+    assert sum("unseen" in row for row in rows) == 5
+
+
+def test_settings_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from fedjets_flwr.config.schema import Config
+
+    monkeypatch.setattr(sys, "argv", ["fedjets", "settings"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert all(key.split(".")[0] in shown for key in Config().flat())

@@ -1,0 +1,71 @@
+"""Runs that are killed again and again, and actors that die, through the real engine."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.test_simulation import finish, start
+from tests.support.processes import descendants
+
+LONG = ("-c", "run.rounds=60", "-c", "run.evaluate-every=20", "-c", "run.checkpoint-every=2")
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL a launcher and all that it started."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
+    unbroken = finish(tmp_path, "unbroken", *LONG)
+    rng, kills = random.Random(1), 0
+    while kills < 20:
+        process = start(tmp_path, "killed", "--resume", *LONG)
+        try:
+            process.wait(timeout=rng.uniform(4, 32))
+        except subprocess.TimeoutExpired:
+            if rng.random() < 0.5:
+                kill(process)
+            else:  # the launcher alone: its guard ends the rest, the lock keeps the next run waiting meanwhile
+                process.kill()
+                process.communicate(timeout=60)
+            kills += 1
+            continue
+        assert process.returncode == 0, process.communicate()[1]
+    broken = finish(tmp_path, "killed", "--resume", *LONG)
+    assert broken["weights_hash"] == unbroken["weights_hash"]
+    assert broken["accuracy"] == unbroken["accuracy"]
+    assert broken["rounds"] == 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_dead_actor_stops_the_run_or_costs_its_clients_alone(tmp_path: Path) -> None:
+    process = start(tmp_path, "actor", *LONG, "-c", "run.rounds=400")
+    metrics = tmp_path / "actor" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    actors = [pid for pid in descendants(process.pid) if "ClientAppActor" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert actors
+    os.kill(actors[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    if process.returncode:
+        assert "limits.max-failure-share" in errors
+        summary = finish(tmp_path, "actor", "--resume", *LONG, "-c", "run.rounds=400")
+    else:
+        summary = finish(tmp_path, "actor", "--resume", *LONG, "-c", "run.rounds=400")
+        assert summary["failures"] > 0
+    assert summary["rounds"] == 400

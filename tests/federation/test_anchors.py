@@ -1,0 +1,89 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.federation.anchors import SELECTIONS, select_anchors
+from fedjets_flwr.federation.cohort import draw_cohort
+
+
+@pytest.mark.parametrize("how", list(SELECTIONS))
+def test_each_cluster_gets_one_anchor(how: str) -> None:
+    """Three tight clusters of four clients: whatever the way, one anchor comes from each."""
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    means = {c: centres[c % 3] + 0.1 * torch.randn(2, generator=generator) for c in range(12)}
+    anchors = select_anchors(means, 3, how, seed=5)
+    assert sorted(client % 3 for client in anchors) == [0, 1, 2]
+    assert list(anchors) == sorted(anchors)
+    assert anchors == select_anchors(dict(reversed(means.items())), 3, how, seed=5)
+
+
+def test_farthest_first_by_hand() -> None:
+    """The mean of 0, 1, 2, 9 on a line is 3: client 7 at 9 first, then 4 at 0, then 5 at 2."""
+    means = {client: torch.tensor([at, 0.0]) for client, at in ((6, 1.0), (4, 0.0), (7, 9.0), (5, 2.0))}
+    assert [select_anchors(means, count, "farthest", 1) for count in (1, 2, 3)] == [(7,), (4, 7), (4, 5, 7)]
+
+
+def test_k_means_depends_on_its_seed_alone() -> None:
+    """Seeds have 63 bits, of which scikit-learn takes 32."""
+    generator = torch.Generator().manual_seed(1)
+    means = {client: torch.randn(3, generator=generator) for client in range(60)}
+    chosen = [select_anchors(means, 20, "k-means", seed) for seed in (2**62 + 2**32 + 5, 2**62 + 5, 5, 5, 6, 7)]
+    assert chosen[:3] == [chosen[3]] * 3
+    assert len({chosen[3], chosen[4], chosen[5]}) == 3
+
+
+@pytest.mark.parametrize("how", list(SELECTIONS))
+@given(count=st.integers(1, 6), distinct=st.integers(1, 6))
+def test_anchors_are_different_clients_even_of_equal_data(how: str, count: int, distinct: int) -> None:
+    means = {client: torch.full((3,), float(client % distinct)) for client in range(6)}
+    anchors = select_anchors(means, count, how, seed=1)
+    assert len(set(anchors)) == count
+    assert set(anchors) <= set(means)
+
+
+def test_too_few_clients_are_named() -> None:
+    with pytest.raises(FedjetsError, match=r"moe.experts = 3: only 2 clients"):
+        select_anchors({0: torch.zeros(2), 4: torch.ones(2)}, 3, "farthest", 1)
+
+
+def test_chosen_anchors_are_drawn_as_anchors_and_never_as_normal_clients() -> None:
+    config, anchors = Config.from_flat({"cohort.anchors": 3, "cohort.normals": 9}), (2, 5, 7, 11, 19)
+    for server_round in range(1, 30):
+        drawn, normals = draw_cohort(config, server_round, "anchored", anchors)
+        assert len(drawn) == 3
+        assert set(drawn) <= set(anchors)
+        assert len(normals) == 9
+        assert not set(normals) & set(anchors)
+
+
+@pytest.mark.parametrize("sampling", ["anchored", "uniform"])
+def test_cohorts_differ_by_seed_round_and_member_and_by_nothing_else(sampling: str) -> None:
+    def drawn(seed: int, server_round: int, member: int) -> tuple[int, ...]:
+        config = Config.from_flat({"run.seed": seed, "partition.clients": 60, "cohort.normals": 30})
+        anchors, normals = draw_cohort(config, server_round, sampling, range(5), member)
+        return (*anchors, *normals)
+
+    draws = [drawn(seed, t, member) for seed in (1, 2) for t in (1, 2) for member in (0, 1)]
+    assert len(set(draws)) == len(draws)
+    assert draws == [drawn(seed, t, member) for seed in (1, 2) for t in (1, 2) for member in (0, 1)]
+    config = Config.from_flat({"run.seed": 1, "partition.clients": 60, "cohort.normals": 30})
+    assert draw_cohort(config, 2, sampling, range(5)) == draw_cohort(config, 2, sampling, range(5), 0)
+
+
+def test_a_uniform_cohort_is_drawn_from_all_clients_and_knows_no_anchors() -> None:
+    config, seen = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 3}), set()
+    for server_round in range(1, 60):
+        anchors, normals = draw_cohort(config, server_round, "uniform", (0, 1, 2, 3, 4))
+        assert anchors == []
+        assert len(set(normals)) == 5
+        assert normals == sorted(normals)
+        seen |= set(normals)
+    assert seen == set(range(20))
+    few = Config.from_flat({"cohort.anchors": 5, "cohort.normals": 2, "partition.clients": 7})
+    assert draw_cohort(few, 1, "uniform", ()) == ([], list(range(7)))
+    small = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 2, "partition.clients": 20})
+    assert len(draw_cohort(small, 1, "uniform", ())[1]) == 4

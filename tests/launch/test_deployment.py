@@ -1,0 +1,193 @@
+"""Real daemons over TLS with registered keys; the quick tests share one small deployment."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
+from fedjets_flwr.launch.daemons import kill_daemon
+from fedjets_flwr.launch.deployment import Keys
+from fedjets_flwr.launch.superlink import to_toml
+from fedjets_flwr.personalize.personaliser import Personaliser, personalise
+from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.runs.trained_run import open_run
+from tests.support.deployed import ONE_EACH, QUICK, SIX_AND_TWO, Deployed, deployed
+
+MESSAGE_OVERHEAD = 6000
+"""Bytes of one message and its reply beside the vectors (about 4,200): digests, numbers, Flower's own fields."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Two training sites and an unseen one that did a round."""
+    with deployed(tmp_path_factory.mktemp("small"), **ONE_EACH) as running:
+        running.finish(running.start())
+        yield running
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Six training sites and two unseen ones that did three rounds; the daemons are gone, what they wrote is there."""
+    with deployed(tmp_path_factory.mktemp("big"), **SIX_AND_TWO) as running:
+        running.finish(running.start())
+    yield running
+
+
+def check_results(running: Deployed, rounds: int) -> None:
+    """What a user finds on the own machine is what the server wrote."""
+    here, server = running.here, running.server
+    summary = json.loads((here / "summary.json").read_text())
+    assert summary == json.loads((server / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["rounds"] == rounds
+    assert summary["failures"] == 0
+    assert 0 <= summary["accuracy"] <= 1
+    assert read_metrics(here) == read_metrics(server)
+    assert {path.name for path in (here / "plots").iterdir()} == {
+        "accuracy.png", "clients.png", "experts.png", "load.png"
+    }  # fmt: skip
+    assert (here / "config.json").read_bytes() == (server / "config.json").read_bytes()
+    assert f"round {rounds}/{rounds}" in (here / "run.log").read_text()
+    assert "fedjets-announce" not in (here / "run.log").read_text()
+    assert not (here / "checkpoints").exists()  # models stay on the server
+    assert list((server / "checkpoints").glob("*.safetensors"))
+
+
+def check_bytes(running: Deployed, messages: int) -> None:
+    """What Flower counted between SuperLink and SuperNodes is what the run says it moved, plus the messages' frames."""
+    summary = json.loads((running.here / "summary.json").read_text())
+    traffic = json.loads((running.here / "flower.json").read_text())["network-traffic"]
+    extra = traffic["total-bytes"] - summary["wire_bytes_total"]
+    assert summary["wire_bytes_total"] >= summary["wire_bytes"] > 0
+    assert 0 < extra < MESSAGE_OVERHEAD * messages
+
+
+def test_the_results_of_a_superlink_elsewhere_come_here(small: Deployed) -> None:
+    check_results(small, rounds=1)
+
+
+def test_flower_counts_the_same_bytes(small: Deployed) -> None:
+    check_bytes(small, messages=2 * 3 + 2 + 3)
+
+
+def check_personalised(running: Deployed, folder: Path) -> None:
+    """An unseen site's images get the experts and the answers that they got in the run."""
+    run = open_run(running.server)
+    assert run.summary["per_client_accuracy"]
+    for client, accuracy in run.summary["per_client_accuracy"].items():
+        images = running.sites / f"site{client}"
+        made = personalise(run, images)
+        assert list(made.card.experts) == run.summary["chosen"][client]
+        made.save(folder / client)
+        assert Personaliser.load(folder / client).predict(images).accuracy == accuracy
+
+
+def test_an_unseen_site_is_personalised_as_in_the_run(small: Deployed, tmp_path: Path) -> None:
+    check_personalised(small, tmp_path)
+    with pytest.raises(FedjetsError, match="no models in it; those of a deployed run are in its folder on the server"):
+        open_run(small.here)
+
+
+def test_an_unregistered_key_is_refused(small: Deployed, tmp_path: Path) -> None:
+    make_site_keys(tmp_path, [0])
+    keys = Keys(tmp_path / "site-0", small.deployment.keys / "ca.crt")
+    stranger = small.deployment.start_node("unregistered", {"client-id": 0}, keys)
+    assert stranger.wait(timeout=60) != 0
+    assert "2004" in small.deployment.log("unregistered").read_text()
+
+
+def test_a_superlink_of_another_authority_is_refused(small: Deployed, tmp_path: Path) -> None:
+    make_server_credentials(tmp_path, ["127.0.0.1"])
+    keys = Keys(small.deployment.keys / "site-0", tmp_path / "ca.crt")
+    stranger = small.deployment.start_node("distrusting", {"client-id": 0}, keys)
+    log = small.deployment.log("distrusting")
+    deadline = time.monotonic() + 60
+    while "CERTIFICATE_VERIFY_FAILED" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.3)
+    assert "SuperNode ID" not in log.read_text()
+    kill_daemon(stranger)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_six_sites_and_two_unseen_ones_do_three_rounds(big: Deployed, tmp_path: Path) -> None:
+    check_results(big, rounds=3)
+    check_bytes(big, messages=2 * 8 + 3 * (1 + 6 + 2 * 2) + 2)
+    summary = json.loads((big.server / "summary.json").read_text())
+    assert set(summary["per_client_accuracy"]) == {"6", "7"}
+    assert summary["embeddings_computed"] == 8
+    check_personalised(big, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_killed_site_costs_its_own_work_and_a_killed_superlink_a_resume(big: Deployed, tmp_path: Path) -> None:
+    unbroken = json.loads((big.server / "summary.json").read_text())
+    with deployed(tmp_path, durable=True, **SIX_AND_TWO) as running:
+        process = running.start()
+        running.wait_for_round(1)
+        running.deployment.kill_superlink()
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 1
+        assert "does not answer" in errors and "--resume" in errors
+        assert errors.count("\n") == 1
+        running.deployment.start_superlink()
+        summary = running.finish(running.start("--resume"))
+        check_results(running, rounds=3)
+        # Nothing but the resumed rounds was done anew, and they ended as if nobody had been killed.
+        assert summary["embeddings_computed"] == 0
+        assert summary["weights_hash"] == unbroken["weights_hash"]
+        assert summary["accuracy"] == unbroken["accuracy"]
+
+        process = running.start("-c", "run.name=bereft")
+        here = running.here.with_name("bereft")
+        bereft = replace(running, here=here, server=running.server.with_name("bereft"))
+        bereft.wait_for_round(1)
+        running.deployment.kill_site(5)
+        summary = bereft.finish(process)
+        failed = [record["failures"] for record in read_metrics(here)]
+        assert failed[0] == {}
+        assert set(failed[-1]) == {"5"}
+        assert summary["status"] == "completed"
+        assert summary["rounds"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_deploy_local_rehearses_all_of_it(tmp_path: Path) -> None:
+    settings = QUICK | ONE_EACH | {"run.output-dir": str(tmp_path), "run.cache-dir": str(tmp_path / "cache")}
+    (tmp_path / "preset.toml").write_text(to_toml(settings))
+    done = subprocess.run(
+        [sys.executable, "-c", "from fedjets_flwr.cli.app import main; main()", "deploy-local", "--sites", "2",
+         "--unseen", "1", "--config", str(tmp_path / "preset.toml"), "--output-dir", str(tmp_path)],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 1/1" in done.stdout
+    run = tmp_path / "deployed"
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert {path.name for path in (run / "logs").iterdir()} == {
+        "superlink.log", "site0.log", "site1.log", "site2.log"
+    }  # fmt: skip
+    assert {path.name for path in (run / "sites").iterdir()} == {"site0", "site1", "site2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_interrupt_stops_the_run_on_the_superlink(small: Deployed) -> None:
+    here = small.here.with_name("stopped")
+    process = small.start("-c", "run.name=stopped", "-c", "run.rounds=1000", "-c", "run.evaluate-every=1000")
+    replace(small, here=here).wait_for_round(1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert small.flower_facts()["status"] == "finished:stopped"

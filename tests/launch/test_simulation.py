@@ -1,0 +1,50 @@
+import os
+
+import pytest
+
+import fedjets_flwr.launch.simulation
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.simulation import Resources
+
+
+@pytest.fixture(autouse=True)
+def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(fedjets_flwr.launch.simulation, "gpu_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("present", "gpus", "share", "at_once"),
+    [
+        (0, "auto", "0", 8), (1, "auto", "0.5", 2), (2, "auto", "0.5", 4), (2, "0", "0", 8), (1, "1", "1", 1),
+        (4, "0.3", "0.3", 8), (2, "0.3", "0.3", 6), (2, "2", "2", 1),
+    ],
+)  # fmt: skip
+def test_as_many_clients_as_fit_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, present: int, gpus: str, share: str, at_once: int
+) -> None:
+    """A share of 0.3 fits a GPU three times, not ten times three GPUs."""
+    with_gpus(monkeypatch, present)
+    words = Resources(gpus=gpus).federation_config().split()
+    assert f"num-supernodes={at_once}" in words
+    assert f"client-resources-num-gpus={share}" in words
+    assert f"init-args-num-cpus={at_once}" in words
+
+
+@pytest.mark.parametrize("gpus", ["1", "-1", "many", "1.5", "nan", "inf"])
+def test_gpus_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, gpus: str) -> None:
+    with_gpus(monkeypatch, 0)
+    with pytest.raises(FedjetsError, match=f"--gpus {gpus}: give auto"):
+        Resources(gpus=gpus).federation_config()
+
+
+@pytest.mark.parametrize("cpus", [0, 9])
+def test_cpus_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    with_gpus(monkeypatch, 0)
+    with pytest.raises(FedjetsError, match=f"--cpus-per-client {cpus}: give 1 to 8"):
+        Resources(cpus_per_client=cpus).federation_config()
+    words = Resources(cpus_per_client=3).federation_config().split()
+    assert "num-supernodes=2" in words

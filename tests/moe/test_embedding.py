@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedjets_flwr.models.architectures import Architecture, build
+from fedjets_flwr.models.common_expert import CommonExpert, freeze
+from fedjets_flwr.moe.embedding import Embedded, embed
+
+CPU = torch.device("cpu")
+
+
+def common_expert(seed: int = 0, mean: float = 0.3) -> CommonExpert:
+    architecture = Architecture("resnet8", 4, "batch", "cifar", 1, 10)
+    return CommonExpert(freeze(build(architecture, seed)), architecture, (mean,), (0.4,), "digits", 0.5)
+
+
+def pixels(n: int = 300, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def run(
+    folder: Path,
+    common: CommonExpert | None = None,
+    x: Tensor | None = None,
+    layer: str = "penultimate",
+    trainable: str = "all",
+) -> tuple[Embedded, bool]:
+    return embed(common or common_expert(), pixels() if x is None else x, layer, trainable, folder, CPU)
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted((folder / "embeddings").iterdir())
+
+
+def assert_same(a: Embedded, b: Embedded) -> None:
+    assert torch.equal(a.logits, b.logits)
+    assert torch.equal(a.embedding, b.embedding)
+
+
+def test_embeds_once_then_reads(tmp_path: Path) -> None:
+    first, computed = run(tmp_path)
+    again, recomputed = run(tmp_path)
+    assert (computed, recomputed) == (True, False)
+    assert_same(first, again)
+    assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("layer", ["penultimate", "logits"])
+def test_equals_the_model(tmp_path: Path, layer: str) -> None:
+    """More samples than one internal batch."""
+    common, x = common_expert(), pixels(300)
+    found, _ = run(tmp_path, common, x, layer)
+    with torch.inference_mode():
+        features = common.model[:-1](common.normalise(x))
+        logits = common.model[-1](features)
+    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.embedding, features if layer == "penultimate" else logits, rtol=1e-4, atol=1e-5)
+    assert found.logits.dtype == found.embedding.dtype == torch.float32
+    assert found.features is None
+
+
+@pytest.mark.parametrize(("trainable", "tail"), [("stage", 3), ("head", 1)])
+def test_tails_over_cached_features_equal_the_model(tmp_path: Path, trainable: str, tail: int) -> None:
+    common = common_expert()
+    found, _ = run(tmp_path, common, trainable=trainable)
+    assert found.features is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(common.model[-tail:](found.features), found.logits)
+        torch.testing.assert_close(found.logits, common.model(common.normalise(pixels())), rtol=1e-4, atol=1e-5)
+
+
+def test_whatever_decides_the_result_decides_the_entry(tmp_path: Path) -> None:
+    """Changed pixels, order, number, weights and preprocessing each make an entry of their own."""
+    x = pixels()
+    changed = x.clone()
+    changed[7, 0, 0, 0] ^= 1
+    variants = [
+        (common_expert(), x), (common_expert(), changed), (common_expert(), x.flip(0)), (common_expert(), x[:-1]),
+        (common_expert(1), x), (common_expert(mean=0.31), x),
+    ]  # fmt: skip
+    results = [run(tmp_path, common, rows) for common, rows in variants]
+    assert all(computed for _, computed in results)
+    assert len(entries(tmp_path)) == len(variants)
+    torch.testing.assert_close(results[2][0].logits, results[0][0].logits.flip(0), rtol=1e-4, atol=1e-5)
+    assert not any(run(tmp_path, common, rows)[1] for common, rows in variants)
+
+
+def test_the_layer_read_shares_one_entry_and_a_trunk_does_not(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert not run(tmp_path, layer="logits")[1]
+    assert not run(tmp_path, trainable="head")[1]
+    assert run(tmp_path, trainable="stage")[1]
+    assert len(entries(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_entry_is_made_anew(tmp_path: Path, damage: bytes | None) -> None:
+    """The damaged entry stands at a path that this process has not read yet."""
+    whole, _ = run(tmp_path / "a")
+    path = entries(tmp_path / "a")[0]
+    data = path.read_bytes()
+    (tmp_path / "b" / "embeddings").mkdir(parents=True)
+    (tmp_path / "b" / "embeddings" / path.name).write_bytes(data[: len(data) // 2] if damage is None else damage)
+    found, computed = run(tmp_path / "b")
+    assert computed
+    assert_same(found, whole)
+    assert entries(tmp_path / "b")[0].read_bytes() == data
+
+
+@pytest.mark.parametrize("trainable", ["all", "stage"])
+def test_no_temporary_file_stays(tmp_path: Path, trainable: str) -> None:
+    run(tmp_path, trainable=trainable)
+    assert [path.suffix for path in entries(tmp_path)] == [".safetensors"]
+    assert not entries(tmp_path)[0].name.startswith(".")

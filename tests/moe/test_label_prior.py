@@ -1,0 +1,77 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedjets_flwr.moe.label_prior import correct, em_prior, present_classes, with_prior
+
+
+def calibrated(prior: list[float], samples: int = 20_000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Outputs of the Bayes classifier for balanced classes, on samples whose classes follow ``prior``; their labels.
+
+    Class c is a unit normal in C dimensions around 1.5 e_c, so p(c | x) = softmax(1.5 x)_c under equal shares.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(torch.tensor(prior), samples, replacement=True, generator=generator)
+    x = torch.randn(samples, len(prior), generator=generator, dtype=torch.float64)
+    x += 1.5 * torch.eye(len(prior), dtype=torch.float64)[labels]
+    return (1.5 * x).softmax(dim=1), labels
+
+
+@pytest.mark.parametrize("prior", [[0.7, 0.2, 0.1], [0.5, 0.5, 0.0, 0.0], [0.9, 0.05, 0.05], [0.25] * 4])
+def test_em_recovers_the_shares_of_a_calibrated_classifier(prior: list[float]) -> None:
+    assert em_prior(calibrated(prior)[0]).tolist() == pytest.approx(prior, abs=0.02)
+
+
+def test_the_correction_helps_where_the_shares_are_skewed() -> None:
+    probs, labels = calibrated([0.8, 0.15, 0.05])
+    before, after = (float((p.argmax(1) == labels).double().mean()) for p in (probs, correct(probs)))
+    assert after > before + 0.05
+
+
+def test_uniform_outputs_stay_uniform() -> None:
+    probs = torch.full((7, 4), 0.25)
+    assert em_prior(probs).tolist() == pytest.approx([0.25] * 4)
+    torch.testing.assert_close(correct(probs), probs.double())
+
+
+def test_one_em_step_by_hand() -> None:
+    """From (1/2, 1/2) the first step is the mean output, (3/4 + 1/4 + 3/4) / 3 = 7/12."""
+    probs = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25]])
+    assert em_prior(probs, iterations=1).tolist() == pytest.approx([7 / 12, 5 / 12])
+
+
+def test_with_prior_by_hand() -> None:
+    """(.5 * .2, .5 * .8) / (.1 + .4)."""
+    assert with_prior(torch.tensor([[0.5, 0.5]]), torch.tensor([0.2, 0.8])).tolist() == [pytest.approx([0.2, 0.8])]
+
+
+def test_a_sample_that_the_prior_rules_out_gets_the_prior() -> None:
+    prior = torch.tensor([0.0, 0.3, 0.7])
+    found = with_prior(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]), prior)
+    torch.testing.assert_close(found, prior.double().expand(2, 3))
+
+
+rows = st.integers(2, 5).flatmap(
+    lambda c: st.tuples(
+        st.lists(st.lists(st.floats(0.01, 1), min_size=c, max_size=c), min_size=1, max_size=6),
+        st.lists(st.floats(0.01, 1), min_size=c, max_size=c),
+    )
+)
+
+
+@given(rows)
+def test_every_result_is_a_distribution(case: tuple[list[list[float]], list[float]]) -> None:
+    probs, prior = torch.tensor(case[0]), torch.tensor(case[1])
+    probs = probs / probs.sum(1, keepdim=True)
+    for found in (with_prior(probs, prior), correct(probs), em_prior(probs)[None]):
+        assert found.min() >= 0
+        torch.testing.assert_close(found.sum(1), torch.ones(len(found), dtype=torch.float64))
+
+
+def test_a_mask_zeroes_absent_classes() -> None:
+    mask = present_classes(torch.tensor([3, 1, 1]), 5)
+    assert mask.tolist() == [0, 1, 0, 1, 0]
+    found = with_prior(torch.tensor([[0.5, 0.1, 0.1, 0.1, 0.2]]), mask)
+    assert found.tolist() == [pytest.approx([0, 0.5, 0, 0.5, 0])]

@@ -1,0 +1,436 @@
+"""A bundle's predictions are those of the run's own evaluation; a damaged or hostile bundle is one line."""
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import strategies
+from fedjets_flwr.cli.app import main
+from fedjets_flwr.data.clients import open_client
+from fedjets_flwr.data.datasets import Images
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.moe.label_prior import correct
+from fedjets_flwr.personalize.personaliser import Personaliser, personalise
+from fedjets_flwr.runs.trained_run import FinishedRun
+from tests.support.personal import finish
+
+UNSEEN = 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    return finish(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def held(run: FinishedRun) -> Images:
+    return open_client(run.config, UNSEEN).images
+
+
+@pytest.fixture(scope="module")
+def made(run: FinishedRun, held: Images) -> Personaliser:
+    return personalise(run, held.pixels)
+
+
+@pytest.fixture
+def bundle(made: Personaliser, tmp_path: Path) -> Path:
+    made.save(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def draw(folder: Path, images: Images, classed: bool = False) -> Path:
+    """Write images as PNG, flat or in class folders; sorted paths are not the order of the samples then."""
+    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        path = folder / (str(int(label)) if classed else "") / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(path)
+    return folder
+
+
+# Equality with the run ------------------------------------------------------------------------------------------------
+
+
+def check_like_the_run(run: FinishedRun, folder: Path) -> None:
+    """Every unseen client: the same experts in the same order, and the same number of right answers."""
+    assert len(run.summary["per_client_accuracy"]) == 2
+    for client, accuracy in run.summary["per_client_accuracy"].items():
+        images = open_client(run.config, int(client)).images
+        made = personalise(run, images.pixels)
+        assert list(made.card.experts) == run.summary["chosen"][client]
+        made.save(folder / client)
+        found = Personaliser.load(folder / client).predict(images.pixels)
+        assert made.predictions is not None
+        assert torch.equal(found.probabilities, made.predictions.probabilities)
+        assert torch.equal(found.experts, made.predictions.experts)
+        assert int((found.classes == images.labels).sum()) / len(images) == accuracy
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_every_method_answers_as_in_its_run(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, name: str
+) -> None:
+    check_like_the_run(finish(tmp_path_factory, strategy__name=name, ensembles__members=3), tmp_path)
+
+
+@pytest.mark.parametrize(("trainable", "embedding"), [("stage", "penultimate"), ("head", "logits")])
+def test_tails_answer_as_in_their_run(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, trainable: str, embedding: str
+) -> None:
+    changes = {"moe__trainable": trainable, "common_expert__embedding": embedding, "personalize__read_out": "blend"}
+    check_like_the_run(finish(tmp_path_factory, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"personalize__prior": "em"},
+        {"personalize__prior": "em", "strategy__name": "fedmix", "personalize__read_out": "blend"},
+        {"transport__dtype": "float16", "moe__init": "common", "moe__top_k": 5},
+    ],
+    ids=["em", "fedmix-em", "float16"],
+)
+def test_other_settings_answer_as_in_their_run(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    check_like_the_run(finish(tmp_path_factory, **changes), tmp_path)
+
+
+def test_an_oracle_cannot_serve_a_site_without_labels(run: FinishedRun, held: Images) -> None:
+    config = run.config.model_copy(update={"gate": run.config.gate.model_copy(update={"mode": "oracle"})})
+    with pytest.raises(FedjetsError, match=r"gate.mode = 'oracle' reads labels"):
+        personalise(replace(run, config=config), held.pixels)
+
+
+# What a personalised model does ---------------------------------------------------------------------------------------
+
+
+def test_files_answer_as_their_pixels_and_labels_only_score(
+    run: FinishedRun, held: Images, made: Personaliser, tmp_path: Path
+) -> None:
+    flat, classed = draw(tmp_path / "flat", held), draw(tmp_path / "classed", held, classed=True)
+    a, b = personalise(run, flat), personalise(run, classed)
+    assert a.card.experts == b.card.experts == made.card.experts
+    assert a.predictions is not None and b.predictions is not None and made.predictions is not None
+    assert torch.equal(a.predictions.probabilities, made.predictions.probabilities)
+    assert a.predictions.accuracy is None
+    assert b.predictions.accuracy == run.summary["per_client_accuracy"][str(UNSEEN)]
+    assert b.predictions.files[0] == f"{int(held.labels.min())}/{Path(b.predictions.files[0]).name}"
+    one = made.predict(flat / "0003.png")
+    assert int(one.classes) == int(made.predictions.classes[3])
+    two = made.predict([flat / "0003.png", str(flat / "0000.png")])
+    assert two.classes.tolist() == made.predictions.classes[[3, 0]].tolist()
+    assert made.predict(held.pixels.numpy()).classes.tolist() == made.predictions.classes.tolist()
+
+
+def test_the_prior_is_that_of_the_images_of_personalising(run: FinishedRun, held: Images) -> None:
+    """A question of one image gets the answer that it has among all: the stored prior, not one of one image."""
+    plain, em = personalise(run, held.pixels, prior="none"), personalise(run, held.pixels, prior="em")
+    assert plain.card.label_prior == em.card.label_prior
+    assert sum(em.card.label_prior) == pytest.approx(1)
+    assert plain.predictions is not None and em.predictions is not None
+    torch.testing.assert_close(em.predictions.probabilities.double(), correct(plain.predictions.probabilities))
+    alone = em.predict(held.pixels[5:6])
+    torch.testing.assert_close(alone.probabilities[0], em.predictions.probabilities[5])
+
+
+def test_fewer_experts_are_the_best_of_more(run: FinishedRun, held: Images) -> None:
+    five = personalise(run, held.pixels, experts=5).card
+    assert sorted(five.experts) == [0, 1, 2, 3, 4]
+    assert [five.gate_scores[m] for m in five.experts] == sorted(five.gate_scores, reverse=True)
+    one = personalise(run, held.pixels, experts=1, read_out="mixture")
+    assert one.card.experts == five.experts[:1]
+    assert one.predictions is not None
+    assert set(one.predictions.experts.tolist()) == set(one.card.experts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"experts": 6}, "--experts 6: the run has 5"),
+        ({"experts": -1}, "--experts -1"),
+        ({"read_out": "best"}, "--read-out best: no such read-out; choose one of top-1"),
+        ({"prior": "masked"}, "--prior masked"),
+        ({"device": "abacus"}, "--device abacus"),
+    ],
+)
+def test_a_wrong_argument_is_named(run: FinishedRun, held: Images, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(FedjetsError, match=message.replace("(", r"\(")):
+        personalise(run, held.pixels, **arguments)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 1, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        np.zeros((8, 8), np.uint8),
+        torch.zeros(0, 1, 8, 8, dtype=torch.uint8),
+        [],
+        7,
+        [3],
+        b"abc",
+    ],
+    ids=["float", "channels", "flat", "none", "empty", "number", "numbers", "bytes"],
+)
+def test_what_are_no_images_is_told(made: Personaliser, images: object) -> None:
+    with pytest.raises(FedjetsError, match=r"^images: .*expected"):
+        made.predict(images)
+
+
+def test_a_model_without_a_gate_is_served_whole(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run = finish(tmp_path_factory, strategy__name="ensembles", ensembles__members=2)
+    pixels = open_client(run.config, UNSEEN).images.pixels
+    with pytest.raises(FedjetsError, match=r"--experts 1: .* no gate"):
+        personalise(run, pixels, experts=1)
+    made = personalise(run, pixels, experts=2)
+    made.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / "gate.safetensors").exists()
+    assert made.card.gate_scores == (0.5, 0.5)
+
+
+def test_a_bundle_is_never_written_over(made: Personaliser, bundle: Path) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    with pytest.raises(FedjetsError, match="there is something already"):
+        made.save(bundle)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+# Bundles from strangers -----------------------------------------------------------------------------------------------
+
+
+def sign(bundle: Path) -> None:
+    """Make the card's digests those of the files, as a forger would."""
+    card = json.loads((bundle / "card.json").read_text())
+    for name in card["sha256"]:
+        if (bundle / name).is_file():
+            card["sha256"][name] = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
+    (bundle / "card.json").write_text(json.dumps(card))
+
+
+def refused(bundle: Path, *words: str) -> None:
+    with pytest.raises(FedjetsError) as caught:
+        Personaliser.load(bundle)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(str(bundle))
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("name", ["common-expert.safetensors", "gate.safetensors", "predictions.csv"])
+def test_an_altered_byte_is_told(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[-2] ^= 1
+    (bundle / name).write_bytes(data)
+    refused(bundle, name, "altered")
+
+
+@pytest.mark.parametrize("name", ["card.json", "gate.safetensors"])
+def test_a_missing_file_is_told(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    refused(bundle, name, "missing")
+
+
+def put(*keys: object) -> Callable[[dict[str, Any], object], None]:
+    def change(card: Any, value: object) -> None:
+        for key in keys[:-1]:
+            card = card[key]
+        card[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("sha256", "../../etc/passwd"), "0" * 64),
+        (("sha256", "/etc/passwd"), "0" * 64),
+        (("experts",), ["../x"]),
+        (("experts",), [0, 0]),
+        (("experts",), [7]),
+        (("experts",), [-1]),
+        (("experts",), []),
+        (("image_shape",), [1, 8, 10**9]),
+        (("image_shape",), [2, 8, 8]),
+        (("label_prior",), [0.5, 0.5]),
+        (("label_prior", 0), float("nan")),
+        (("gate_scores",), []),
+        (("model", "name"), "os.system"),
+        (("model", "width"), -1),
+        (("model", "width"), 1.5),
+        (("read_out",), "__import__"),
+        (("trainable",), "none"),
+        (("format_version",), 2),
+        (("extra",), 1),
+        (("classes",), ["a"] * 10),
+    ],
+    ids=str,
+)
+def test_a_hostile_card_is_refused(bundle: Path, where: tuple[object, ...], value: object) -> None:
+    card = json.loads((bundle / "card.json").read_text())
+    put(*where)(card, value)
+    (bundle / "card.json").write_text(json.dumps(card))
+    refused(bundle, "card.json: damaged, or of another version")
+
+
+@pytest.mark.parametrize("width", [9, 10**6, 10**12])
+def test_a_claimed_size_costs_no_memory(bundle: Path, width: int) -> None:
+    card = json.loads((bundle / "card.json").read_text())
+    card["model"]["width"] = width
+    (bundle / "card.json").write_text(json.dumps(card))
+    refused(bundle, "expert-", "not the weights of this model")
+
+
+def forge(path: Path, change: Callable[[dict[str, torch.Tensor]], object], metadata: dict[str, str]) -> None:
+    """Change the tensors or the metadata of a file."""
+    with safetensors.safe_open(path, "pt") as file:
+        told = (file.metadata() or {}) | metadata
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors)
+    safetensors.torch.save_file(tensors, path, told)
+
+
+@pytest.mark.parametrize("name", ["common-expert", "gate", "expert"])
+@pytest.mark.parametrize("kind", ["shape", "missing", "extra", "nan", "dtype", "garbage", "empty"])
+def test_forged_weights_are_refused(bundle: Path, made: Personaliser, name: str, kind: str) -> None:
+    path = bundle / (f"expert-{made.card.experts[0]}.safetensors" if name == "expert" else f"{name}.safetensors")
+    last = {"gate": "output.weight"}.get(name, "head.weight")
+    changes: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+        "shape": lambda t: t.update({last: t[last][:, :-1].clone()}),
+        "missing": lambda t: t.pop(last),
+        "extra": lambda t: t.update(more=torch.zeros(1)),
+        "nan": lambda t: t.update({last: t[last] * float("nan")}),
+        "dtype": lambda t: t.update({last: t[last].to(torch.complex64)}),
+    }
+    if kind in changes:
+        forge(path, changes[kind], {})
+    else:
+        path.write_bytes(b"\x80\x04" * 20 if kind == "garbage" else b"")
+    sign(bundle)
+    refused(bundle, path.name)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"width": "100000000"},
+        {"name": "resnet999"},
+        {"width": "x"},
+        {"mean": "0.5,0.5"},
+        {"num_classes": "11"},
+        {"channels": "3"},
+        {"mean": "nan"},
+        {"arch": "resnet20"},
+    ],
+    ids=str,
+)
+def test_a_forged_common_expert_is_refused(bundle: Path, metadata: dict[str, str]) -> None:
+    forge(bundle / "common-expert.safetensors", lambda tensors: None, metadata)
+    sign(bundle)
+    refused(bundle, "common-expert.safetensors")
+
+
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_mangled_bundle_loads_or_is_one_line(made: Personaliser, tmp_path: Path, data: st.DataObject) -> None:
+    bundle = tmp_path / "mangled"
+    shutil.rmtree(bundle, ignore_errors=True)
+    made.save(bundle)
+    path = bundle / data.draw(st.sampled_from(["card.json", "common-expert.safetensors", "gate.safetensors"]))
+    content = bytearray(path.read_bytes())
+    head = min(len(content), 1500)  # where lengths, names and shapes stand
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, head - 1), st.integers(0, 255)), min_size=1)):
+        content[at] = value
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), head]))])
+    if path.name != "card.json":
+        sign(bundle)
+    try:
+        Personaliser.load(bundle)
+    except FedjetsError as error:
+        assert "\n" not in str(error)
+
+
+# Commands -------------------------------------------------------------------------------------------------------------
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedjets", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def test_personalize_and_predict(
+    run: FinishedRun, held: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    accuracy = run.summary["per_client_accuracy"][str(UNSEEN)]
+    classed = draw(tmp_path / "classed", held, classed=True)
+    assert call(monkeypatch, "personalize", "--run", run.folder, "--images", classed) == 0
+    assert f"accuracy {accuracy:.4f}" in capfd.readouterr().out
+    bundle = tmp_path / "bundles" / "run-classed"
+    assert call(monkeypatch, "predict", bundle, classed) == 0
+    shown = capfd.readouterr()
+    assert shown.out == (bundle / "predictions.csv").read_text()
+    assert f"accuracy {accuracy:.4f}" in shown.err
+    rows = list(csv.DictReader(shown.out.splitlines()))
+    assert len(rows) == len(held)
+    right = sum(row["class"] == row["file"].split("/")[0] for row in rows)
+    assert right / len(rows) == accuracy
+    assert {int(row["expert"]) for row in rows} <= set(run.summary["chosen"][str(UNSEEN)])
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+    assert call(monkeypatch, "predict", bundle, classed, "--output", "found.csv") == 0
+    assert (tmp_path / "found.csv").read_text() == shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("personalize", "--run", "nothing", "--images", "."), "nothing/config.json is missing"),
+        (("personalize", "--run", "RUN", "--images", "nothing"), "nothing: no such folder of images"),
+        (("personalize", "--run", "RUN", "--images", "empty"), "empty: no image in it"),
+        (("personalize", "--run", "RUN", "--images", "empty", "--output", "."), ".: there is something already"),
+        (("predict", "empty", "empty"), "empty/card.json: missing"),
+        (("predict", "BUNDLE", "empty"), "empty: no image in it"),
+        (("export", "empty", "--onnx", "x.onnx"), "empty/card.json: missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_command_is_one_line(
+    run: FinishedRun, bundle: Path, arguments: tuple[str, ...], message: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": run.folder, "BUNDLE": bundle}
+    assert call(monkeypatch, *(places.get(word, word) for word in arguments)) == 1
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {message}")
+    assert shown.err.count("\n") == 1
+
+
+def test_names_of_files_need_not_be_text(made: Personaliser, held: Images, tmp_path: Path) -> None:
+    """Commas, quotes, line ends and bytes that are not UTF-8 come back as they are."""
+    draw(tmp_path / "images", held.subset(np.arange(3)))
+    names = [b'a,"b".png', b"line\nend.png", b"\xff\xfe.png"]
+    for old, name in zip(sorted((tmp_path / "images").iterdir()), names, strict=True):
+        old.rename(old.parent / name.decode("utf-8", "surrogateescape"))
+    text = made.predict(tmp_path / "images").csv().decode("utf-8", "surrogateescape")
+    found = [row["file"].encode("utf-8", "surrogateescape") for row in csv.DictReader(text.splitlines(keepends=True))]
+    assert sorted(found) == sorted(names)

@@ -1,0 +1,318 @@
+"""Whole runs of every method, through the real apps, against the same rounds computed by hand in float64."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.data.clients import open_client
+from fedjets_flwr.federation.cohort import draw_cohort
+from fedjets_flwr.moe.metrics import READINGS
+from fedjets_flwr.runs.tracking import read_metrics
+from strategies import Method
+from tests.support import by_hand
+from tests.support.by_hand import Array, Client, Vectors
+from tests.support.runs import ROUNDS, TinyRunner
+from tests.support.tiny import CLASSES, EXPERTS, common_expert, samples_of
+
+UNSEEN = (7, 8)
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
+    return TinyRunner(tmp_path, monkeypatch)
+
+
+@dataclass
+class Reply:
+    """What a client returns: vectors, each with its weight in the average."""
+
+    client: int
+    vectors: Vectors
+    loss: float
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+def state_of(method: Method) -> Vectors:
+    return {name: vector.double().numpy() for name, vector in method.vectors.items()}
+
+
+def averaged(config: Config, replies: Sequence[Reply]) -> Vectors:
+    """Return sum_s w_s v_s / sum_s w_s of each vector over those who returned it; w_s = N_s unless the reply says."""
+    sums: Vectors = {}
+    totals: dict[str, float] = {}
+    for reply in replies:
+        for name, vector in reply.vectors.items():
+            weight = reply.weights.get(name, len(samples_of(config, reply.client)))
+            sums[name] = sums.get(name, np.zeros(1)) + weight * vector
+            totals[name] = totals.get(name, 0.0) + weight
+    return {name: total / totals[name] for name, total in sums.items()}
+
+
+def chosen(gate: Array, h: Array, k: int) -> list[int]:
+    """Return TOPK(sum_i g(x_i))."""
+    return [int(m) for m in np.argsort(-by_hand.scores(gate, h).sum(axis=0))[:k]]
+
+
+def fedavg(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
+    clients = draw_cohort(config, server_round, "uniform", ())[1]
+    return [Reply(c, *Client(config, c, server_round).supervised(state)) for c in clients]
+
+
+def fedprox(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
+    clients = draw_cohort(config, server_round, "uniform", ())[1]
+    return [Reply(c, *Client(config, c, server_round).proximal(state, config.fedprox.mu)) for c in clients]
+
+
+def ensembles(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
+    replies: dict[int, list[tuple[Vectors, float]]] = {}
+    for member in range(config.ensembles.members):
+        for c in draw_cohort(config, server_round, "uniform", (), member)[1]:
+            replies.setdefault(c, []).append(Client(config, c, server_round).supervised(state, member))
+    return [
+        Reply(c, dict(pair for vectors, _ in held for pair in vectors.items()), float(np.mean([x for _, x in held])))
+        for c, held in sorted(replies.items())
+    ]
+
+
+def fedmix(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
+    replies = []
+    for c in draw_cohort(config, server_round, "uniform", ())[1]:
+        client = Client(config, c, server_round)
+        vectors, loss = client.normal(state, range(EXPERTS), "probs")
+        mass = by_hand.scores(vectors["gate"], client.samples.h).sum(axis=0)
+        replies.append(Reply(c, vectors, loss, {f"expert.{m}": mass[m] for m in range(EXPERTS)}))
+    return replies
+
+
+def fedjets(config: Config, state: Vectors, server_round: int, bound: Sequence[int] = (0, 1, 2)) -> list[Reply]:
+    anchors, normals = draw_cohort(config, server_round, config.cohort.sampling or "anchored", bound)
+    replies = []
+    for c in anchors:
+        m = bound.index(c)
+        sent = {name: state[name] for name in (f"expert.{m}", "gate")}
+        replies.append(Reply(c, *Client(config, c, server_round).anchor(sent, m)))
+    for c in normals:
+        client = Client(config, c, server_round)
+        oracle = one_hot(config, c) if config.gate.mode == "oracle" else None
+        ids = chosen(state["gate"], client.samples.h, config.moe.top_k) if oracle is None else best(oracle, config)
+        sent = {name: state[name] for name in (*(f"expert.{m}" for m in ids), "gate")}
+        replies.append(Reply(c, *client.normal(sent, ids, "logits", oracle)))
+    if config.gate.mode != "learned":
+        replies = [Reply(r.client, {n: v for n, v in r.vectors.items() if n != "gate"}, r.loss) for r in replies]
+    return sorted(replies, key=lambda reply: reply.client)
+
+
+def one_hot(config: Config, client: int) -> Array:
+    """Return an oracle's scores: 1 for the expert whose anchor holds most samples of a label."""
+    held = np.stack([np.bincount(samples_of(config, m).y, minlength=CLASSES) for m in range(EXPERTS)])
+    scores: Array = np.eye(EXPERTS)[held.argmax(axis=0)[samples_of(config, client).y]]
+    return scores
+
+
+def best(scores: Array, config: Config) -> list[int]:
+    return [int(m) for m in np.argsort(-scores.sum(axis=0), kind="stable")[: config.moe.top_k]]
+
+
+def scaffold(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
+    """The model's replies; the variates of ``state`` move along: c_i+ = c_i - c + (x - y) / (K lr), option II."""
+    replies, old = [], dict(state)
+    for c in draw_cohort(config, server_round, "uniform", ())[1]:
+        client, own = Client(config, c, server_round), old.get(f"variate.{c}", np.zeros_like(old["variate"]))
+        vectors, loss = client.scaffold({"expert.0": old["expert.0"]}, old["variate"] - own)
+        m, steps = config.train.momentum, range(1, len(client.batches(0)) + 1)
+        moved = client.rate.lr * sum((1 - m**j) / (1 - m) for j in steps)
+        new = own - old["variate"] + (old["expert.0"] - vectors["expert.0"]) / moved
+        state[f"variate.{c}"] = new
+        state["variate"] = state["variate"] + (new - own) / config.partition.clients
+        replies.append(Reply(c, vectors, loss))
+    return replies
+
+
+METHODS = {
+    "ensembles": ensembles, "fedavg": fedavg, "fedjets": fedjets, "fedmix": fedmix, "fedprox": fedprox,
+    "scaffold": scaffold,
+}  # fmt: skip
+
+
+def by_rounds(method: Method, **more: Any) -> Iterator[tuple[list[Reply], Vectors]]:
+    """Yield each round's replies, and the state after it."""
+    state = state_of_start(method)
+    for server_round in range(1, ROUNDS + 1):
+        replies = METHODS[method.config.strategy.name](method.config, state, server_round, **more)
+        state |= averaged(method.config, replies)
+        yield replies, dict(state)
+
+
+def state_of_start(method: Method) -> Vectors:
+    return {name: vector.double().numpy() for name, vector in method.initial_vectors().items()}
+
+
+def assert_follows(method: Method, **more: Any) -> Vectors:
+    """Compare losses, cohorts, counts and the last state with the rounds by hand; return that state."""
+    records = read_metrics(method.config.run_dir)
+    state: Vectors = {}
+    for record, (replies, after) in zip(records, by_rounds(method, **more), strict=True):
+        state = after
+        samples = {r.client: len(samples_of(method.config, r.client)) for r in replies}
+        assert record["cohort"] == list(samples)
+        loss = sum(samples[r.client] * r.loss for r in replies) / sum(samples.values())
+        assert record["loss"] == pytest.approx(loss, abs=1e-4)
+        names = [name for r in replies for name in r.vectors]
+        assert record["trained"] == {name: names.count(name) for name in names}
+    found = state_of(method)
+    assert found.keys() == state.keys()
+    for name, vector in found.items():
+        np.testing.assert_allclose(vector, state[name], atol=1e-4, err_msg=name)
+    return state
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_rounds_are_those_by_hand(tiny_run: TinyRunner, name: str) -> None:
+    assert_follows(tiny_run(name))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cohort__sampling": "uniform"},
+        {"gate__mode": "random"},
+        {"gate__mode": "oracle"},
+        {"train__logit_adjust": True, "moe__renormalise": True},
+    ],
+)  # fmt: skip
+def test_rounds_of_fedjets_in_other_ways(tiny_run: TinyRunner, changes: dict[str, Scalar]) -> None:
+    assert_follows(tiny_run("fedjets", **changes))
+
+
+def test_anchors_chosen_by_embeddings_drive_the_expert_of_their_position(tiny_run: TinyRunner) -> None:
+    """Farthest first: the client whose mean embedding is farthest from the mean, then twice the one farthest from
+    those chosen; in ascending order they are bound to experts 0, 1, 2."""
+    method = tiny_run("fedjets", cohort__anchor_selection="farthest")
+    means = np.stack([samples_of(method.config, client).h.mean(axis=0) for client in range(7)])
+    anchors = [int(np.linalg.norm(means - means.mean(axis=0), axis=1).argmax())]
+    while len(anchors) < EXPERTS:
+        anchors.append(int(np.linalg.norm(means[:, None] - means[anchors], axis=2).min(axis=1).argmax()))
+    assert method.anchors == tuple(sorted(anchors)) != (0, 1, 2)
+    assert_follows(method, bound=sorted(anchors))
+    summary = json.loads((method.config.run_dir / "summary.json").read_text())
+    assert summary["anchors"] == sorted(anchors)
+
+
+# Unseen clients -------------------------------------------------------------------------------------------------------
+
+
+def corrected(p: Array, prior: str, labels: Array) -> Array:
+    """Return p as it is, by EM for the client's own label shares, or with the labels that it lacks struck out."""
+    if prior == "none":
+        return p
+    q = np.full(CLASSES, 1 / CLASSES)
+    for _ in range(500):
+        q = (q * p / (q * p).sum(axis=1, keepdims=True)).mean(axis=0)
+    return p * (q if prior == "em" else np.isin(np.arange(CLASSES), labels))
+
+
+def readings_by_hand(method: Method, state: Vectors, client: int) -> tuple[list[int], Array, dict[str, float]]:
+    """Return an unseen client's experts, the share of its samples that each one answers, and the accuracy of each
+    read-out with each correction."""
+    samples, names = samples_of(method.config, client), [n for n in state if n.startswith("expert.")]
+    ids, g = list(range(len(names))), np.full((len(samples), len(names)), 1 / len(names))
+    if "gate" in state:
+        g = by_hand.scores(state["gate"], samples.h)
+        ids = chosen(state["gate"], samples.h, method.config.moe.top_k) if method.routed else ids
+    p = np.stack([by_hand.softmax(by_hand.expert(state[f"expert.{m}"], samples.x)[0]) for m in ids])
+    w = g[:, ids].T
+    mixture = (w[:, :, None] * p).sum(axis=0) / w.sum(axis=0)[:, None]
+    read = {
+        "top-1": p[w.argmax(axis=0), np.arange(len(samples))],
+        "mixture": mixture,
+        "blend": np.sqrt(mixture * by_hand.softmax(samples.h)),
+        "mean": p.mean(axis=0),
+    }
+    read["blend"] /= read["blend"].sum(axis=1, keepdims=True)
+    right = {}
+    for reading in READINGS:
+        name, prior = reading.split("/")
+        right[reading] = float((corrected(read[name], prior, samples.y).argmax(axis=1) == samples.y).mean())
+    load = np.bincount(np.array(ids)[w.argmax(axis=0)], minlength=len(names)) / len(samples)
+    return ids, load, right
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_unseen_clients_answer_as_by_hand_with_every_read_out(tiny_run: TinyRunner, name: str) -> None:
+    """After every second round and the last; the accuracy of a run is that of the method's own read-out."""
+    method = tiny_run(name)
+    own = {"ensembles": "mean", "fedmix": "mixture"}.get(name, "top-1")
+    records = read_metrics(method.config.run_dir)
+    assert ["evaluation" in record for record in records] == [False, True, True]
+    for record, (_, state) in list(zip(records, by_rounds(method), strict=True))[1:]:
+        by_client = {client: readings_by_hand(method, state, client) for client in UNSEEN}
+        found = record["evaluation"]
+        means = {r: sum(right[r] for *_, right in by_client.values()) / 2 for r in READINGS}
+        assert found["readings"] == pytest.approx(means)
+        assert found["chosen"] == {str(client): ids for client, (ids, _, _) in by_client.items()}
+        assert found["reading"] == f"{own}/none"
+        assert found["accuracy"] == pytest.approx(means[f"{own}/none"])
+        assert found["per_client_accuracy"] == pytest.approx(
+            {str(client): right[f"{own}/none"] for client, (_, _, right) in by_client.items()}
+        )
+        assert len(set(means.values())) > 2
+        load = sum(load for _, load, _ in by_client.values()) / 2
+        assert found["expert_load"] == pytest.approx(load.tolist())
+        assert found["collapsed"] == (name in ("fedjets", "fedmix") and max(load) > 0.95)
+
+
+def test_experts_are_measured_on_the_classes_of_unseen_clients(tiny_run: TinyRunner) -> None:
+    """After the last round, and every so many if asked for; a class that no unseen client holds is unknown."""
+    method = tiny_run("fedjets", run__inspect_every=2, run__evaluate_every=1)
+    records = read_metrics(method.config.run_dir)
+    assert ["inspection" in record for record in records] == [False, True, True]
+    for record, (_, state) in list(zip(records, by_rounds(method), strict=True))[1:]:
+        held = [samples_of(method.config, client) for client in UNSEEN]
+        x, y = np.concatenate([s.x for s in held]), np.concatenate([s.y for s in held])
+        for m, row in enumerate(record["inspection"]["expert_class_accuracy"]):
+            hits = by_hand.expert(state[f"expert.{m}"], x)[0].argmax(axis=1) == y
+            wanted = [float(hits[y == label].mean()) if label in y else None for label in range(CLASSES)]
+            assert row == [None if value is None else pytest.approx(value, abs=1e-5) for value in wanted]
+
+
+def test_an_oracle_also_serves_unseen_clients(tiny_run: TinyRunner) -> None:
+    method = tiny_run("fedjets", gate__mode="oracle")
+    record = read_metrics(method.config.run_dir)[-1]["evaluation"]
+    wanted = {str(c): best(one_hot(method.config, c), method.config) for c in UNSEEN}
+    assert record["chosen"] == wanted
+
+
+# What a run leaves ----------------------------------------------------------------------------------------------------
+
+
+def test_the_controls_are_the_common_experts_own_answers(tiny_run: TinyRunner) -> None:
+    method = tiny_run("fedavg")
+    summary = json.loads((method.config.run_dir / "summary.json").read_text())
+    p = {client: by_hand.softmax(samples_of(method.config, client).h) for client in UNSEEN}
+    for control, prior in (("common_expert", "none"), ("common_expert_em", "em"), ("common_expert_masked", "masked")):
+        right = []
+        for client in UNSEEN:
+            labels = open_client(method.config, client).images.labels.numpy()
+            right.append((corrected(p[client], prior, labels).argmax(axis=1) == labels).mean())
+        assert summary["controls"][control] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize(("name", "served", "gate"), [("fedavg", 1, 0), ("ensembles", 2, 0), ("fedjets", 2, 87)])
+def test_facts_of_a_run(tiny_run: TinyRunner, name: str, served: int, gate: int) -> None:
+    """A linear expert has 4 * 10 + 10 weights and takes 2 * 4 * 10 operations a sample."""
+    method = tiny_run(name)
+    summary = json.loads((method.config.run_dir / "summary.json").read_text())
+    wanted = {
+        "privacy": {}, "classes": [str(label) for label in range(10)], "image_shape": [1, 8, 8], "anchors": [0, 1, 2],
+        "trained_parameters": served * 50 + gate, "flops_per_answer": served * 80,
+        "common_expert_parameters": common_expert().num_parameters,
+        "bytes_setup": 9 * len(common_expert().as_bytes),
+    }  # fmt: skip
+    assert {key: summary[key] for key in wanted} == wanted
+    assert method.facts() == wanted

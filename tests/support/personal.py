@@ -1,0 +1,21 @@
+"""A tiny real run on the digits, finished, for tests of what is made from one."""
+
+import pytest
+
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.runs.trained_run import FinishedRun, open_run
+from tests.support.in_process import run_in_process
+
+TINY: dict[str, Scalar] = {
+    "run__rounds": 2, "run__evaluate_every": 2, "run__name": "run", "model__width": 8, "gate__hidden": 16,
+    "partition__clients": 8, "partition__unseen_clients": 2, "partition__samples_per_client": 30,
+    "cohort__anchors": 3, "cohort__normals": 3, "common_expert__target_accuracy": 0.3,
+}  # fmt: skip
+
+
+def finish(factory: pytest.TempPathFactory, **changes: Scalar) -> FinishedRun:
+    """Return a run with some settings changed; runs share their common expert and embeddings."""
+    folder, cache = factory.mktemp("finished"), factory.getbasetemp() / "personal-cache"
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(folder, patch, **(TINY | {"run__cache_dir": str(cache)} | changes))
+    return open_run(folder / "runs" / "run")
