@@ -6,36 +6,46 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: setup run test test-slow lint mutants bench
+.PHONY: help setup run check lint format test test-slow mutants bench
 
-setup: .venv/installed
+help: ## list what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+setup: .venv/installed ## make .venv with all that development needs
 
 .venv/installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev,tensorboard,privacy,onnx]'
 	touch $@
 
-run: setup
+run: setup ## one run on the bundled digits, a minute or so
 	$(BIN)/fedjets run
 
-test: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+check: lint test ## what CI runs
 
-test-slow: setup
-	$(BIN)/python -m pytest -m slow
-
-lint: setup
+lint: setup ## style, types, and that imports only go down
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite what a formatter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## the tests that take seconds, and the documents' quick commands; under 10 minutes
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+test-slow: setup ## deployments, kills, whole presets, the documents' long commands; an hour
+	$(BIN)/python -m pytest -m slow
 
 # Changes the maths line by line and looks whether a test fails; tests/mutants.toml lists who may survive, and why.
 # Workers are forked: a second thread of torch's would hang in them.
-mutants: setup
+mutants: setup ## change the maths line by line; a test must fail; half an hour
 	rm -rf mutants
 	OMP_THREAD_LIMIT=1 $(BIN)/mutmut run --max-children 2
 	$(BIN)/python -m tests.mutants
 
-# One line a bound, ending in ok or MISS; a quiet machine and about an hour. Some only: make bench NAMES="round pfl"
-bench: setup
+# One line a bound, ending in ok or MISS. Some only: make bench NAMES="round pfl"
+bench: setup ## measure against bounds and rivals; a quiet machine and an hour
 	$(BIN)/python -m benchmarks $(NAMES)

@@ -20,11 +20,12 @@ from benchmarks.bare import BareLoop
 from benchmarks.engine import ours
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, matmul_peak, ratios
-from client_app.client import Site
+from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.models.common_expert import load_common_expert
-from fedjets_flwr.models.expert import build_configured_gate, build_expert
+from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
 from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
 
 VARIANTS: dict[str, dict[str, Scalar]] = {
@@ -38,7 +39,7 @@ LIMIT = 1.10
 class Work:
     """What one client trains in a round: its data and the experts that it holds."""
 
-    site: Site
+    runtime: Runtime
     client: int
     experts: int
     anchor: bool
@@ -47,17 +48,19 @@ class Work:
 class Worker:
     """Models of one thread, made once and overwritten for each client."""
 
-    def __init__(self, site: Site) -> None:
-        c = site.config
-        self.experts = [build_expert(c, site.common, site.dataset, 0, c.moe.init) for _ in range(c.moe.top_k)]
+    def __init__(self, runtime: Runtime) -> None:
+        c = runtime.config
+        self.experts = [
+            build_expert(c, runtime.common, runtime.architecture(0), 0, c.moe.init) for _ in range(c.moe.top_k)
+        ]
         self.start = [[p.detach().clone() for p in expert.parameters()] for expert in self.experts]
-        self.gate = build_configured_gate(c, site.common, c.moe.experts)
+        self.gate = build_configured_gate(c, runtime.common, c.moe.experts)
         self.gate_start = [p.detach().clone() for p in self.gate.parameters()]
 
     def train(self, work: Work) -> None:
         """Do one client's local epochs."""
-        site, c = work.site, work.site.config
-        local, experts = site.local(work.client), self.experts[: work.experts]
+        runtime, c = work.runtime, work.runtime.config
+        local, experts = runtime.data(work.client), self.experts[: work.experts]
         for expert, start in zip(experts, self.start, strict=False):
             _load(expert, start)
         _load(self.gate, self.gate_start)
@@ -65,7 +68,7 @@ class Worker:
             torch.optim.SGD(m.parameters(), lr=c.train.lr, momentum=c.train.momentum, foreach=True) for m in experts
         ]
         optimizers.append(torch.optim.SGD(self.gate.parameters(), lr=c.gate.lr, foreach=True))
-        inputs = site.inputs(local)
+        inputs = runtime.inputs(local)
         for model in [*experts, self.gate]:
             model.train()
         for rows in torch.randperm(len(local)).split(c.train.batch_size):
@@ -110,28 +113,29 @@ def _variant(plan: Plan, name: str, changes: dict[str, Scalar]) -> tuple[tuple[l
         changes |= {"partition.samples-per-client": 64, "partition.clients": 12}
     config = settings(plan, name, changes, "cifar10-laptop")
     torch.manual_seed(0)
-    site = Site(config, load_common_expert(Path(config.common_expert.path)))
+    common = load_common_expert(Path(config.common_expert.path))
+    runtime = Runtime(config, common, [expert_architecture(config, common, open_dataset(config), config.moe.init)])
     block = 1 if plan.quick else {"head": 20, "all": 1}[name]
     with ExitStack() as stack:
         engine = stack.enter_context(ours(config, Resources()))
         engine.rounds(2 if plan.quick else 3, seconds=600)
-        bare = BareLoop(lambda: Worker(site), Worker.train, lambda job: job.experts)
-        bare.choose(_jobs(site, engine.records[-1]["cohort"]))
+        bare = BareLoop(lambda: Worker(runtime), Worker.train, lambda job: job.experts)
+        bare.choose(_jobs(runtime, engine.records[-1]["cohort"]))
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(plan.rounds):
             seconds[0].append(sum(engine.rounds(block)) / block)
             cohorts = [record["cohort"] for record in engine.records[-block:]]
-            seconds[1].append(sum(bare.round(_jobs(site, cohort)) for cohort in cohorts) / block)
+            seconds[1].append(sum(bare.round(_jobs(runtime, cohort)) for cohort in cohorts) / block)
         with FlopCounterMode(display=False) as counter:
-            bare.alone(_jobs(site, cohorts[-1]))
+            bare.alone(_jobs(runtime, cohorts[-1]))
     return seconds, int(counter.get_total_flops()), bare.mode
 
 
-def _jobs(site: Site, cohort: list[int]) -> list[Work]:
-    anchors = site.config.num_anchors
+def _jobs(runtime: Runtime, cohort: list[int]) -> list[Work]:
+    anchors = runtime.config.num_anchors
     for client in cohort:
-        site.local(client)  # data are read before the clock runs
-    return [Work(site, c, 1 if c < anchors else site.config.moe.top_k, c < anchors) for c in cohort]
+        runtime.data(client)  # data are read before the clock runs
+    return [Work(runtime, c, 1 if c < anchors else runtime.config.moe.top_k, c < anchors) for c in cohort]
 
 
 @torch.no_grad()

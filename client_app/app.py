@@ -7,15 +7,17 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.algorithms import Train, algorithms
+from client_app.algorithms import Work, algorithms
 from client_app.attacks import poisoned
-from client_app.client import Site, common_expert_path, open_site, vector_store
+from client_app.client import ClientContext
 from client_app.node import Node, local_settings, read_node
 from client_app.queries import evaluate, inspect, prepare, route
+from client_app.runtime import Runtime, common_expert_path, open_runtime, vector_store
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert
-from fedjets_flwr.wire.messages import Answer, Job, Request, decode_request, encode_reply
+from fedjets_flwr.wire.messages import Job, Reply, Request, decode_request, encode_replies
 from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe
 
@@ -50,48 +52,54 @@ def describe(message: Message, context: Context) -> Message:
     return Message(RecordDict({"host": host}), reply_to=message)
 
 
-def _serve(work: Train) -> Callable[[Message, Context], Message]:
+def _serve(work: Work) -> Callable[[Message, Context], Message]:
     """Return a handler that runs ``work`` for each client of the message."""
 
     def handle(message: Message, context: Context) -> Message:
         config = config_of(context)
         node = read_node(context.node_config, config, in_simulation())
         request = decode_request(message.content, vector_store(config, node))
-        site = _open(config, node, request.facts, message)
-        answers = (_answer(work, site, request, job) for job in request.jobs)
-        # Each answer is encoded before the next client overwrites the site's models.
-        return Message(encode_reply(answers, request.transport), reply_to=message)
+        runtime = _open(config, node, request.facts, message)
+        replies = (_reply(work, runtime, request, job) for job in request.jobs)
+        # Each reply is encoded before the next client writes over the runtime's models.
+        return Message(encode_replies(replies, request.transport), reply_to=message)
 
     return handle
 
 
-def _answer(work: Train, site: Site, request: Request, job: Job) -> Answer:
+def _train(train: Work) -> Callable[[Message, Context], Message]:
+    """Return a handler of train messages; in a simulation some clients may be made to attack."""
+    honest, simulated = _serve(train), _serve(poisoned(train))
+
+    def handle(message: Message, context: Context) -> Message:
+        attacked = in_simulation() and config_of(context).attack.kind != "none"
+        return (simulated if attacked else honest)(message, context)
+
+    return handle
+
+
+def _reply(work: Work, runtime: Runtime, request: Request, job: Job) -> Reply:
     try:
-        vectors, numbers = work(site, job, request.server_round, request.vectors)
-        return Answer(job.client, vectors, numbers)
+        update = work(ClientContext(runtime, job, request.server_round, runtime.data(job.client)), request.vectors)
+        return Reply(job.client, update.vectors, update.numbers)
     except Exception as error:  # one client's failure must not take its node's other clients along
         log.exception("client %d failed", job.client)
-        return Answer(job.client, {}, {}, error=f"{type(error).__name__}: {error}")
+        return Reply(job.client, {}, {}, error=f"{type(error).__name__}: {error}")
 
 
-def _open(config: Config, node: Node, facts: Mapping[str, str], message: Message) -> Site:
+def _open(config: Config, node: Node, facts: Mapping[str, str], message: Message) -> Runtime:
     digest = facts["common-expert"]
     if (record := message.content.array_records.get("common-expert")) is not None:
-        path = common_expert_path(config, digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = record["safetensors"].data
-        temporary = path.with_name(f".{path.name}.{message.metadata.message_id}")
-        temporary.write_bytes(data)
-        if load_common_expert(temporary).digest != digest:
-            temporary.unlink()
-            raise FedjetsError("the common expert arrived damaged")
-        temporary.replace(path)
-    return open_site(config, node, digest, facts["expert-init"], facts["expert-layout"])
+        with written(common_expert_path(config, digest)) as file:
+            file.write_bytes(record["safetensors"].data)
+            if load_common_expert(file).digest != digest:
+                raise FedjetsError("the common expert arrived damaged")
+    return open_runtime(config, node, digest, facts["experts"], facts["layout"])
 
 
 app.query("prepare")(_serve(prepare))
 app.query("route")(_serve(route))
 app.query("inspect")(_serve(inspect))
 app.evaluate()(_serve(evaluate))
-for _name, _train in algorithms().items():
-    app.train(_name)(_serve(poisoned(_train)))
+for _name, _algorithm in algorithms().items():
+    app.train(_name)(_train(_algorithm))

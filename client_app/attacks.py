@@ -1,21 +1,21 @@
-"""Simulated attackers, to measure what robust aggregation is worth. Off unless ``attack.kind`` names one.
+"""Simulated attackers, to measure what robust aggregation is worth; they exist in a simulation alone.
 
-A share of the training clients, drawn from the seed, answers every train message with poisoned vectors.
+A share of the training clients, drawn from the seed, has its data or its update swapped around every training.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from client_app.algorithms import Train
-from client_app.client import Site
+from client_app.algorithms import Work
+from client_app.client import ClientContext, Update
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.seeds import numpy_generator, torch_generator
-from fedjets_flwr.wire.messages import Job, Number
+from fedjets_flwr.seeds import numpy_generator
 
 Poison = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""(what the client was sent, what honest training made of it, draws) -> what it answers."""
+"""(what the client was sent, what honest training made of it, draws) -> what it replies."""
 
 BOOST = 10.0
 """Factor of the boosted attacks."""
@@ -48,21 +48,19 @@ def attackers(config: Config) -> frozenset[int]:
     return frozenset(numpy_generator(config.run.seed, "attackers").choice(clients, count, replace=False).tolist())
 
 
-def poisoned(train: Train) -> Train:
-    """Return a local algorithm whose attackers poison what they answer."""
+def poisoned(train: Work) -> Work:
+    """Return a client algorithm whose attackers poison what they reply."""
 
-    def attack(
-        site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Number]]:
-        if job.client not in attackers(site.config):
-            return train(site, job, server_round, vectors)
-        kind = site.config.attack.kind
+    def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+        if context.client not in attackers(context.config):
+            return train(context, vectors)
+        kind = context.config.attack.kind
         if kind == "label-flip":
-            with site.relabelled(job.client, flip):
-                return train(site, job, server_round, vectors)
-        trained, numbers = train(site, job, server_round, vectors)
-        generator = torch_generator(site.config.run.seed, "attack", server_round, job.client)
-        return {name: POISONS[kind](vectors[name], v.cpu(), generator) for name, v in trained.items()}, numbers
+            flipped = replace(context.data, labels=flip(context.data.labels, context.num_classes))
+            return train(replace(context, data=flipped), vectors)
+        update, generator = train(context, vectors), context.generator("attack")
+        poison = POISONS[kind]
+        return replace(update, vectors={n: poison(vectors[n], v.cpu(), generator) for n, v in update.vectors.items()})
 
     return attack
 

@@ -1,177 +1,104 @@
-"""What a client's process keeps between messages: settings, common expert, models, data and embeddings.
+"""What an algorithm gets to work with: one client's job, its data, and models that hold the vectors it was sent."""
 
-In a simulation an actor lives for the whole run and serves many clients; deployed, a process serves one message. Both
-read the same disk cache.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from client_app.node import Node
+from client_app.runtime import LocalData, Runtime
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
-from fedjets_flwr.data.transforms import AUGMENTATIONS
-from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
-from fedjets_flwr.models.device import device_of
-from fedjets_flwr.models.expert import build_configured_gate, build_expert
-from fedjets_flwr.models.flat_model import FlatModel, Layout
-from fedjets_flwr.moe.embedding import Embedded, embed
-from fedjets_flwr.moe.gating import label_offset
-from fedjets_flwr.moe.local_training import Inputs
-from fedjets_flwr.wire.vector_cache import VectorStore
-
-KEPT_CLIENTS = 256
-"""Clients whose data a process keeps at hand; the others' comes from the disk again, by memory map."""
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.local_training import Inputs, Sgd, batches, rate
+from fedjets_flwr.names import expert_name
+from fedjets_flwr.seeds import torch_generator
+from fedjets_flwr.wire.messages import Job, Number
 
 
 @dataclass(frozen=True)
-class Local:
-    """One client's data on this site's device."""
+class Update:
+    """What a client's work came to: the vectors and the numbers of its reply."""
 
-    data: ClientData
-    embedded: Embedded
-    embedding: Tensor
-    labels: Tensor
-    offset: Tensor | float
-    computed: bool
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = field(default_factory=dict)
 
 
-class Site:
-    """Everything that a process needs to serve clients of one run."""
+@dataclass(frozen=True)
+class ClientContext:
+    """One job of one client.
 
-    def __init__(self, config: Config, common: CommonExpert, init: str = "", images: Path | None = None) -> None:
-        torch.set_num_threads(config.run.threads_per_client)
-        self.config, self.common, self.init = config, common, init or config.moe.init
-        self.images = images
-        self.device = device_of(config)
-        self.dataset = open_dataset(config)
-        self._experts: list[FlatModel] = []
-        self._gates: dict[int, FlatModel] = {}
-        self._locals: dict[int, Local] = {}
-
-    def experts(self, vectors: Sequence[Tensor]) -> list[FlatModel]:
-        """Return models that hold ``vectors``; the same objects are overwritten at each call."""
-        while len(self._experts) < len(vectors):
-            module = build_expert(self.config, self.common, self.dataset, 0, self.init)
-            self._experts.append(FlatModel(module.to(self.device)))
-        chosen = self._experts[: len(vectors)]
-        for model, vector in zip(chosen, vectors, strict=True):
-            model.load(vector)
-        return chosen
-
-    @cached_property
-    def layout(self) -> Layout:
-        """What an expert's vector holds."""
-        return FlatModel(build_expert(self.config, self.common, self.dataset, 0, self.init)).layout
-
-    def gate(self, vector: Tensor, experts: int) -> FlatModel:
-        """Return the gate over ``experts`` experts that holds ``vector``."""
-        if experts not in self._gates:
-            module = build_configured_gate(self.config, self.common, experts)
-            self._gates[experts] = FlatModel(module.to(self.device))
-        self._gates[experts].load(vector)
-        return self._gates[experts]
-
-    def local(self, client: int) -> Local:
-        """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""
-        if client not in self._locals:
-            c = self.config
-            if len(self._locals) >= KEPT_CLIENTS:
-                self._locals.pop(next(iter(self._locals)))
-            data = open_client(c, client, self.images)
-            embedded, computed = embed(
-                self.common, data.images.pixels, c.common_expert.embedding, c.moe.trainable, c.cache_dir, self.device
-            )
-            labels = data.images.labels.to(self.device)
-            adjusted = c.train.logit_adjust and data.training
-            offset = label_offset(labels, len(self.dataset.classes)) if adjusted else 0.0
-            self._locals[client] = Local(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
-        return self._locals[client]
-
-    @contextmanager
-    def relabelled(self, client: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
-        """Let a client train on changed labels (a simulated attack)."""
-        honest = self.local(client)
-        self._locals[client] = replace(honest, labels=change(honest.labels, len(self.dataset.classes)))
-        try:
-            yield
-        finally:
-            self._locals[client] = honest
-
-    def inputs(self, local: Local, generator: torch.Generator | None = None) -> Inputs:
-        """Return how to get the experts' input batch; a generator turns training augmentation on."""
-        if local.embedded.features is not None:
-            features = local.embedded.features.to(self.device)
-            return lambda rows: features[rows]
-        pixels = local.data.images.pixels.to(self.device)
-        augment = AUGMENTATIONS[self.config.data.augment if generator is not None else "none"]
-        draw = generator if generator is not None else torch.Generator()
-        return lambda rows: self.common.normalise(augment(pixels[rows], draw))
-
-    def oracle_scores(self, local: Local) -> Tensor | None:
-        """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""
-        if self.config.gate.mode != "oracle":
-            return None
-        one_hot = torch.nn.functional.one_hot(self.expert_of_label[local.data.images.labels], self.config.moe.experts)
-        return one_hot.float().to(self.device)
-
-    @cached_property
-    def expert_of_label(self) -> Tensor:
-        """The expert whose anchor holds most samples of a label, (C,); only a simulation can know it."""
-        if not len(self.dataset.train):
-            raise FedjetsError("gate.mode = 'oracle': only a simulation knows the labels of the anchors; set 'learned'")
-        split = open_split(self.config)
-        held = torch.stack(
-            [
-                torch.bincount(open_client(self.config, m).images.labels, minlength=len(self.dataset.classes))
-                for m in range(split.anchors)
-            ]
-        )
-        return held.argmax(dim=0)
-
-
-def common_expert_path(config: Config, digest: str) -> Path:
-    """Return where a site keeps a common expert that it was sent."""
-    if not digest.isalnum():
-        raise FedjetsError("the server sent a malformed digest of the common expert")
-    return config.cache_dir / "common-experts" / f"{digest}.safetensors"
-
-
-def vector_store(config: Config, node: Node) -> VectorStore | None:
-    """Return where a deployed site keeps the vectors that it receives; a simulation keeps none."""
-    if node.client is None:
-        return None
-    return VectorStore(config.cache_dir / "vectors" / f"client-{node.client}")
-
-
-@lru_cache(maxsize=1)
-def open_site(config: Config, node: Node, digest: str, init: str, layout: str) -> Site:
-    """Return this process's site for a run.
-
-    Args:
-        config: the settings.
-        node: this SuperNode.
-        digest: of the common expert.
-        init: how the method's experts start; decides their architecture.
-        layout: digest of an expert's vector at the server; empty: not yet known.
-
-    Raises:
-        FedjetsError: the common expert was never sent here, or is another one.
+    Attributes:
+        runtime: this process: settings, common expert, models that are used again.
+        job: what the client is asked.
+        server_round: of the run; every draw depends on it.
+        data: the client's, embedded: labels (n,), the gate's input (n, d).
     """
-    common = load_common_expert(common_expert_path(config, digest))
-    if common.digest != digest:
-        raise FedjetsError(f"{common_expert_path(config, digest)}: damaged; delete it and run again")
-    site = Site(config, common, init, node.images)
-    if layout and site.layout.digest != layout:
-        raise FedjetsError("server and client build different experts; install the same release on both")
-    return site
+
+    runtime: Runtime
+    job: Job
+    server_round: int
+    data: LocalData
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        return self.runtime.config
+
+    @property
+    def client(self) -> int:
+        """Client id."""
+        return self.job.client
+
+    @property
+    def device(self) -> torch.device:
+        """Where models and data lie."""
+        return self.runtime.device
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.runtime.task.classes)
+
+    def experts(self, vectors: Mapping[str, Tensor]) -> dict[int, FlatModel]:
+        """Return models that hold the experts of the job, by id in the job's order; the next job writes over them."""
+        ids = self.job.experts
+        return dict(zip(ids, self.runtime.experts(ids, [vectors[expert_name(m)] for m in ids]), strict=True))
+
+    def expert(self, expert: int, vector: Tensor) -> FlatModel:
+        """Return one expert that holds a vector; the next call, or job, writes over it."""
+        return self.runtime.experts([expert], [vector])[0]
+
+    def gate(self, vectors: Mapping[str, Tensor]) -> FlatModel:
+        """Return the gate."""
+        return self.runtime.gate(vectors["gate"])
+
+    def model(self, name: str, build: Callable[[], nn.Module]) -> FlatModel:
+        """Return a model of the algorithm's own, built at the first call in this process; it holds what it held."""
+        return self.runtime.model(name, build)
+
+    def generator(self, purpose: str, member: int = 0, device: torch.device | None = None) -> torch.Generator:
+        """Return a generator of the (seed, purpose, round, client, member), on the CPU unless said otherwise."""
+        seed, ids = self.config.run.seed, (self.server_round, self.client, member)
+        return torch_generator(seed, purpose, *ids, device=device or torch.device("cpu"))
+
+    def order(self, member: int = 0) -> Iterator[Tensor]:
+        """Yield the index batches of the round's local epochs."""
+        t = self.config.train
+        return batches(len(self.data), t.batch_size, t.local_epochs, self.generator("batches", member))
+
+    def inputs(self, member: int = 0) -> Inputs:
+        """Return how to get the experts' training input of some samples, augmented as the settings say."""
+        return self.runtime.inputs(self.data, self.generator("augment", member, self.device))
+
+    def plain_inputs(self) -> Inputs:
+        """Return how to get the experts' input of some samples as they are."""
+        return self.runtime.inputs(self.data)
+
+    def sgd(self, model: FlatModel) -> Sgd:
+        """Return the experts' optimizer of the round; momentum begins empty."""
+        t = self.config.train
+        return Sgd(model, rate(t, self.server_round, self.config.run.rounds), t.momentum, t.weight_decay)
+
+    def oracle_scores(self) -> Tensor | None:
+        """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""
+        return self.runtime.oracle_scores(self.data)

@@ -6,73 +6,67 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from client_app.client import Local, Site
+from client_app.client import ClientContext, Update
 from fedjets_flwr.federation.privacy import randomise
 from fedjets_flwr.moe.gating import chosen_weights, entropy, top_k_experts
-from fedjets_flwr.moe.local_training import gate_scores, predict
-from fedjets_flwr.moe.metrics import count_answers, count_inspection, right_answers
-from fedjets_flwr.wire.messages import Job, Number
-
-Result = tuple[dict[str, Tensor], dict[str, Number]]
+from fedjets_flwr.moe.metrics import count_inspection, count_predictions, right_predictions
+from fedjets_flwr.moe.mixture import gate_scores, predict
+from fedjets_flwr.wire.messages import Number
 
 
-def prepare(site: Site, job: Job, server_round: int, _: Mapping[str, Tensor]) -> Result:
-    """Embed the client's data; report its size and, of an unseen client with labels, the controls' right answers.
+def prepare(context: ClientContext, _: Mapping[str, Tensor]) -> Update:
+    """Embed the client's data; report its size and, of an unseen client with labels, the controls' right predictions.
 
     Its mean embedding goes along only if the server is to choose anchors by it.
     """
-    local = site.local(job.client)
-    labelled = local.data.images.labelled
+    data = context.data
+    labelled = data.data.images.labelled
     numbers: dict[str, Number] = {
-        "num-examples": len(local), "computed": int(local.computed), "labelled": int(labelled)
+        "num-examples": len(data), "computed": int(data.computed), "labelled": int(labelled)
     }  # fmt: skip
-    vectors = {"mean-embedding": local.embedding.mean(dim=0)} if "mean-embedding" in job.numbers else {}
-    if labelled and not local.data.training:
-        numbers["common-right"] = right_answers(local.embedded.logits.softmax(1), local.data.images.labels)
-    return vectors, numbers
+    vectors = {"mean-embedding": data.embedding.mean(dim=0)} if "mean-embedding" in context.job.numbers else {}
+    if labelled and not data.data.training:
+        numbers["common-right"] = right_predictions(data.embedded.logits.softmax(1), data.data.images.labels)
+    return Update(vectors, numbers)
 
 
-def route(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
+def route(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Choose the client's K experts by the gate it was sent."""
-    sample_scores = _scores(site, site.local(job.client), vectors)
-    c = site.config
+    c = context.config
     # Not from the root seed: the server knows it and could undo the randomisation.
     rng = np.random.default_rng(secrets.randbits(128))
-    chosen = top_k_experts(sample_scores, c.moe.top_k)
-    return {}, {"experts": list(randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng))}
+    chosen = top_k_experts(_scores(context, vectors), c.moe.top_k)
+    return Update(numbers={"experts": list(randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng))})
 
 
-def evaluate(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
-    """Answer every sample with the experts that the client received; labels only score."""
-    local = site.local(job.client)
-    ids, probs = _predict(site, local, job, vectors)
-    if "gate" in job.vectors:
-        sample_scores = _scores(site, local, vectors)
+def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+    """Classify every sample with the experts that the client received; labels only score."""
+    data, ids = context.data, context.job.experts
+    probs = _predict(context, vectors)
+    if "gate" in context.job.vectors:
+        sample_scores = _scores(context, vectors)
     else:
-        sample_scores = gate_scores(None, local.embedding, max(ids) + 1, site.device)
-    numbers: dict[str, Number] = {"num-examples": len(local), "gate-entropy": float(entropy(sample_scores).mean())}
+        sample_scores = gate_scores(None, data.embedding, max(ids) + 1, context.device)
+    numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
     weights = chosen_weights(sample_scores, ids, renormalise=False)
-    return {}, numbers | count_answers(
-        probs, weights, local.embedded.logits.softmax(1), ids, local.data.images.labels, len(site.dataset.classes)
-    )
+    common, labels = data.embedded.logits.softmax(1), data.data.images.labels
+    return Update(numbers=numbers | count_predictions(probs, weights, common, ids, labels, context.num_classes))
 
 
-def inspect(site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]) -> Result:
-    """Count every expert's right answers by class: a diagnostic, not a part of any method."""
-    local = site.local(job.client)
-    _, probs = _predict(site, local, job, vectors)
-    return {}, {"right": count_inspection(probs, local.data.images.labels, len(site.dataset.classes))}
+def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+    """Count every expert's right predictions by class: a diagnostic, not a part of any method."""
+    counts = count_inspection(_predict(context, vectors), context.data.data.images.labels, context.num_classes)
+    return Update(numbers={"right": counts})
 
 
-def _predict(site: Site, local: Local, job: Job, vectors: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
-    ids = [int(name.removeprefix("expert.")) for name in job.vectors if name.startswith("expert.")]
-    experts = site.experts([vectors[f"expert.{m}"] for m in ids])
-    return ids, predict(experts, site.inputs(local), len(local))
+def _predict(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
+    """Return the class probabilities of the job's experts, (K, n, C), on the CPU."""
+    return predict(list(context.experts(vectors).values()), context.plain_inputs(), len(context.data))
 
 
-def _scores(site: Site, local: Local, vectors: Mapping[str, Tensor]) -> Tensor:
+def _scores(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the gate's scores of all samples, (n, M), on the CPU."""
-    if (oracle := site.oracle_scores(local)) is not None:
+    if (oracle := context.oracle_scores()) is not None:
         return oracle.cpu()
-    experts = site.config.moe.experts
-    return gate_scores(site.gate(vectors["gate"], experts).module, local.embedding, experts, site.device)
+    experts = context.config.moe.experts
+    return gate_scores(context.gate(vectors).module, context.data.embedding, experts, context.device)

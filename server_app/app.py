@@ -1,4 +1,4 @@
-"""The ServerApp: settings -> common expert -> method -> rounds -> results."""
+"""The ServerApp: settings -> common expert -> method -> prepared clients -> rounds -> results."""
 
 import logging
 import os
@@ -12,16 +12,26 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_dataset, open_split
 from fedjets_flwr.federation.aggregation import weights_hash
+from fedjets_flwr.federation.privacy import check_noise_fits, spent
+from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import COMMON_EXPERT
+from fedjets_flwr.models.expert import encode_architectures, forward_flops
+from fedjets_flwr.models.flat_model import digest_of
 from fedjets_flwr.models.pretraining import provide_common_expert, save_common_expert
+from fedjets_flwr.names import expert_name
 from fedjets_flwr.report.plots import draw_plots
-from fedjets_flwr.runs.checkpoint import Checkpoints
+from fedjets_flwr.runs.callback import Callback, installed_callbacks
+from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.stopping import StopRequest, error_facts
+from fedjets_flwr.runs.tensorboard import TensorBoard
 from fedjets_flwr.runs.tracking import Tracker, publish
+from fedjets_flwr.runs.trained_run import Serving
+from fedjets_flwr.wire.exchange import Exchange
+from server_app.preparation import prepare_all
+from server_app.rounds import Rounds
 from server_app.stoppable import StoppableGrid
-from strategies import method
-from strategies.base import Method
+from strategies import Strategy, strategy
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -43,26 +53,102 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announcer | None = None) -> Method:
-    """Run all rounds, write the run folder and return the method with its final state."""
+def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announcer | None = None) -> Rounds:
+    """Do a whole run, write its folder and return the rounds, with the method's final state."""
     torch.set_num_threads(os.cpu_count() or 1)
-    wanted = method(config.strategy.name)
+    wanted = strategy(config.strategy.name)
     wanted.validate(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     dataset = open_dataset(config)
     if len(dataset.train):
         open_split(config)
-    common = provide_common_expert(config, lambda text: tracker.say(text))
+    common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
     save_common_expert(common, config.run_dir / COMMON_EXPERT)
-    strategy = wanted(config, common, dataset, tracker, checkpoints)
-    strategy.summary()
-    strategy.start(grid)
-    facts = strategy.facts() | {"wire_bytes_total": strategy.exchange.moved}
-    summary = tracker.finish("completed", weights_hash(strategy.vectors), facts)
+    method = wanted(config, common, dataset)
+    check_noise(method)
+    own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
+    callbacks = [tracker, checkpoints, *own, *installed_callbacks(config)]
+    exchange = Exchange(grid, config, common, request_facts(method))
+    try:
+        rounds, first = begin(method, exchange, tracker, checkpoints, callbacks)
+        rounds.summary()
+        rounds.start(grid, first=first)
+    finally:
+        exchange.close()
+    facts = facts_of(method, rounds) | {"wire_bytes_total": exchange.moved}
+    summary = tracker.finish("completed", weights_hash(method.vectors), facts)
+    for callback in callbacks:
+        callback.on_end(summary)
     if summary["accuracy"] is not None:
         common_accuracy = summary["common_expert_accuracy"]
         log.info("unseen clients: accuracy %.4f (common expert %.4f)", summary["accuracy"], common_accuracy)
     log.info("results in %s", config.run_dir)
-    return strategy
+    return rounds
+
+
+def check_noise(method: Strategy) -> None:
+    """Raise FedjetsError if noise would fall on running statistics, once the experts are known."""
+    if method.config.privacy.noise_multiplier > 0:
+        check_noise_fits(method.config, any(spec.size > spec.trained for spec in method.specs.values()))
+
+
+def begin(
+    method: Strategy, exchange: Exchange, tracker: Tracker, checkpoints: Checkpoints, callbacks: list[Callback]
+) -> tuple[Rounds, int]:
+    """Give the method its state, prepare the clients and choose anchors; return the rounds and the first one to do."""
+    config = method.config
+    found = newest_checkpoint(config, tracker, checkpoints)
+    method.vectors = found.vectors if found else method.state()
+    method.anchors = tuple(found.facts["anchors"]) if found else ()
+    choose = config.cohort.anchor_selection != "partition" and not method.anchors
+    prepared = prepare_all(exchange, config, tracker.say, choose)
+    tracker.set_controls(prepared.controls, prepared.per_client, prepared.computed)
+    if not method.anchors:
+        method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
+    checkpoints.anchors = method.anchors
+    return Rounds(method, exchange, prepared, callbacks), found.server_round + 1 if found else 1
+
+
+def newest_checkpoint(config: Config, tracker: Tracker, checkpoints: Checkpoints) -> Checkpoint | None:
+    """Return where a resumed run goes on, if there is anything; what came after it, or before a fresh run, goes."""
+    if not config.run.resume:
+        checkpoints.clear()
+    found = checkpoints.newest()
+    tracker.cut_back(found.server_round if found else 0)
+    if found is not None:
+        log.info("going on after round %d", found.server_round)
+    return found
+
+
+def request_facts(method: Strategy) -> dict[str, str]:
+    """Return what every request tells of the method's experts, so that clients build the same."""
+    architectures = [method.architecture(m) for m in range(method.num_experts)]
+    kinds = architectures[:1] if len(set(architectures)) == 1 else architectures  # one stands for all that are alike
+    return {
+        "experts": encode_architectures(kinds),
+        "layout": digest_of(method.specs[expert_name(m)] for m in range(len(kinds))),
+    }
+
+
+def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
+    """Return what ``summary.json`` says of a method besides its results."""
+    served, config = method.experts_served, method.config
+    gate = method.specs["gate"].size if "gate" in method.specs else 0
+    p, sample = config.privacy, Backbone(method.common, config.moe.trainable).sample_input(method.task.shape)
+    return {
+        "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
+        "classes": list(method.task.classes),
+        "image_shape": list(method.task.shape),
+        "anchors": list(method.anchors),
+        "trained_parameters": served * method.specs["expert.0"].trained + gate,
+        "flops_per_answer": served * forward_flops(method.build(0), sample),
+        "common_expert_parameters": method.common.num_parameters,
+        "bytes_setup": len(method.common.as_bytes) * len(method.num_samples),
+        "serving": Serving(
+            read_out=method.read_out,
+            routed=method.routed,
+            architectures=tuple(method.architecture(m) for m in range(method.num_experts)),
+        ).model_dump(mode="json"),
+    }

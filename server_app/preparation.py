@@ -1,7 +1,7 @@
 """Having every client embed its data: sizes, the controls, and what anchors are chosen by."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -9,12 +9,16 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
+from fedjets_flwr.federation.anchors import select_anchors
+from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.moe.metrics import PRIORS
-from fedjets_flwr.runs.tracking import Tracker
+from fedjets_flwr.seeds import derive
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import BadReply, Job
 
 log = logging.getLogger("flwr")
+
+MEAN = "mean-embedding"
 
 
 @dataclass
@@ -22,40 +26,57 @@ class Prepared:
     """What the clients told when they embedded their data, by client id.
 
     Attributes:
-        samples: how many they hold.
-        right: the common expert's right answers of unseen clients that have labels, one for each of
-            ``evaluation.PRIORS``.
+        num_samples: how many they hold.
+        right: the common expert's right predictions of unseen clients that have labels, one for each of
+            ``metrics.PRIORS``.
         means: mean embeddings (d,) of training clients, if asked for.
+        computed: clients whose embeddings had to be computed.
+        failures: why the others could not be prepared.
     """
 
-    samples: dict[int, int] = field(default_factory=dict)
+    num_samples: dict[int, int] = field(default_factory=dict)
     right: dict[int, list[int]] = field(default_factory=dict)
     means: dict[int, Tensor] = field(default_factory=dict)
+    computed: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def controls(self) -> dict[str, float | None]:
+        """Accuracy of the common expert alone, by itself and corrected: means over unseen clients with labels."""
+        names = ("common_expert", "common_expert_em", "common_expert_masked")
+        if not self.right:
+            return dict.fromkeys(names)
+        shares = [[count / self.num_samples[u] for count in counts] for u, counts in self.right.items()]
+        return {name: sum(share[i] for share in shares) / len(shares) for i, name in enumerate(names)}
+
+    @property
+    def per_client(self) -> dict[int, float]:
+        """Accuracy of the common expert by unseen client."""
+        return {client: counts[0] / self.num_samples[client] for client, counts in self.right.items()}
+
+    def anchors(self, config: Config) -> tuple[int, ...]:
+        """Return the anchors that the settings have chosen by the clients' mean embeddings."""
+        how = config.cohort.anchor_selection
+        found = select_anchors(self.means, config.num_anchors, how, derive(config.run.seed, "anchors"))
+        log.info("anchors by %s: clients %s", how, ", ".join(map(str, found)))
+        return found
 
 
-def prepare_all(exchange: Exchange, config: Config, tracker: Tracker, with_means: bool) -> Prepared:
-    """Have every client embed its data, and keep the controls in ``tracker``.
-
-    A client that fails is left out until it is drawn.
+def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], with_means: bool) -> Prepared:
+    """Have every client embed its data; one that fails is left out until it is drawn.
 
     Raises:
         FedjetsError: too many failed.
     """
     everyone = range(config.partition.clients + config.partition.unseen_clients)
     exchange.wait_for_nodes(everyone)
-    prepared = prepare(exchange, config, everyone, tracker, with_means)
-    failed = exchange.failures
+    prepared = prepare(exchange, config, everyone, say, with_means)
+    failed = prepared.failures
     if len(failed) > config.limits.max_failure_share * len(everyone):
         client, reason = next(iter(failed.items()))
         raise FedjetsError(f"{len(failed)} of {len(everyone)} clients could not be prepared; client {client}: {reason}")
-    right, samples = prepared.right, prepared.samples
-    if not right:
+    if not prepared.right:
         log.warning("no unseen client has labels: experts are chosen for them, but no accuracy is measured")
-    names = ("common_expert", "common_expert_em", "common_expert_masked")
-    means = [sum(counts[i] / samples[u] for u, counts in right.items()) / max(1, len(right)) for i in range(len(names))]
-    per_client = {u: counts[0] / samples[u] for u, counts in right.items()}
-    controls = dict(zip(names, means if right else [None] * len(names), strict=True))
-    tracker.set_controls(controls, per_client, tracker.embedded)
     return prepared
 
 
@@ -63,31 +84,41 @@ def prepare(
     exchange: Exchange,
     config: Config,
     clients: Iterable[int],
-    tracker: Tracker | None = None,
+    say: Callable[[str], None] = lambda text: None,
     with_means: bool = False,
 ) -> Prepared:
-    """Have clients embed their data; return what those said that could."""
+    """Have clients embed their data; return what those said that could.
+
+    Args:
+        exchange: with the SuperNodes.
+        config: the settings.
+        clients: ids.
+        say: is told of the progress.
+        with_means: ask training clients for their mean embedding.
+    """
     prepared, training = Prepared(), config.partition.clients
-    means = Job(-1, returns=("mean-embedding",), numbers={"mean-embedding": 1}) if with_means else Job(-1)
+    means = Job(-1, returns=(MEAN,), numbers={MEAN: 1}) if with_means else Job(-1)
     jobs = [replace(means if client < training else Job(-1), client=client) for client in clients]
-    for answer in exchange.ask("query.prepare", 0, jobs, {}):
+    sizes = {MEAN: gate_inputs(exchange.common, config.common_expert.embedding)}
+    pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
+    for reply in pending.replies():
         try:
-            count = answer.count("num-examples", config.limits.max_samples)
+            count = reply.count("num-examples", config.limits.max_samples)
             if count == 0:
                 raise BadReply("num-examples = 0")
-            computed = answer.count("computed", 1)
-            if answer.count("labelled", 1) and answer.client >= training:
-                prepared.right[answer.client] = answer.integers("common-right", len(PRIORS), count)
-            if (mean := answer.vectors.get("mean-embedding")) is not None:
+            computed = reply.count("computed", 1)
+            if reply.count("labelled", 1) and reply.client >= training:
+                prepared.right[reply.client] = reply.integers("common-right", len(PRIORS), count)
+            if (mean := reply.vectors.get(MEAN)) is not None:
                 if not all_finite(mean):
-                    raise BadReply("mean-embedding is not finite")
-                prepared.means[answer.client] = mean.clone()  # its file in shared memory goes
+                    raise BadReply(f"{MEAN} is not finite")
+                prepared.means[reply.client] = mean.clone()  # its memory is the exchange's
         except BadReply as error:
-            exchange.reject(answer.client, str(error))
+            pending.reject(reply.client, str(error))
             continue
-        prepared.samples[answer.client] = count
-        if tracker is not None:
-            tracker.embedded += computed
-            if len(prepared.samples) % 10 == 0:
-                tracker.say(f"embedded the data of {len(prepared.samples)} clients")
+        prepared.num_samples[reply.client] = count
+        prepared.computed += computed
+        if len(prepared.num_samples) % 10 == 0:
+            say(f"embedded the data of {len(prepared.num_samples)} clients")
+    prepared.failures = pending.failures
     return prepared

@@ -1,12 +1,13 @@
-"""Federated methods, one module each; ``strategy.name`` is the name of a module that defines ``METHOD``."""
+"""Federated methods, one module each; ``strategy.name`` is the name of a module that defines ``STRATEGY``."""
 
 from importlib import import_module
 from pkgutil import iter_modules
 
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from strategies.base import Method
+from strategies.base import Strategy
 
-__all__ = ["Method", "method", "names"]
+__all__ = ["Strategy", "names", "strategy", "validate"]
 
 
 def names() -> list[str]:
@@ -14,7 +15,7 @@ def names() -> list[str]:
     return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
-def method(name: str) -> type[Method]:
+def strategy(name: str) -> type[Strategy]:
     """Return a method's class.
 
     Raises:
@@ -22,5 +23,10 @@ def method(name: str) -> type[Method]:
     """
     if name not in names():
         raise FedjetsError(f"strategy.name = {name!r}: no such method; choose one of {', '.join(names())}")
-    found: type[Method] = import_module(f"{__name__}.{name}").METHOD
+    found: type[Strategy] = import_module(f"{__name__}.{name}").STRATEGY
     return found
+
+
+def validate(config: Config) -> None:
+    """Raise FedjetsError if there is no such method, or the settings make no sense for it."""
+    strategy(config.strategy.name).validate(config)

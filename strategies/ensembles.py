@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from fedjets_flwr.federation.cohort import draw_cohort
+from fedjets_flwr.federation.cohort import Cohort, draw_cohort
+from fedjets_flwr.names import expert_name
 from fedjets_flwr.wire.messages import Job
-from strategies.base import Method
+from strategies.base import Routes, Strategy
 
 
-class Ensembles(Method):
+class Ensembles(Strategy):
     """Members differ in cohorts, batch order and augmentation; the first one is FedAvg of the same seed."""
 
-    local = "fedavg"
+    algorithm = "fedavg"
     read_out = "mean"
     init = "common"
     private = False
@@ -20,24 +21,26 @@ class Ensembles(Method):
         """Members."""
         return self.config.ensembles.members
 
-    def draw(self, server_round: int) -> tuple[list[int], list[int]]:
+    def cohort(self, server_round: int) -> Cohort:
         """Return the clients of all members' cohorts, as normal ones."""
-        return [], sorted({client for member in range(self.num_experts) for client in self._of(member, server_round)})
+        return Cohort((), tuple(sorted({c for drawn in self._members(server_round) for c in drawn})), server_round)
 
-    def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+    def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client the members that drew it; each model trains by itself."""
-        drawn = {f"expert.{member}": self._of(member, server_round) for member in range(self.num_experts)}
-        held = {client: tuple(name for name, clients in drawn.items() if client in clients) for client in normals}
-        return [Job(c, names, names, cost=self.samples[c] * len(names)) for c, names in held.items()]
+        drawn = {expert_name(member): clients for member, clients in enumerate(self._members(cohort.server_round))}
+        held = {c: tuple(name for name, clients in drawn.items() if c in clients) for c in cohort.clients}
+        return [Job(c, names, names, cost=self.num_samples[c] * len(names)) for c, names in held.items()]
 
-    def _of(self, member: int, server_round: int) -> list[int]:
-        """Return the cohort of a member."""
-        anchors, normals = draw_cohort(self.config, server_round, self.drawn, self.anchors, member)
-        return [*anchors, *normals]
+    def _members(self, server_round: int) -> list[list[int]]:
+        """Return the cohort of each member."""
+        return [
+            draw_cohort(self.config, server_round, self.drawn, self.anchors, member).clients
+            for member in range(self.num_experts)
+        ]
 
-    def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return all members for every unseen client."""
-        return dict.fromkeys(clients, tuple(f"expert.{m}" for m in range(self.num_experts)))
+        return dict.fromkeys(clients, tuple(expert_name(m) for m in range(self.num_experts)))
 
 
-METHOD = Ensembles
+STRATEGY = Ensembles

@@ -2,24 +2,24 @@
 
 from collections.abc import Sequence
 
+from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.wire.messages import Job
-from strategies.base import Method
+from strategies.base import Routes, Strategy
 
 
-class FedAvg(Method):
+class FedAvg(Strategy):
     """One global model, averaged over a cohort that is drawn uniformly from all training clients."""
 
-    local = "fedavg"
+    algorithm = "fedavg"
     init = "common"
 
-    def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+    def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client of the cohort the model."""
-        clients = sorted([*anchors, *normals])
-        return [Job(client, ("expert.0",), ("expert.0",), cost=self.samples[client]) for client in clients]
+        return [Job(c, ("expert.0",), ("expert.0",), cost=self.num_samples[c]) for c in cohort.clients]
 
-    def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return the model for every unseen client."""
         return dict.fromkeys(clients, ("expert.0",))
 
 
-METHOD = FedAvg
+STRATEGY = FedAvg

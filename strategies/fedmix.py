@@ -9,14 +9,17 @@ from collections.abc import Sequence
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.wire.messages import Answer, BadReply, Job
+from fedjets_flwr.federation.cohort import Cohort
+from fedjets_flwr.names import expert_id, expert_name
+from fedjets_flwr.wire.messages import BadReply, Job, Reply
+from strategies.base import Routes
 from strategies.fedjets import FedJets
 
 
 class FedMix(FedJets):
     """Every client trains every expert; with one expert it is FedAvg."""
 
-    local = "fedmix"
+    algorithm = "fedmix"
     read_out = "mixture"
     sampling = "uniform"
     routed = False
@@ -43,36 +46,38 @@ class FedMix(FedJets):
     @property
     def everything(self) -> tuple[str, ...]:
         """Names of all experts and the gate."""
-        return (*(f"expert.{m}" for m in range(self.num_experts)), "gate")
+        return (*(expert_name(m) for m in range(self.num_experts)), "gate")
 
-    def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+    def to_route(self, cohort: Cohort) -> Sequence[int]:
+        """Nobody: everyone trains everything."""
+        return ()
+
+    def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client of the cohort all experts and the gate."""
         names = self.everything
-        clients = sorted([*anchors, *normals])
-        return [Job(c, names, names, cost=self.samples[c] * self.num_experts) for c in clients]
+        return [Job(c, names, names, cost=self.num_samples[c] * self.num_experts) for c in cohort.clients]
 
-    def serve(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return everything for every unseen client."""
         return dict.fromkeys(clients, self.everything)
 
-    def weight_of(self, name: str, answer: Answer, samples: int) -> float:
+    def weight_of(self, name: str, reply: Reply) -> float:
         """Weight an expert by the client's stake in it, if ``fedmix.weighting`` says so."""
         if name == "gate" or self.config.fedmix.weighting == "samples":
-            return super().weight_of(name, answer, samples)
-        mass = answer.numbers["mass"]
+            return super().weight_of(name, reply)
+        mass = reply.numbers["mass"]
         assert isinstance(mass, list)
-        share = float(mass[int(name.removeprefix("expert."))])
-        return share if share > 1e-6 * samples else 0.0
+        share = float(mass[expert_id(name)])
+        return share if share > 1e-6 * self.num_samples[reply.client] else 0.0
 
-    def check(self, answer: Answer) -> None:
+    def check(self, reply: Reply) -> None:
         """Also refuse a mass that does not share the samples out over the experts."""
-        mass = answer.numbers.get("mass")
-        samples = self.samples[answer.client]
+        mass, samples = reply.numbers.get("mass"), self.num_samples[reply.client]
         if not isinstance(mass, list) or len(mass) != self.num_experts or not all(0 <= m <= samples for m in mass):
             raise BadReply("mass: expected one number per expert, up to the number of samples")
         if abs(sum(mass) - samples) > 1e-3 * samples:
             raise BadReply("mass: does not add up to the number of samples")
-        super().check(answer)
+        super().check(reply)
 
 
-METHOD = FedMix
+STRATEGY = FedMix

@@ -4,9 +4,9 @@ from strategies.fedavg import FedAvg
 
 
 class FedProx(FedAvg):
-    """FedAvg with the proximal local loop; ``fedprox.mu`` = 0 is FedAvg."""
+    """FedAvg with the proximal term; ``fedprox.mu`` = 0 is FedAvg."""
 
-    local = "fedprox"
+    algorithm = "fedprox"
 
 
-METHOD = FedProx
+STRATEGY = FedProx

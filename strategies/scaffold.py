@@ -7,7 +7,8 @@ The local steps may use momentum m, reset each round: after K steps on a constan
 ``lr * g * sum_{j=1..K} (1 - m^j) / (1 - m)``, and option II divides by that sum instead of K (equal for m = 0).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config, Train
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
+from fedjets_flwr.federation.cohort import Cohort
+from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.moe.local_training import rate, steps_of
-from fedjets_flwr.wire.messages import Answer, BadReply, Job
+from fedjets_flwr.wire.messages import BadReply, Job, Reply
+from strategies.base import Routes
 from strategies.fedavg import FedAvg
 
 
@@ -33,7 +37,7 @@ def option_two(correction: Tensor, start: Tensor, end: Tensor, train: Train, lr:
 class Scaffold(FedAvg):
     """FedAvg with variance reduction; in round 1 all variates are zero and it is FedAvg."""
 
-    local = "scaffold"
+    algorithm = "scaffold"
     private = False
 
     @classmethod
@@ -43,67 +47,75 @@ class Scaffold(FedAvg):
         if config.aggregation.rule != "mean":
             raise FedjetsError(f"aggregation.rule = {config.aggregation.rule!r}: SCAFFOLD needs 'mean'")
 
-    def initial_vectors(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return the model and c = 0."""
-        vectors = super().initial_vectors()
-        self.exchange.sizes |= {"variate": self.expert_layout.trained, "correction": self.expert_layout.trained}
-        return vectors | {"variate": torch.zeros(self.expert_layout.trained)}
+        return super().state() | {"variate": torch.zeros(self._trained)}
 
-    def plan(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+    @property
+    def _trained(self) -> int:
+        """Length of a variate: the model without batch norm's statistics."""
+        return self.specs["expert.0"].trained
+
+    def spec_of(self, name: str) -> VectorSpec:
+        """Return the layout of the model, or of a variate or correction."""
+        return super().spec_of(name) if name in self.specs else VectorSpec.plain(self._trained)
+
+    def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client the model and its correction c - c_i."""
-        self.extra = {
-            f"correction.{client}": self.vectors["variate"] - self.variate(client) for client in [*anchors, *normals]
-        }
-        jobs = []
-        for job in super().plan(server_round, anchors, normals):
-            returns = (*job.returns, *((f"variate.{job.client}",) if self.config.scaffold.option == "I" else ()))
-            jobs.append(Job(job.client, (*job.vectors, f"correction.{job.client}"), returns, cost=job.cost))
-        return jobs
+        own = self.config.scaffold.option == "I"
+        return [
+            replace(job, vectors=(*job.vectors, f"correction.{job.client}"),
+                    returns=(*job.returns, *((f"variate.{job.client}",) if own else ())))
+            for job in super().plan(cohort, routes)
+        ]  # fmt: skip
 
-    def merge(self, server_round: int, answers: Iterable[Answer]) -> dict[str, float]:
-        """Average the models, then move the variates: c <- c + |S|/N mean_S (c_i+ - c_i)."""
-        start, updates = self.vectors["expert.0"], {}
+    def outgoing(self, jobs: Sequence[Job]) -> Mapping[str, Tensor]:
+        """Return the state, and the correction of each client."""
+        return self.vectors | {f"correction.{job.client}": self._correction(job.client) for job in jobs}
+
+    def averaged(self, reply: Reply) -> Mapping[str, Tensor]:
+        """Return the model."""
+        return {"expert.0": reply.vectors["expert.0"]}
+
+    def kept(self, server_round: int, reply: Reply) -> Mapping[str, Tensor]:
+        """Return the client's next variate c_i+."""
+        name = f"variate.{reply.client}"
+        if self.config.scaffold.option == "I":
+            return {name: reply.vectors[name].clone()}
+        start, end = (vectors["expert.0"][: self._trained] for vectors in (self.vectors, reply.vectors))
         lr = rate(self.config.train, server_round, self.config.run.rounds)
+        steps = int(reply.number("steps"))
+        return {name: option_two(self._correction(reply.client), start, end, self.config.train, lr, steps)}
 
-        def models() -> Iterator[Answer]:
-            for answer in answers:
-                name = f"variate.{answer.client}"
-                if name in answer.vectors:
-                    updates[name] = answer.vectors[name].clone()
-                else:
-                    trained = self.expert_layout.trained
-                    updates[name] = option_two(
-                        self.extra[f"correction.{answer.client}"],
-                        start[:trained], answer.vectors["expert.0"][:trained],
-                        self.config.train, lr, int(answer.number("steps")),
-                    )  # fmt: skip
-                yield Answer(answer.client, {"expert.0": answer.vectors["expert.0"]}, answer.numbers)
-
-        trained = super().merge(server_round, models())
-        if "expert.0" not in self.updated:
-            return trained
-        updates = {name: variate for name, variate in updates.items() if all_finite(variate)}
+    def merge(self, averages: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+        """Average the models, then move the variates: c <- c + |S|/N mean_S (c_i+ - c_i)."""
+        super().merge(averages, kept)
+        if "expert.0" not in averages:
+            return
+        updates = {name: variate for name, variate in kept.items() if all_finite(variate)}
         change = torch.zeros_like(self.vectors["variate"])
         for name, variate in updates.items():
             change += variate - self.variate(int(name.removeprefix("variate.")))
         self.vectors["variate"] = self.vectors["variate"] + change / self.config.partition.clients
         self.vectors |= updates
-        return trained
 
-    def check(self, answer: Answer) -> None:
+    def check(self, reply: Reply) -> None:
         """Also refuse a number of steps that does not fit the samples."""
         t = self.config.train
-        if answer.count("steps", 10**9) != steps_of(self.samples[answer.client], t.batch_size, t.local_epochs):
+        if reply.count("steps", 10**9) != steps_of(self.num_samples[reply.client], t.batch_size, t.local_epochs):
             raise BadReply("steps: not the number that the client's samples make")
-        bound, variate = self.config.limits.max_update_norm, answer.vectors.get(f"variate.{answer.client}")
+        bound, variate = self.config.limits.max_update_norm, reply.vectors.get(f"variate.{reply.client}")
         if bound and variate is not None and float(variate.norm()) > bound:
             raise BadReply(f"the variate is larger than limits.max-update-norm = {bound:g}")
-        super().check(answer)
+        super().check(reply)
 
     def variate(self, client: int) -> Tensor:
         """Return c_i; zero for a client that never trained."""
         found = self.vectors.get(f"variate.{client}")
         return torch.zeros_like(self.vectors["variate"]) if found is None else found
 
+    def _correction(self, client: int) -> Tensor:
+        return self.vectors["variate"] - self.variate(client)
 
-METHOD = Scaffold
+
+STRATEGY = Scaffold

@@ -15,7 +15,7 @@ from fedjets_flwr.models.pretraining import save_common_expert
 from fedjets_flwr.report.page import write_report
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.run_folder import read_recorded
-from fedjets_flwr.runs.trained_run import FinishedRun
+from fedjets_flwr.runs.trained_run import TrainedRun
 from tests.support.personal import finish
 
 
@@ -30,12 +30,12 @@ class Somewhere:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return finish(tmp_path_factory)
 
 
 @pytest.mark.parametrize("way", [str, Path, Somewhere])
-def test_a_file_may_be_named_in_any_way(run: FinishedRun, tmp_path: Path, way: type) -> None:
+def test_a_file_may_be_named_in_any_way(run: TrainedRun, tmp_path: Path, way: type) -> None:
     def named(*parts: str) -> os.PathLike[str]:
         return way(tmp_path.joinpath(*parts))  # type: ignore[no-any-return]
 
@@ -66,5 +66,5 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = fedjets_flwr.nothing  # type: ignore[attr-defined]
+        _ = fedjets_flwr.nothing
     assert all(hasattr(fedjets_flwr, name) for name in fedjets_flwr.__all__)

@@ -21,49 +21,42 @@ def note(folder: Path, mark: str, moment: float | None = None) -> None:
 
 
 if __name__.startswith("strategies."):
+    from fedjets_flwr.federation.cohort import Cohort
     from fedjets_flwr.wire.exchange import Exchange
     from strategies.fedjets import FedJets
-
-    class ClockedExchange(Exchange):
-        """Notes when the nodes are known."""
-
-        folder: Path
-
-        def wait_for_nodes(self, *given: Any, **named: Any) -> None:
-            """Wait as ever."""
-            super().wait_for_nodes(*given, **named)
-            note(self.folder, "nodes known")
 
     class Clocked(FedJets):
         """FedJETs with marks."""
 
-        local = "clocked"
+        algorithm = "clocked"
 
-        def initial_vectors(self) -> dict[str, Tensor]:
-            """Start as ever."""
-            note(self.config.run_dir, "method module imported", IMPORTED)
-            note(self.config.run_dir, "run")
-            self.exchange.__class__ = ClockedExchange
-            self.exchange.folder = self.config.run_dir  # type: ignore[attr-defined]
-            return super().initial_vectors()
+        def state(self) -> dict[str, Tensor]:
+            """Start as ever; the nodes are waited for next."""
+            folder, wait = self.config.run_dir, Exchange.wait_for_nodes
+            note(folder, "method module imported", IMPORTED)
+            note(folder, "run")
 
-        def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
+            def clocked(*given: Any, **named: Any) -> None:
+                wait(*given, **named)
+                note(folder, "nodes known")
+
+            Exchange.wait_for_nodes = clocked  # type: ignore[method-assign]
+            return super().state()
+
+        def cohort(self, server_round: int) -> Cohort:
             """Note that everybody is prepared."""
             if server_round == 1:
                 note(self.config.run_dir, "prepared")
-            return super().configure_train(server_round, arrays, config, grid)
+            return super().cohort(server_round)
 
-    METHOD = Clocked
+    STRATEGY = Clocked
 
 else:
-    from client_app.algorithms import fedjets as moe
-    from client_app.client import Site
-    from fedjets_flwr.wire.messages import Job, Number
+    from client_app.algorithms import fedjets
+    from client_app.client import ClientContext, Update
 
-    def train(
-        site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Number]]:
+    def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         """Note the first step, then train as ever."""
-        if server_round == 1:
-            note(site.config.run_dir, "first step")
-        return moe.train(site, job, server_round, vectors)
+        if context.server_round == 1:
+            note(context.config.run_dir, "first step")
+        return fedjets.train(context, vectors)

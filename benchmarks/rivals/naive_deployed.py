@@ -63,7 +63,7 @@ def train(message: Message, context: Context) -> Message:
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Answer with the mean of the experts."""
+    """Reply with the mean of the experts."""
     net, pixels, labels = received(message, context)
     net.eval()
     with torch.no_grad():

@@ -5,18 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from client_app.client import Site
-from fedjets_flwr.wire.messages import Job, Number
+from client_app.client import ClientContext, Update
+from fedjets_flwr.names import expert_name
 
 
-def train(
-    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Number]]:
+def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Return the received experts, changed in one place, and the gate as it was."""
-    names = [name for name in job.vectors if name != "gate"]
-    experts = site.experts([vectors[name] for name in names])
+    experts = context.experts(vectors)
     with torch.no_grad():
-        for expert in experts:
+        for expert in experts.values():
             expert.weights[-1] += 1e-3
-    trained = {name: expert.vector for name, expert in zip(names, experts, strict=True)}
-    return trained | {"gate": vectors["gate"]}, {"num-examples": len(site.local(job.client)), "loss": 0.0}
+    trained = {expert_name(m): expert.vector for m, expert in experts.items()}
+    return Update(trained | {"gate": vectors["gate"]}, {"num-examples": len(context.data), "loss": 0.0})

@@ -1,7 +1,7 @@
 """Added to our app by the pfl benchmark: FedAvg on the 2-convolution CNN of pfl-research's CIFAR-10 benchmark.
 
-One file for both sides of the app: as ``strategies/two_convolutions.py`` it is the method, as
-``client_app/algorithms/two_convolutions.py`` the local algorithm; importing either makes the architecture known.
+One file for both sides of the app: as ``strategies/two_convolutions.py`` it is the strategy, as
+``client_app/algorithms/two_convolutions.py`` the client algorithm; importing either makes the architecture known.
 """
 
 from collections import OrderedDict
@@ -27,6 +27,6 @@ architectures.BUILDERS["two-convolutions"] = two_convolutions
 if __name__.startswith("strategies."):
     from strategies.fedavg import FedAvg
 
-    METHOD = FedAvg
+    STRATEGY = FedAvg
 
 __all__ = ["train"]

@@ -1,6 +1,6 @@
-"""Local algorithms, one module each; the name of a module is the name of its train message's action.
+"""Client algorithms, one module each; the name of a module is the name of its train message's action.
 
-Each has ``train(site, job, server_round, vectors) -> (vectors, numbers)``.
+Each has ``train(context, vectors) -> Update``: what a client makes of the vectors that its job names.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,13 +9,13 @@ from pkgutil import iter_modules
 
 from torch import Tensor
 
-from client_app.client import Site
-from fedjets_flwr.wire.messages import Job, Number
+from client_app.client import ClientContext, Update
 
-Train = Callable[[Site, Job, int, Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Number]]]
+Work = Callable[[ClientContext, Mapping[str, Tensor]], Update]
+"""What a client does for a message: its context and the vectors it was sent -> its reply's content."""
 
 
-def algorithms() -> dict[str, Train]:
-    """Return every local algorithm by name."""
+def algorithms() -> dict[str, Work]:
+    """Return every algorithm's ``train`` by name."""
     names = sorted(module.name for module in iter_modules(__path__))
     return {name: import_module(f"{__name__}.{name}").train for name in names}

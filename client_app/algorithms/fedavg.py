@@ -1,48 +1,36 @@
 """FedAvg's local training (McMahan et al. 2017): plain cross entropy on each model that the client received."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from client_app.client import Site
+from client_app.client import ClientContext, Update
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.local_training import Sgd, batches, rate, train_supervised
-from fedjets_flwr.seeds import torch_generator
-from fedjets_flwr.wire.messages import Job, Number
-
-Correction = Callable[[FlatModel], None]
+from fedjets_flwr.moe.local_training import Correction, fit
+from fedjets_flwr.names import expert_name
 
 
-def train(
-    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Number]]:
+def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Train every model of the job by itself; return their vectors, the sample count and the mean loss."""
-    names = [name for name in job.vectors if name.startswith("expert.")]
-    models = site.experts([vectors[name] for name in names])
-    losses = [
-        train_one(site, job.client, server_round, int(name.removeprefix("expert.")), model)
-        for name, model in zip(names, models, strict=True)
-    ]
-    trained = {name: model.vector for name, model in zip(names, models, strict=True)}
-    return trained, {"num-examples": len(site.local(job.client)), "loss": sum(losses) / len(losses)}
+    models = context.experts(vectors)
+    losses = [train_one(context, model, member) for member, model in models.items()]
+    trained = {expert_name(m): model.vector for m, model in models.items()}
+    return Update(trained, {"num-examples": len(context.data), "loss": sum(losses) / len(losses)})
 
 
-def train_one(
-    site: Site, client: int, server_round: int, member: int, model: FlatModel, correct: Correction | None = None
-) -> float:
-    """Train one model in place; return the mean loss.
+def train_one(context: ClientContext, model: FlatModel, member: int = 0, correct: Correction | None = None) -> float:
+    """Train one model in place on its cross entropy; return the mean loss.
 
     Args:
-        site: the process.
-        client: whose data.
-        server_round: decides order of batches, augmentation and rate.
-        member: which of several independent models; decides order and augmentation too.
+        context: the client's job.
         model: the model.
+        member: which of several independent models; decides order and augmentation.
         correct: changes each gradient in place before its step.
     """
-    c, local = site.config, site.local(client)
-    ids = (server_round, client, member)
-    order = batches(len(local), c.train.batch_size, c.train.local_epochs, torch_generator(c.run.seed, "batches", *ids))
-    inputs = site.inputs(local, torch_generator(c.run.seed, "augment", *ids, device=site.device))
-    optimizer = Sgd(model, rate(c.train, server_round, c.run.rounds), c.train.momentum, c.train.weight_decay)
-    return train_supervised(model, inputs, local.labels, order, optimizer, correct, local.offset)
+    data, inputs = context.data, context.inputs(member)
+
+    def losses_of(rows: Tensor) -> list[Tensor]:
+        return [F.cross_entropy(model.module(inputs(rows)) + data.offset, data.labels[rows])]
+
+    return fit([model], [context.sgd(model)], context.order(member), losses_of, correct)

@@ -2,44 +2,63 @@
 
 from collections.abc import Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from client_app.client import Site
-from fedjets_flwr.moe.local_training import Sgd, batches, rate, train_anchor, train_normal
-from fedjets_flwr.seeds import torch_generator
-from fedjets_flwr.wire.messages import Job, Number
+from client_app.client import ClientContext, Update
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
+from fedjets_flwr.moe.local_training import LossesOf, Sgd, fit
+from fedjets_flwr.names import expert_name
 
 
-def train(
-    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor], own_mix: str = "logits"
-) -> tuple[dict[str, Tensor], dict[str, Number]]:
+def train(context: ClientContext, vectors: Mapping[str, Tensor], own_mix: str = "logits") -> Update:
     """Train the experts of the job and the gate; return their new vectors, the sample count and the loss.
 
     ``own_mix`` is what the gate weights unless ``moe.mix`` says otherwise: logits, as the paper's "standard cross
     entropy" implies.
     """
-    c, local = site.config, site.local(job.client)
-    ids = [int(name.removeprefix("expert.")) for name in job.vectors if name != "gate"]
-    experts = site.experts([vectors[f"expert.{m}"] for m in ids])
-    gate = site.gate(vectors["gate"], c.moe.experts)
-    order = batches(
-        len(local), c.train.batch_size, c.train.local_epochs,
-        torch_generator(c.run.seed, "batches", server_round, job.client, 0),
-    )  # fmt: skip
-    inputs = site.inputs(local, torch_generator(c.run.seed, "augment", server_round, job.client, 0, device=site.device))
-    lr = rate(c.train, server_round, c.run.rounds)
-    optimizers = [Sgd(expert, lr, c.train.momentum, c.train.weight_decay) for expert in experts]
+    c = context.config
+    experts, gate = context.experts(vectors), context.gate(vectors)
+    optimizers = [context.sgd(expert) for expert in experts.values()]
     learned = c.gate.mode == "learned"
     if learned:
         optimizers.append(Sgd(gate, c.gate.lr))
-    data = (inputs, local.embedding, local.labels, order, optimizers)
-    if "anchor" in job.numbers:
-        loss = train_anchor(experts[0], ids[0], gate, *data, local.offset)
-    else:
-        loss = train_normal(
-            experts, ids, gate, *data, c.moe.mix or own_mix, c.moe.renormalise, local.offset, site.oracle_scores(local)
-        )
-    trained = {f"expert.{m}": expert.vector for m, expert in zip(ids, experts, strict=True)}
-    if learned:
-        trained["gate"] = gate.vector
-    return trained, {"num-examples": len(local), "loss": loss}
+    kind = anchor_losses if "anchor" in context.job.numbers else normal_losses
+    losses_of = kind(context, experts, gate, c.moe.mix or own_mix)
+    loss = fit([*experts.values(), gate], optimizers, context.order(), losses_of)
+    trained = {expert_name(m): expert.vector for m, expert in experts.items()} | (
+        {"gate": gate.vector} if learned else {}
+    )
+    return Update(trained, {"num-examples": len(context.data), "loss": loss})
+
+
+def anchor_losses(context: ClientContext, experts: Mapping[int, FlatModel], gate: FlatModel, mix: str) -> LossesOf:
+    """Return an anchor's two independent losses: its expert's cross entropy, and the gate's against naming it."""
+    data, inputs = context.data, context.inputs()
+    ((expert_id, expert),) = experts.items()
+
+    def losses_of(rows: Tensor) -> list[Tensor]:
+        loss = F.cross_entropy(expert.module(inputs(rows)) + data.offset, data.labels[rows])
+        return [loss, anchor_gate_loss(gate.module(data.embedding[rows]), expert_id)]
+
+    return losses_of
+
+
+def normal_losses(context: ClientContext, experts: Mapping[int, FlatModel], gate: FlatModel, mix: str) -> LossesOf:
+    """Return a normal client's loss: the mixture's cross entropy of K experts and the gate (FedJETs, section 4).
+
+    An oracle's scores stand in for the gate's where ``gate.mode`` says so.
+    """
+    data, inputs, oracle = context.data, context.inputs(), context.oracle_scores()
+    renormalise = context.config.moe.renormalise
+
+    def losses_of(rows: Tensor) -> list[Tensor]:
+        x = inputs(rows)
+        sample_scores = scores(gate.module(data.embedding[rows])) if oracle is None else oracle[rows]
+        weights = chosen_weights(sample_scores, list(experts), renormalise)
+        logits = torch.stack([expert.module(x) for expert in experts.values()])
+        return [mixture_loss(logits, weights, data.labels[rows], mix, data.offset)]
+
+    return losses_of

@@ -6,24 +6,19 @@ import torch
 from torch import Tensor
 
 from client_app.algorithms.fedavg import train_one
-from client_app.client import Site
-from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.wire.messages import Job, Number
+from client_app.client import ClientContext, Update
 
 
-def train(
-    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Number]]:
+def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Train ``expert.0``; the proximal term is on weights only, not on batch-norm statistics."""
-    start = vectors["expert.0"].to(site.device)
-    mu = site.config.fedprox.mu
-    (model,) = site.experts([start])
-    anchored = model.views(start[: model.layout.trained])
+    start = vectors["expert.0"].to(context.device)
+    model = context.expert(0, start)
+    anchored = model.views(start[: model.spec.trained])
 
-    def pull_back(model: FlatModel) -> None:
+    def pull_back() -> None:
         with torch.no_grad():
             for gradient, weight, old in zip(model.gradients, model.parameters, anchored, strict=True):
-                gradient.add_(weight - old, alpha=mu)
+                gradient.add_(weight - old, alpha=context.config.fedprox.mu)
 
-    loss = train_one(site, job.client, server_round, 0, model, pull_back)
-    return {"expert.0": model.vector}, {"num-examples": len(site.local(job.client)), "loss": loss}
+    loss = train_one(context, model, correct=pull_back)
+    return Update({"expert.0": model.vector}, {"num-examples": len(context.data), "loss": loss})

@@ -11,41 +11,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client_app.algorithms.fedavg import train_one
-from client_app.client import Site
-from fedjets_flwr.models.flat_model import FlatModel
+from client_app.client import ClientContext, Update
 from fedjets_flwr.moe.local_training import steps_of
-from fedjets_flwr.wire.messages import Job, Number
 
 
-def train(
-    site: Site, job: Job, server_round: int, vectors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Number]]:
+def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Train ``expert.0``; with option I also return the full-batch gradient at the start, the new variate."""
-    c, local = site.config, site.local(job.client)
-    correction = vectors[f"correction.{job.client}"].to(site.device)
+    t, client = context.config.train, context.client
+    correction = vectors[f"correction.{client}"].to(context.device)
+    returned: dict[str, Tensor] = {}
+    if context.config.scaffold.option == "I":
+        returned[f"variate.{client}"] = _full_gradient(context, vectors["expert.0"])
+    model = context.expert(0, vectors["expert.0"])
+    changes = model.views(correction)
 
-    def correct(model: FlatModel) -> None:
+    def move() -> None:
         for gradient, change in zip(model.gradients, changes, strict=True):
             gradient.add_(change)
 
-    returned: dict[str, Tensor] = {}
-    if c.scaffold.option == "I":
-        returned[f"variate.{job.client}"] = _full_gradient(site, job.client, vectors["expert.0"])
-    (model,) = site.experts([vectors["expert.0"]])
-    changes = model.views(correction)
-    loss = train_one(site, job.client, server_round, 0, model, correct)
-    steps = steps_of(len(local), c.train.batch_size, c.train.local_epochs)
-    return returned | {"expert.0": model.vector}, {"num-examples": len(local), "loss": loss, "steps": steps}
+    loss = train_one(context, model, correct=move)
+    count = len(context.data)
+    steps = steps_of(count, t.batch_size, t.local_epochs)
+    return Update(returned | {"expert.0": model.vector}, {"num-examples": count, "loss": loss, "steps": steps})
 
 
-def _full_gradient(site: Site, client: int, vector: Tensor) -> Tensor:
+def _full_gradient(context: ClientContext, vector: Tensor) -> Tensor:
     """Return the gradient of the mean loss over all local samples at ``vector``, in eval mode (statistics stay)."""
-    local = site.local(client)
-    (model,) = site.experts([vector])
+    data, inputs, model = context.data, context.plain_inputs(), context.expert(0, vector)
     model.module.eval()
     model.zero_grad()
-    inputs = site.inputs(local)
-    for rows in torch.arange(len(local)).split(site.config.train.batch_size):
-        logits = model.module(inputs(rows)) + local.offset
-        F.cross_entropy(logits, local.labels[rows], reduction="sum").div(len(local)).backward()
+    for rows in torch.arange(len(data)).split(context.config.train.batch_size):
+        logits = model.module(inputs(rows)) + data.offset
+        F.cross_entropy(logits, data.labels[rows], reduction="sum").div(len(data)).backward()
     return torch.cat([gradient.flatten() for gradient in model.gradients])

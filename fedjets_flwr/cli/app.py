@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedjets_flwr.config.schema import settings
+from fedjets_flwr.config.schema import Config, settings
 from fedjets_flwr.config.sources import about_preset, local_config, preset_names, read_flat, remote_config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.interrupts import Interrupts
@@ -44,6 +44,7 @@ def run(
     written = read_flat(preset, config, [*(set_ or []), *(["run.resume=true"] if resume else [])])
     if superlink:
         elsewhere, here = remote_config(written, output_dir)
+        _validate(elsewhere)
         from fedjets_flwr.launch.follow import print_summary, run_elsewhere
 
         print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
@@ -72,6 +73,7 @@ def deploy_local(
     pairs = [*(set_ or []), f"partition.clients={sites}", f"partition.unseen-clients={unseen}"]
     few = {"run.rounds": 3, "run.evaluate-every": 1, "cohort.normals": max(0, min(5, sites - 5))}
     c = local_config(read_flat(preset, config, pairs), output_dir, few)
+    _validate(c)
     from fedjets_flwr.launch.follow import print_summary
     from fedjets_flwr.launch.local_deployment import rehearse
 
@@ -114,7 +116,7 @@ def compare(
 
     wanted = read_experiment(experiment, set_ or [], output_dir)
     folder = output or Path("results") / experiment.stem
-    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus), console)
+    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus), console, _validate)
 
 
 @cli.command()
@@ -180,6 +182,12 @@ def report(
     from fedjets_flwr.report.page import write_report
 
     console.print(str(write_report(folder, output)), soft_wrap=True)
+
+
+def _validate(config: Config) -> None:
+    from strategies import validate  # after the settings: a typo is told at once
+
+    validate(config)
 
 
 DeviceOption = Annotated[str, typer.Option(help="where to compute: cpu or cuda")]

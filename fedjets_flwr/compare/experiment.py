@@ -7,7 +7,7 @@ An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,14 +121,18 @@ def _named(flat: Mapping[str, Scalar]) -> Config:
     return Config.from_flat({**flat, "run.name": f"{flat.get('strategy.name', 'fedjets')}-{digest}"})
 
 
-def run_experiment(experiment: Experiment, folder: Path, resources: Resources, console: Console) -> None:
+def run_experiment(
+    experiment: Experiment, folder: Path, resources: Resources, console: Console, validate: Callable[[Config], None]
+) -> None:
     """Do the runs that are not done, going on where one was cut off; write the table after each.
+
+    ``validate`` raises FedjetsError where a method refuses settings.
 
     Raises:
         FedjetsError: before the first run, if a row cannot run; at the end, if a run failed: what is done stays.
     """
     runs = {config.run_dir: config for _, configs in experiment.rows for config in configs}
-    _check_rows(experiment, resources)
+    _check_rows(experiment, resources, validate)
     failed = []
     for position, (run_dir, config) in enumerate(runs.items(), start=1):
         if done(run_dir) is None:
@@ -148,12 +152,13 @@ def run_experiment(experiment: Experiment, folder: Path, resources: Resources, c
         raise FedjetsError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; run again to retry them")
 
 
-def _check_rows(experiment: Experiment, resources: Resources) -> None:
+def _check_rows(experiment: Experiment, resources: Resources, validate: Callable[[Config], None]) -> None:
     resources.federation_config()
     for row, configs in experiment.rows:
         for config in configs:
             try:
                 if done(config.run_dir) is None:
+                    validate(config)
                     check(config)
             except FedjetsError as error:
                 raise FedjetsError(f"row {row.name!r}: {error}") from None

@@ -1,7 +1,6 @@
 """A site's own images: torchvision's ImageFolder layout, or a flat folder without labels."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fedjets_flwr.data.datasets import UNKNOWN, Images
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import written
 
 # Those of torchvision, whose import takes longer than torch's.
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -45,10 +45,8 @@ def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, i
         return Images(tensors["pixels"], tensors["labels"])
     except (SafetensorError, OSError, KeyError):
         found = read_folder(folder, classes, shape).images
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_name(f".{digest}.{os.getpid()}")
-    safetensors.torch.save_file({"pixels": found.pixels, "labels": found.labels}, temporary)
-    temporary.replace(kept)
+    with written(kept) as file:
+        safetensors.torch.save_file({"pixels": found.pixels, "labels": found.labels}, file)
     return found
 
 

@@ -1,21 +1,41 @@
 """Which clients take part in a round."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.seeds import numpy_generator
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round, each kind in ascending order; an anchor that was drawn as one of all counts as normal."""
+
+    anchors: tuple[int, ...]
+    normals: tuple[int, ...]
+    server_round: int
+
+    def only(self, clients: Container[int]) -> "Cohort":
+        """Return the cohort without the clients that are not among ``clients``."""
+        anchors, normals = (tuple(c for c in kind if c in clients) for kind in (self.anchors, self.normals))
+        return Cohort(anchors, normals, self.server_round)
+
+    @property
+    def clients(self) -> list[int]:
+        """All of them in ascending order."""
+        return sorted([*self.anchors, *self.normals])
+
+
 def draw_cohort(
     config: Config, server_round: int, sampling: str, all_anchors: Sequence[int], member: int = 0
-) -> tuple[list[int], list[int]]:
-    """Return the anchors and the normal clients of a round, each in ascending order.
+) -> Cohort:
+    """Return the cohort of a round.
 
     Args:
         config: ``cohort.*`` and ``partition.*``.
         server_round: decides the draw.
-        sampling: ``anchored``: N_a anchors + N_c of the others (FedJETs); ``uniform``: N_a + N_c of all clients, where
-            anchors that happen to be drawn count as normal.
+        sampling: ``anchored``: N_a anchors + N_c of the others (FedJETs, Algorithm 1); ``uniform``: N_a + N_c of all
+            clients, where anchors that happen to be drawn count as normal.
         all_anchors: ids of all anchor clients.
         member: which of several independent models draws (an ensemble's member).
     """
@@ -23,8 +43,9 @@ def draw_cohort(
     normals, training = config.cohort.normals, config.partition.clients
     if sampling == "uniform":
         count = min(config.cohort.anchors + normals, training)
-        return [], sorted(rng.choice(training, count, replace=False).tolist())
+        return Cohort((), tuple(sorted(rng.choice(training, count, replace=False).tolist())), server_round)
     others = [client for client in range(training) if client not in all_anchors]
     drawn = rng.choice(len(all_anchors), config.cohort.anchors, replace=False)
     rest = rng.choice(len(others), normals, replace=False)
-    return sorted(all_anchors[i] for i in drawn), sorted(others[i] for i in rest)
+    chosen = tuple(sorted(all_anchors[i] for i in drawn))
+    return Cohort(chosen, tuple(sorted(others[i] for i in rest)), server_round)

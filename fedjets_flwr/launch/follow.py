@@ -18,7 +18,6 @@ from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
 from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
-from strategies import method
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
 """SystemExit is what rich makes of a closed pipe, such as that to a ``tee`` which heard the same Ctrl-C."""
@@ -48,7 +47,6 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
     Raises:
         FedjetsError: the settings, the connection or the run failed; one line that says why.
     """
-    method(config.strategy.name).validate(config)
     superlink = NamedSuperLink(name)
     with run_folder(here, console) as folder:
         launched = superlink.submit(config, folder)
@@ -100,12 +98,11 @@ def follow_to_the_end(launched: Launched, config: Config, console: Console, mirr
 
 
 def check(config: Config) -> None:
-    """Find what is wrong with method, data and common expert here, before Flower starts.
+    """Find what is wrong with data and common expert here, before Flower starts.
 
     Raises:
         FedjetsError: one line that says what.
     """
-    method(config.strategy.name).validate(config)
     if len(open_dataset(config).train):
         open_split(config)
     if config.common_expert.path:

@@ -38,6 +38,12 @@ def tail_start(model: nn.Sequential, trainable: str) -> int:
     return {"all": 0, "stage": len(model) - 3, "head": len(model) - 1}[trainable]
 
 
+def tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
+    """Return the part of a model that is an expert."""
+    part: nn.Sequential = model[tail_start(model, trainable) :]
+    return part
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
     """Batch norm, or group norm with about 8 channels a group."""
     if kind == "batch":

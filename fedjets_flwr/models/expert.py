@@ -1,16 +1,23 @@
 """What an expert is: a whole model, or a tail over the common expert's frozen trunk."""
 
 import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Dataset
-from fedjets_flwr.models.architectures import Architecture, build, tail_start
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.gate import build_gate
 from fedjets_flwr.seeds import derive
+
+_ARCHITECTURES = TypeAdapter(list[Architecture])
 
 
 def configured_architecture(config: Config, dataset: Dataset) -> Architecture:
@@ -24,24 +31,48 @@ def builds_own_experts(config: Config, init: str) -> bool:
     return config.moe.trainable == "all" and init == "random"
 
 
-def build_expert(config: Config, common: CommonExpert, dataset: Dataset, expert: int, init: str) -> nn.Sequential:
+def encode_architectures(architectures: Sequence[Architecture]) -> str:
+    """Return architectures as JSON."""
+    return json.dumps([asdict(architecture) for architecture in architectures])
+
+
+def decode_architectures(text: str) -> list[Architecture]:
+    """Return the architectures of all experts, or one for all.
+
+    Raises:
+        FedjetsError: the text is none.
+    """
+    try:
+        return _ARCHITECTURES.validate_json(text)
+    except ValidationError:
+        raise FedjetsError("the server sent malformed architectures; install the same release on both") from None
+
+
+def expert_architecture(config: Config, common: CommonExpert, dataset: Dataset, init: str) -> Architecture:
+    """Return the architecture of an expert, or of the model whose tail it is, by the settings.
+
+    A tail, or an expert that starts as the common expert (``init = "common"``), takes the common expert's.
+    """
+    return configured_architecture(config, dataset) if builds_own_experts(config, init) else common.architecture
+
+
+def build_expert(
+    config: Config, common: CommonExpert, architecture: Architecture, expert: int, init: str
+) -> nn.Sequential:
     """Return expert ``expert`` at its start, trainable.
 
     Args:
-        config: ``moe.trainable`` says which part of the model an expert is; a part, or a start ``common``, takes the
-            common expert's architecture.
+        config: ``moe.trainable`` says which part of the model an expert is.
         common: the common expert.
-        dataset: shapes of a model of its own.
+        architecture: of the expert, or of the model whose tail it is.
         expert: its id; decides its random draw.
         init: ``random`` or ``common``.
     """
     if init == "common":
         model = copy.deepcopy(common.model).requires_grad_(True)
     else:
-        own = builds_own_experts(config, init)
-        architecture = configured_architecture(config, dataset) if own else common.architecture
         model = build(architecture, derive(config.run.seed, "expert", expert))
-    return model[tail_start(model, config.moe.trainable) :]
+    return tail(model, config.moe.trainable)
 
 
 def gate_inputs(common: CommonExpert, layer: str) -> int:
@@ -55,14 +86,6 @@ def build_configured_gate(config: Config, common: CommonExpert, experts: int) ->
     """Return the gate at its start."""
     inputs = gate_inputs(common, config.common_expert.embedding)
     return build_gate(inputs, config.gate.hidden, experts, derive(config.run.seed, "gate"))
-
-
-def expert_input(config: Config, common: CommonExpert, dataset: Dataset) -> torch.Tensor:
-    """Return one sample of an expert's input: an image, or the trunk's output."""
-    image = torch.zeros(1, *dataset.shape)
-    with torch.no_grad():
-        sample: torch.Tensor = common.model[: tail_start(common.model, config.moe.trainable)](image)
-    return sample
 
 
 def forward_flops(module: nn.Module, sample: torch.Tensor) -> int:

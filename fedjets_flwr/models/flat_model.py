@@ -2,11 +2,12 @@
 
 The vector holds the parameters, then the floating-point buffers (batch-norm running statistics), each in the order of
 the module. Batch-norm policy: running statistics travel with the weights; ``aggregation.bn`` says how they are
-averaged. Integer buffers do not travel: the
-only ones here, ``num_batches_tracked``, have no influence while batch norm has a fixed momentum.
+averaged. Integer buffers do not travel: the only ones here, ``num_batches_tracked``, have no influence while batch
+norm has a fixed momentum.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,11 +16,19 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names and shapes of what a vector holds, in order; ``trained`` entries come first."""
+class VectorSpec:
+    """Names and shapes of what a vector holds, in order; the first ``trained`` numbers are weights.
+
+    Each vector has its own, under its full name: experts may differ in size.
+    """
 
     entries: tuple[tuple[str, tuple[int, ...]], ...]
     trained: int
+
+    @classmethod
+    def plain(cls, size: int) -> "VectorSpec":
+        """Return the spec of ``size`` numbers that are no model's (a control variate, a mean)."""
+        return cls((("", (size,)),), size)
 
     @cached_property
     def size(self) -> int:
@@ -40,6 +49,11 @@ class Layout:
         return hashlib.sha256(repr((self.entries, self.trained)).encode()).hexdigest()[:16]
 
 
+def digest_of(specs: Iterable[VectorSpec]) -> str:
+    """Return one short digest of several layouts, in their order."""
+    return hashlib.sha256(" ".join(spec.digest for spec in specs).encode()).hexdigest()[:16]
+
+
 class FlatModel:
     """A module whose parameters and float buffers are views of one vector.
 
@@ -48,8 +62,8 @@ class FlatModel:
 
     Attributes:
         module: the module itself.
-        layout: what the vector holds.
-        vector: all floats, (layout.size,).
+        spec: what the vector holds.
+        vector: all floats, (spec.size,).
         parameters: the module's parameters, in the order of the vector.
     """
 
@@ -59,7 +73,7 @@ class FlatModel:
         entries = tuple((name, tuple(t.shape)) for name, t in [*named, *buffers])
         trained = sum(p.numel() for _, p in named)
         self.module = module
-        self.layout = Layout(entries, trained)
+        self.spec = VectorSpec(entries, trained)
         self.vector = torch.cat([t.detach().flatten().float() for _, t in [*named, *buffers]])
         self.parameters = [p for _, p in named]
         for p, view in zip(self.parameters, self.views(self.weights), strict=True):
@@ -73,11 +87,11 @@ class FlatModel:
 
     @property
     def weights(self) -> Tensor:
-        """The trained part of the vector, (layout.trained,)."""
-        return self.vector[: self.layout.trained]
+        """The trained part of the vector, (spec.trained,)."""
+        return self.vector[: self.spec.trained]
 
     def views(self, values: Tensor) -> list[Tensor]:
-        """Return parts of a vector (layout.trained,) in the shapes of the parameters."""
+        """Return parts of a vector (spec.trained,) in the shapes of the parameters."""
         parts = values.split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 

@@ -1,7 +1,6 @@
 """Central training of a common expert, stopped at the first crossing of a target accuracy."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import StrPath
+from fedjets_flwr.files import StrPath, written
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.common_expert import CommonExpert, accuracy_of, freeze, load_common_expert
 from fedjets_flwr.models.device import device_of
@@ -69,11 +68,8 @@ def cached_path(config: Config) -> Path:
 
 def save_common_expert(expert: CommonExpert, path: StrPath) -> None:
     """Write the file in one step, so that a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(expert.as_bytes)
-    temporary.replace(path)
+    with written(Path(path)) as file:
+        file.write_bytes(expert.as_bytes)
 
 
 def pretrain(config: Config, progress: Progress) -> CommonExpert:

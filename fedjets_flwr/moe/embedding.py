@@ -5,8 +5,7 @@ entry can never be stale. Files are written to a temporary name and renamed, and
 """
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedjets_flwr.models.architectures import tail_start
-from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.files import written
+from fedjets_flwr.models.backbone import Backbone, embedding_of
 
 
 @dataclass(frozen=True)
@@ -30,41 +29,35 @@ class Embedded:
     features: Tensor | None
 
 
-def embed(
-    common: CommonExpert, pixels: Tensor, layer: str, trainable: str, folder: Path, device: torch.device
-) -> tuple[Embedded, bool]:
+def embed(backbone: Backbone, pixels: Tensor, layer: str, folder: Path, device: torch.device) -> tuple[Embedded, bool]:
     """Return what the common expert says of uint8 ``pixels``, and whether it had to be computed.
 
     Args:
-        common: the frozen common expert.
+        backbone: the frozen common expert, cut where the experts begin.
         pixels: (n, c, h, w) uint8, in the client's order.
         layer: ``penultimate`` or ``logits``: the gate's input.
-        trainable: ``moe.trainable``; decides where the trunk ends.
         folder: the cache.
         device: where to compute.
     """
-    path = folder / "embeddings" / f"{_key(common, pixels, trainable)}.safetensors"
+    path = folder / "embeddings" / f"{_key(backbone, pixels)}.safetensors"
     entry, computed = _read(path), False
     if entry is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        safetensors.torch.save_file(compute(common, pixels, trainable, device), temporary)
-        temporary.replace(path)
+        with written(path) as file:
+            safetensors.torch.save_file(compute(backbone, pixels, device), file)
         entry, computed = _read(path), True
         assert entry is not None
-    return embedded(entry, layer, trainable), computed
+    return embedded(entry, layer, backbone), computed
 
 
-def embedded(entry: Mapping[str, Tensor], layer: str, trainable: str) -> Embedded:
+def embedded(entry: Mapping[str, Tensor], layer: str, backbone: Backbone) -> Embedded:
     """Return what the gate and the experts read of :func:`compute`'s outputs."""
-    embedding = entry["logits"] if layer == "logits" else entry["penultimate"]
-    features = {"all": None, "head": entry["penultimate"], "stage": entry.get("trunk")}[trainable]
-    return Embedded(entry["logits"], embedding, features)
+    features = entry.get(backbone.cached) if backbone.cached else None
+    return Embedded(entry["logits"], embedding_of(entry.__getitem__, layer), features)
 
 
-def _key(common: CommonExpert, pixels: Tensor, trainable: str) -> str:
-    kept = "trunk" if trainable == "stage" else "penultimate"
-    hasher = hashlib.sha256(f"2:{common.digest}:{kept}:{tuple(pixels.shape)}".encode())
+def _key(backbone: Backbone, pixels: Tensor) -> str:
+    kept = "trunk" if backbone.keeps_trunk else "penultimate"
+    hasher = hashlib.sha256(f"2:{backbone.common.digest}:{kept}:{tuple(pixels.shape)}".encode())
     hasher.update(pixels.contiguous().numpy().tobytes())
     return hasher.hexdigest()
 
@@ -84,25 +77,14 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 @torch.inference_mode()
-def compute(
-    common: CommonExpert, pixels: Tensor, trainable: str, device: torch.device, batch_size: int = 256
-) -> dict[str, Tensor]:
+def compute(backbone: Backbone, pixels: Tensor, device: torch.device, batch_size: int = 256) -> dict[str, Tensor]:
     """Return the common expert's outputs, float32 on the CPU: ``logits`` (n, C), ``penultimate`` (n, d) and, where the
     trunk ends before that, ``trunk`` (n, ...)."""
-    model = common.model.to(device)
-    trunk, neck = cut(model, "stage" if trainable == "stage" else "head")
-    parts: dict[str, list[Tensor]] = {"logits": [], "penultimate": [], "trunk": []}
+    backbone.common.model.to(device)
+    kept = ("logits", "penultimate", *(("trunk",) if backbone.keeps_trunk else ()))
+    parts: dict[str, list[Tensor]] = {name: [] for name in kept}
     for batch in pixels.split(batch_size):
-        trunk_output = trunk(common.normalise(batch.to(device)))
-        penultimate = neck(trunk_output)
-        parts["logits"].append(model[-1](penultimate).cpu())
-        parts["penultimate"].append(penultimate.cpu())
-        if trainable == "stage":
-            parts["trunk"].append(trunk_output.cpu())
-    return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items() if tensors}
-
-
-def cut(model: nn.Sequential, trainable: str) -> Sequence[nn.Sequential]:
-    """Return the frozen trunk and what lies between it and the penultimate features."""
-    start = tail_start(model, trainable)
-    return model[:start], model[start:-1]
+        seen = backbone.see(backbone.common.normalise(batch.to(device)))
+        for name, tensors in parts.items():
+            tensors.append(getattr(seen, name).cpu())
+    return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}

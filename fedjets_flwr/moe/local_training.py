@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.sgd import sgd
 
 from fedjets_flwr.config.schema import Train
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
 
 Inputs = Callable[[Tensor], Tensor]
 """Sample indices -> the experts' input batch (augmented images, or cached trunk features)."""
@@ -54,116 +54,39 @@ class Sgd:
         )  # fmt: skip
 
 
-def train_normal(
-    experts: Sequence[FlatModel],
-    ids: Sequence[int],
-    gate: FlatModel,
-    inputs: Inputs,
-    embedding: Tensor,
-    labels: Tensor,
-    order: Iterator[Tensor],
-    optimizers: Sequence[Sgd],
-    mix: str,
-    renormalise: bool,
-    offset: Tensor | float = 0.0,
-    fixed_scores: Tensor | None = None,
-) -> float:
-    """Train K experts and the gate jointly on the mixture's cross entropy (FedJETs, section 4, normal clients).
+LossesOf = Callable[[Tensor], Sequence[Tensor]]
+"""Sample indices -> the losses of a step, scalars that share no weight; the first one is what is reported."""
+Correction = Callable[[], None]
+"""Changes the gradients in place before a step (FedProx, SCAFFOLD)."""
 
-    ``optimizers`` are stepped together once a batch; ``offset`` is that of :func:`gating.label_offset`;
-    ``fixed_scores``, (n, M), stand in for the gate's (an oracle). Returns the mean batch loss.
+
+def fit(
+    models: Sequence[FlatModel],
+    optimizers: Sequence[Sgd],
+    order: Iterator[Tensor],
+    losses_of: LossesOf,
+    correct: Correction | None = None,
+) -> float:
+    """Train models in place, one step a batch; return the mean over batches of the first loss.
+
+    Args:
+        models: all that the losses use; they are put in training mode.
+        optimizers: are stepped together.
+        order: index batches.
+        losses_of: what a batch's gradient is of: the sum of its losses, in one backward pass.
+        correct: is called between gradient and step.
     """
-    models = [*experts, gate]
     for model in models:
         model.module.train()
-    losses = []
+    reported = []
     for rows in order:
-        x = inputs(rows)
-        gate_scores = scores(gate.module(embedding[rows])) if fixed_scores is None else fixed_scores[rows]
-        weights = chosen_weights(gate_scores, ids, renormalise)
-        logits = torch.stack([expert.module(x) for expert in experts])
-        loss = mixture_loss(logits, weights, labels[rows], mix, offset)
-        _step(loss, models, optimizers)
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
-
-
-def train_anchor(
-    expert: FlatModel,
-    expert_id: int,
-    gate: FlatModel,
-    inputs: Inputs,
-    embedding: Tensor,
-    labels: Tensor,
-    order: Iterator[Tensor],
-    optimizers: Sequence[Sgd],
-    offset: Tensor | float = 0.0,
-) -> float:
-    """Train the anchor's expert on its cross entropy and the gate to name that expert: two independent losses.
-
-    Returns the mean batch loss of the expert.
-    """
-    models = [expert, gate]
-    for model in models:
-        model.module.train()
-    losses = []
-    for rows in order:
-        loss = F.cross_entropy(expert.module(inputs(rows)) + offset, labels[rows])
-        # The two losses share no weight, so one backward pass of their sum is the two independent ones.
-        _step(loss + anchor_gate_loss(gate.module(embedding[rows]), expert_id), models, optimizers)
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
-
-
-def train_supervised(
-    model: FlatModel,
-    inputs: Inputs,
-    labels: Tensor,
-    order: Iterator[Tensor],
-    optimizer: Sgd,
-    correct_gradient: Callable[[FlatModel], None] | None = None,
-    offset: Tensor | float = 0.0,
-) -> float:
-    """Train one model on its cross entropy (FedAvg's local loop); return the mean batch loss.
-
-    ``correct_gradient`` may change the gradient vector in place before each step (FedProx, SCAFFOLD).
-    """
-    model.module.train()
-    losses = []
-    for rows in order:
-        loss = F.cross_entropy(model.module(inputs(rows)) + offset, labels[rows])
-        model.zero_grad()
-        loss.backward()
-        if correct_gradient is not None:
-            correct_gradient(model)
-        optimizer.step()
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
-
-
-def _step(loss: Tensor, models: Sequence[FlatModel], optimizers: Sequence[Sgd]) -> None:
-    for model in models:
-        model.zero_grad()
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-
-
-@torch.inference_mode()
-def predict(models: Sequence[FlatModel], inputs: Inputs, count: int, batch_size: int = 512) -> Tensor:
-    """Return the models' class probabilities in eval mode, (K, count, C), on the CPU."""
-    for model in models:
-        model.module.eval()
-    parts = []
-    for rows in torch.arange(count).split(batch_size):
-        x = inputs(rows)
-        parts.append(torch.stack([model.module(x).softmax(dim=1) for model in models]).cpu())
-    return torch.cat(parts, dim=1)
-
-
-def gate_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int, device: torch.device) -> Tensor:
-    """Return the scores of all M experts, (n, M), on the CPU; equal ones without a gate."""
-    if gate is None:
-        return torch.full((len(embedding), num_experts), 1 / num_experts)
-    with torch.inference_mode():
-        return scores(gate(embedding.to(device))).cpu()
+        losses = losses_of(rows)
+        for model in models:
+            model.zero_grad()
+        reduce(add, losses).backward()
+        if correct is not None:
+            correct()
+        for optimizer in optimizers:
+            optimizer.step()
+        reported.append(losses[0].detach())
+    return float(torch.stack(reported).mean())

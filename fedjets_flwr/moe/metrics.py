@@ -16,7 +16,7 @@ PRIORS = ("none", "em", "masked")
 """How a read-out is corrected: not at all, by EM on the unlabelled data, by knowing the classes (an upper bound)."""
 
 READINGS = tuple(f"{read_out}/{prior}" for read_out in READ_OUTS for prior in PRIORS)
-"""Every read-out with every correction, in the order in which a client reports its right answers."""
+"""Every read-out with every correction, in the order in which a client reports its right predictions."""
 
 
 def readings(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -25,12 +25,12 @@ def readings(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"none": probs, "em": correct(probs), "masked": with_prior(probs, present)}
 
 
-def right_answers(probs: Tensor, labels: Tensor) -> list[int]:
+def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
     """Return how many samples each of :data:`PRIORS` gets right."""
     return [int((corrected.argmax(1) == labels).sum()) for corrected in readings(probs, labels).values()]
 
 
-def count_answers(
+def count_predictions(
     probs: Tensor, weights: Tensor, common: Tensor, experts: Sequence[int], labels: Tensor, num_classes: int
 ) -> dict[str, list[int]]:
     """Return a client's counts.
@@ -44,10 +44,10 @@ def count_answers(
         num_classes: C.
 
     Returns:
-        ``right``: right answers by :data:`READINGS`; ``answered``: samples by (position among the K, class), flat;
+        ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, class), flat;
         ``answered-right``: the right ones among them; ``classes``: samples by class.
     """
-    right = [count for read in READ_OUTS.values() for count in right_answers(read(probs, weights, common), labels)]
+    right = [count for read in READ_OUTS.values() for count in right_predictions(read(probs, weights, common), labels)]
     best = top_1_of(weights)
     cells = best * num_classes + labels
     hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels
@@ -61,14 +61,14 @@ def count_answers(
 
 
 def count_inspection(probs: Tensor, labels: Tensor, num_classes: int) -> list[int]:
-    """Return right answers by (expert, class), flat, of all M experts' probabilities (M, n, C)."""
+    """Return right predictions by (expert, class), flat, of all M experts' probabilities (M, n, C)."""
     hits = probs.argmax(dim=2) == labels
     return torch.stack([torch.bincount(labels[hit], minlength=num_classes) for hit in hits]).flatten().tolist()
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """The counts of one unseen client (see :func:`count_answers`); ``experts`` are those it received."""
+    """The counts of one unseen client (see :func:`count_predictions`); ``experts`` are those it received."""
 
     experts: tuple[int, ...]
     samples: int

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedjets_flwr.config.schema import Model
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
-from fedjets_flwr.models.architectures import Architecture, build, tail_start
+from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, common_expert_of
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.gate import build_gate
@@ -55,7 +55,8 @@ class Card(BaseModel):
         images: how many images that were.
         trainable: what an expert is (``moe.trainable``).
         embedding: what the gate reads (``common-expert.embedding``).
-        model: architecture of the experts.
+        model: architecture of the experts, of the first one where they differ.
+        models: of each of the K experts where they differ; else empty.
         sha256: digest of every other file.
     """
 
@@ -82,6 +83,7 @@ class Card(BaseModel):
     trainable: Literal["all", "stage", "head"]
     embedding: Literal["penultimate", "logits"]
     model: Model
+    models: tuple[Model, ...] = ()
     versions: dict[str, str]
     sha256: dict[str, str] = {}
 
@@ -91,12 +93,13 @@ class Card(BaseModel):
             raise ValueError("experts: not different ids of the run's experts")
         if len(self.label_prior) != len(self.classes) or len(set(self.classes)) < len(self.classes):
             raise ValueError("classes, label_prior: not one share for each of the different classes")
+        if len(self.models) not in (0, len(self.experts)) or (self.models and self.trainable != "all"):
+            raise ValueError("models: not one for each of the experts, or of experts that share a trunk")
         return self
 
-    @property
-    def architecture(self) -> Architecture:
-        """Architecture of an expert, or of the model whose tail it is."""
-        m = self.model
+    def architecture(self, expert: int) -> Architecture:
+        """Return the architecture of an expert, or of the model whose tail it is."""
+        m = self.models[self.experts.index(expert)] if self.models else self.model
         return Architecture(m.name, m.width, m.norm, m.stem, self.image_shape[0], len(self.classes))
 
     @property
@@ -194,7 +197,7 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
         common = common_expert_of(_metadata(data), tensors)
     except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
-    found, wanted = common.architecture, card.architecture
+    found, wanted = common.architecture, card.architecture(card.experts[0])
     if card.trainable == "all":  # a whole expert is of any architecture
         wanted = replace(found, channels=wanted.channels, num_classes=wanted.num_classes)
     if found != wanted:
@@ -202,9 +205,9 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
     return common
 
 
-def read_expert(card: Card, data: bytes, path: Path) -> nn.Sequential:
+def read_expert(card: Card, expert: int, data: bytes, path: Path) -> nn.Sequential:
     """Return an expert of a bundle, in eval mode."""
-    return _filled(lambda: _tail(build(card.architecture, 0), card.trainable), data, path)
+    return _filled(lambda: tail(build(card.architecture(expert), 0), card.trainable), data, path)
 
 
 def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.Sequential:
@@ -215,11 +218,6 @@ def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.S
         return build_gate(gate_inputs(common, card.embedding), hidden, len(card.gate_scores), 0)
 
     return _filled(make, data, path)
-
-
-def _tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
-    tail: nn.Sequential = model[tail_start(model, trainable) :]
-    return tail
 
 
 def _filled(make: Callable[[], nn.Sequential], data: bytes, path: Path) -> nn.Sequential:

@@ -2,19 +2,18 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedjets_flwr.data.image_source import Pictures
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert
-from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.embedding import Embedded, compute, embedded
-from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, top_1_of
-from fedjets_flwr.moe.local_training import gate_scores, predict
+from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict, read
 
 CHUNK = 512
 """Images in memory at a time: the batch of the run's evaluation, so that the sums are the same."""
@@ -83,33 +82,22 @@ class Chunk:
 
 def look(common: CommonExpert, pictures: Pictures, layer: str, trainable: str, device: torch.device) -> Iterator[Chunk]:
     """Yield the images, :data:`CHUNK` at a time, with what the common expert says of them."""
+    backbone = Backbone(common, trainable)
     for start in range(0, pictures.count, CHUNK):
         pixels = pictures.read(start, start + CHUNK)
-        yield Chunk(pixels, embedded(compute(common, pixels, trainable, device), layer, trainable))
+        yield Chunk(pixels, embedded(compute(backbone, pixels, device), layer, backbone))
 
 
 def answer(
-    chunks: Iterable[Chunk],
-    common: CommonExpert,
-    gate: nn.Module | None,
-    experts: Sequence[FlatModel],
-    ids: Sequence[int],
-    num_experts: int,
-    read_out: str,
-    device: torch.device,
+    chunks: Iterable[Chunk], common: CommonExpert, mixture: Mixture, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return class probabilities by the read-out, (n, C), and the id of each image's expert, (n,).
-
-    ``experts`` are the K models with the given ``ids`` among ``num_experts``.
-    """
+    """Return class probabilities by the mixture's read-out, (n, C), and the id of each image's expert, (n,)."""
     probs, logits, embedding = [], [], []
     for chunk in chunks:
         inputs = chunk.seen.features if chunk.seen.features is not None else common.normalise(chunk.pixels)
         on_device = inputs.to(device)
-        probs.append(predict(experts, on_device.__getitem__, len(chunk.pixels), CHUNK))
+        probs.append(predict(mixture.experts, on_device.__getitem__, len(chunk.pixels), CHUNK))
         logits.append(chunk.seen.logits)
         embedding.append(chunk.seen.embedding)
-    sample_scores = gate_scores(gate, torch.cat(embedding), num_experts, device)
-    weights = chosen_weights(sample_scores, ids, renormalise=False)
-    read = READ_OUTS[read_out](torch.cat(probs, dim=1), weights, torch.cat(logits).softmax(1))
-    return read, torch.tensor(ids)[top_1_of(weights)]
+    all_scores = gate_scores(mixture.gate, torch.cat(embedding), mixture.num_experts, device)
+    return read(torch.cat(probs, dim=1), all_scores, mixture.ids, torch.cat(logits).softmax(1), mixture.read_out)

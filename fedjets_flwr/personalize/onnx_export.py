@@ -5,7 +5,6 @@ The file is kept only if onnxruntime gives PyTorch's answers. Needs the extra ``
 
 import copy
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from fedjets_flwr.data.image_source import Pictures, open_pictures
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import StrPath
-from fedjets_flwr.moe.embedding import cut
-from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, scores, top_1_of
+from fedjets_flwr.files import StrPath, written
+from fedjets_flwr.models.backbone import Backbone, embedding_of
 from fedjets_flwr.moe.label_prior import with_prior
+from fedjets_flwr.moe.mixture import probabilities, read, sample_scores
 from fedjets_flwr.personalize.inference import CHUNK, Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser
 
@@ -33,30 +32,22 @@ class Graph(nn.Module):
         super().__init__()
         self.card, self.common = personaliser.card, personaliser.common
         # Copies: the parameters of the personaliser are views of one vector.
-        trunk, neck = cut(self.common.model, "stage" if self.card.trainable == "stage" else "head")
-        self.trunk, self.neck, self.head = (copy.deepcopy(m).cpu() for m in (trunk, neck, self.common.model[-1]))
+        self.backbone = Backbone(self.common, self.card.trainable)
+        self.trunk, self.neck, self.head = (copy.deepcopy(part).cpu() for part in self.backbone.parts)
         self.gate = copy.deepcopy(personaliser.gate.module).cpu() if personaliser.gate is not None else None
         self.experts = nn.ModuleList(copy.deepcopy(personaliser.experts[m].module).cpu() for m in self.card.experts)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return class probabilities (n, C) float32 and expert ids (n,) int64 for uint8 images (n, c, h, w)."""
-        card = self.card
-        pixels = self.common.normalise(images)
-        trunk = self.trunk(pixels)
-        penultimate = self.neck(trunk)
-        logits = self.head(penultimate)
-        if self.gate is None:
-            sample_scores = torch.full((images.shape[0], len(card.gate_scores)), 1 / len(card.gate_scores))
-        else:
-            sample_scores = scores(self.gate(logits if card.embedding == "logits" else penultimate))
-        weights = chosen_weights(sample_scores, card.experts, renormalise=False)
-        inputs = {"all": pixels, "stage": trunk, "head": penultimate}[card.trainable]
-        probs = torch.stack([expert(inputs).softmax(dim=1) for expert in self.experts])
-        read = READ_OUTS[card.read_out](probs, weights, logits.softmax(dim=1))
+        card, pixels = self.card, self.common.normalise(images)
+        seen = vars(self.backbone.see(pixels, (self.trunk, self.neck, self.head))).__getitem__
+        probs = probabilities(list(self.experts), self.backbone.expert_input(pixels, seen))
+        all_scores = sample_scores(self.gate, embedding_of(seen, card.embedding), len(card.gate_scores))
+        mixed, best = read(probs, all_scores, card.experts, seen("logits").softmax(dim=1), card.read_out)
         if card.prior == "em":
-            read = with_prior(read, torch.tensor(card.label_prior, dtype=torch.float64)).float()
-        return read, torch.tensor(card.experts)[top_1_of(weights)]
+            mixed = with_prior(mixed, torch.tensor(card.label_prior, dtype=torch.float64)).float()
+        return mixed, best
 
 
 def export_onnx(personaliser: Personaliser, path: StrPath, images: object = None) -> float:
@@ -86,13 +77,10 @@ def export_onnx(personaliser: Personaliser, path: StrPath, images: object = None
             f"{path}: not written; onnxruntime's probabilities differ from PyTorch's by {difference:.2g}, more than"
             f" {TOLERANCE:g}: use the bundle itself, or another onnxruntime"
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with written(path) as file:
+            file.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise FedjetsError(f"{path}: cannot be written ({error.strerror})") from None
     return difference
 

@@ -1,4 +1,4 @@
-"""A site's personalised model: made from a finished run and unlabelled images, saved as a bundle, used anywhere.
+"""A site's personalised model: made from a trained run and unlabelled images, saved as a bundle, used anywhere.
 
     personaliser = personalise(open_run("runs/mine"), "images")
     personaliser.save("bundle")
@@ -20,17 +20,18 @@ from fedjets_flwr.config.schema import Model
 from fedjets_flwr.data.image_source import Pictures, open_pictures
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
+from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
-from fedjets_flwr.models.expert import build_configured_gate, build_expert, builds_own_experts, configured_architecture
+from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.gating import READ_OUTS, top_k_experts
 from fedjets_flwr.moe.label_prior import em_prior, with_prior
-from fedjets_flwr.moe.local_training import gate_scores
+from fedjets_flwr.moe.mixture import Mixture, gate_scores
+from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize import bundle
 from fedjets_flwr.personalize.bundle import Card
 from fedjets_flwr.personalize.inference import Chunk, Predictions, answer, look, place
-from fedjets_flwr.runs.trained_run import FinishedRun
-from strategies import method
+from fedjets_flwr.runs.trained_run import TrainedRun
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Personaliser:
         experts = {}
         for m in card.experts:
             name = bundle.expert_file(m)
-            experts[m] = FlatModel(bundle.read_expert(card, files[name], folder / name).to(where))
+            experts[m] = FlatModel(bundle.read_expert(card, m, files[name], folder / name).to(where))
         return cls(card, common, FlatModel(gate.to(where)) if gate else None, experts, where)
 
     def predict(self, images: object) -> Predictions:
@@ -99,7 +100,7 @@ class Personaliser:
     def _answer(self, chunks: Iterable[Chunk]) -> tuple[Tensor, Tensor]:
         c, gate = self.card, self.gate.module if self.gate else None
         models, of = [self.experts[m] for m in c.experts], len(c.gate_scores)
-        return answer(chunks, self.common, gate, models, c.experts, of, c.read_out, self.device)
+        return answer(chunks, self.common, Mixture(models, c.experts, gate, of, c.read_out), self.device)
 
     def _predictions(self, probs: Tensor, experts: Tensor, pictures: Pictures) -> Predictions:
         if self.card.prior == "em":
@@ -110,14 +111,14 @@ class Personaliser:
 
 
 def personalise(
-    run: FinishedRun, images: object, experts: int = 0, read_out: str = "", prior: str = "", device: str = "cpu"
+    run: TrainedRun, images: object, experts: int = 0, read_out: str = "", prior: str = "", device: str = "cpu"
 ) -> Personaliser:
     """Return a site's personalised model: the experts that the run's method serves to a client with these images.
 
     Labels are not read; where class folders tell them, they only score ``predictions``.
 
     Args:
-        run: a finished run.
+        run: a trained run.
         images: as in :meth:`Personaliser.predict`; they choose the experts and the label prior.
         experts: K; 0: as many as the method serves.
         read_out: how they answer (a key of ``gating.READ_OUTS``); empty: as in the run.
@@ -128,7 +129,7 @@ def personalise(
         FedjetsError: names the option, file or setting that is wrong.
     """
     config, where = run.config, place(device)
-    read_out = read_out or config.personalize.read_out or method(config.strategy.name).read_out
+    read_out = read_out or config.personalize.read_out or run.serving.read_out
     prior = prior or config.personalize.prior
     if read_out not in READ_OUTS:
         raise FedjetsError(f"--read-out {read_out}: no such read-out; choose one of {', '.join(READ_OUTS)}")
@@ -144,7 +145,7 @@ def personalise(
         _card(run, chosen, scores, read_out, prior),
         run.common,
         gate,
-        {m: _held(run, f"expert.{m}", build_expert(config, run.common, run.task, m, run.init), where) for m in chosen},
+        {m: _held(run, expert_name(m), _untrained(run, m), where) for m in chosen},
         where,
     )
     probs, answered = unread._answer(chunks)
@@ -153,19 +154,19 @@ def personalise(
     return replace(made, predictions=made._predictions(probs, answered, pictures))
 
 
-def _choose(run: FinishedRun, scores: Tensor, experts: int) -> tuple[int, ...]:
+def _choose(run: TrainedRun, scores: Tensor, experts: int) -> tuple[int, ...]:
     """Return the K experts that the run's method serves: the gate's choice, or all of them in order."""
-    wanted, total = method(run.config.strategy.name), run.num_experts
+    total = run.num_experts
     if experts and not 1 <= experts <= total:
         raise FedjetsError(f"--experts {experts}: the run has {total}; choose 1 to {total}")
     if "gate" not in run.vectors and experts not in (0, total):
-        raise FedjetsError(f"--experts {experts}: {wanted.__name__} has no gate to choose by; leave it out")
-    if not experts and not wanted.routed:
+        raise FedjetsError(f"--experts {experts}: {run.config.strategy.name} has no gate to choose by; leave it out")
+    if not experts and not run.serving.routed:
         return tuple(range(total))
     return top_k_experts(scores, experts or run.config.moe.top_k)
 
 
-def _gate(run: FinishedRun, device: torch.device) -> FlatModel | None:
+def _gate(run: TrainedRun, device: torch.device) -> FlatModel | None:
     if "gate" not in run.vectors:
         return None
     if run.config.gate.mode == "oracle":
@@ -175,7 +176,11 @@ def _gate(run: FinishedRun, device: torch.device) -> FlatModel | None:
     return _held(run, "gate", build_configured_gate(run.config, run.common, run.num_experts), device)
 
 
-def _held(run: FinishedRun, name: str, module: nn.Module, device: torch.device) -> FlatModel:
+def _untrained(run: TrainedRun, expert: int) -> nn.Sequential:
+    return tail(build(run.serving.architectures[expert], 0), run.config.moe.trainable)
+
+
+def _held(run: TrainedRun, name: str, module: nn.Module, device: torch.device) -> FlatModel:
     """Return a model that holds a vector of the run's checkpoint, rounded as it was for the run's own sites."""
     model, vector = FlatModel(module.to(device).eval().requires_grad_(False)), run.vectors.get(name)
     if vector is None or vector.shape != model.vector.shape:
@@ -184,9 +189,10 @@ def _held(run: FinishedRun, name: str, module: nn.Module, device: torch.device) 
     return model
 
 
-def _card(run: FinishedRun, chosen: tuple[int, ...], scores: Tensor, read_out: str, prior: str) -> Card:
+def _card(run: TrainedRun, chosen: tuple[int, ...], scores: Tensor, read_out: str, prior: str) -> Card:
     c, task = run.config, run.task
-    a = configured_architecture(c, task) if builds_own_experts(c, run.init) else run.common.architecture
+    models = [Model(name=a.name, width=a.width, norm=a.norm, stem=a.stem)  # type: ignore[arg-type]
+              for a in (run.serving.architectures[m] for m in chosen)]  # fmt: skip
     about = (
         f"An image classifier personalised for one site without labels: {len(chosen)} of {run.num_experts} experts of"
         f" the federated run {run.folder.name} ({c.strategy.name} on {task.name}), chosen for {len(scores)} images."
@@ -214,7 +220,8 @@ def _card(run: FinishedRun, chosen: tuple[int, ...], scores: Tensor, read_out: s
         images=len(scores),
         trainable=c.moe.trainable,
         embedding=c.common_expert.embedding,
-        model=Model(name=a.name, width=a.width, norm=a.norm, stem=a.stem),  # type: ignore[arg-type]
+        model=models[0],
+        models=tuple(models) if len(set(models)) > 1 else (),
         versions={name: version(name) for name in ("fedjets-flwr", "torch", "torchvision", "numpy", "safetensors")},
     )
 

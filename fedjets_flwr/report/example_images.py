@@ -16,7 +16,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.personalize.inference import Predictions
 from fedjets_flwr.personalize.personaliser import personalise
 from fedjets_flwr.runs.run_folder import Recorded
-from fedjets_flwr.runs.trained_run import FinishedRun, open_run
+from fedjets_flwr.runs.trained_run import TrainedRun, open_run
 from fedjets_flwr.seeds import torch_generator
 
 SHOWN = 8
@@ -75,7 +75,7 @@ def find_samples(recorded: Recorded) -> Samples:
         return Samples(why_none=f"None are shown: {error}")
 
 
-def _samples(run: FinishedRun, clients: list[int]) -> Samples:
+def _samples(run: TrainedRun, clients: list[int]) -> Samples:
     asked = clients[:: -(-len(clients) // MOST_CLIENTS)]
     work = max(1, run.summary["flops_per_answer"] * len(asked))
     most = int(min(MOST_IMAGES, max(FEWEST_IMAGES, MOST_FLOPS / work)))
@@ -114,7 +114,7 @@ def _client(config: Config, client: int) -> ClientData:
 
 
 def _in_turn(
-    run: FinishedRun, answered: Mapping[int, tuple[ClientData, Predictions]], read_out: str, wanted: bool
+    run: TrainedRun, answered: Mapping[int, tuple[ClientData, Predictions]], read_out: str, wanted: bool
 ) -> Iterator[Sample]:
     """Yield right or wrong answers, one of each client in turn, and no image twice: clients may share some."""
     seen: set[str] = set()
@@ -126,7 +126,7 @@ def _in_turn(
 
 
 def _of_client(
-    run: FinishedRun, data: ClientData, predictions: Predictions, read_out: str, wanted: bool
+    run: TrainedRun, data: ClientData, predictions: Predictions, read_out: str, wanted: bool
 ) -> Iterator[Sample]:
     labels = data.images.labels[: len(predictions)]
     rows = ((predictions.classes == labels) == wanted).nonzero().flatten()

@@ -3,7 +3,6 @@
 Everything that came from a run is hostile text to the page: the templates escape it all.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jinja2
 
 from fedjets_flwr.config.schema import settings
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import StrPath
+from fedjets_flwr.files import StrPath, written
 from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.charts import Chart, column_chart, line_chart
 from fedjets_flwr.report.example_images import Samples, find_samples
@@ -39,10 +38,9 @@ def write_report(folder: StrPath, output: StrPath | None = None) -> Path:
     recorded = read_recorded(folder)
     path = Path(output or recorded.folder / "report.html")
     text = render(recorded, find_samples(recorded))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with written(path) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FedjetsError(f"--output {path}: cannot be written ({error.strerror})") from None
     return path

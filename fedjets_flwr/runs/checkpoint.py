@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.files import written
+from fedjets_flwr.runs.callback import Callback
 
 log = logging.getLogger("flwr")
 
@@ -86,7 +87,7 @@ class RunLock:
         return True
 
 
-class Checkpoints:
+class Checkpoints(Callback):
     """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object."""
 
     def __init__(self, config: Config) -> None:
@@ -98,6 +99,14 @@ class Checkpoints:
         self.anchors: tuple[int, ...] = ()
         for cut_off in self.folder.glob(".*"):
             cut_off.unlink()
+
+    def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+        """Write the state if the round is due, or the best so far."""
+        self.save(record["round"], vectors, record, record["round"] == self.config.run.rounds)
+
+    def on_broken_off(self, server_round: int, vectors: Mapping[str, Tensor]) -> None:
+        """Write the state after the last round that was done."""
+        self.save(server_round, vectors, {}, last=True)
 
     def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
         """Write the state if the round is due, or if it is the best so far on the unseen clients."""
@@ -170,15 +179,10 @@ class Checkpoints:
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with written(path, durable=True) as file:
+                file.write_bytes(data)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise FedjetsError(
                 f"{path.parent}: no checkpoint could be written ({error.strerror}); the ones before it are good:"
                 " make room and go on with --resume"

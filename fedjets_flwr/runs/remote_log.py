@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjets_flwr.files import written
+
 MARK = "fedjets-announce"
 FILES = ("config.json", "prepared.json", "progress.json", "summary.json", "error.json")
 _LINE = re.compile(rf"{MARK} ([0-9a-f]{{32}}) (\{{.*\}})\s*$")
@@ -78,11 +80,11 @@ class Mirror:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(value) + "\n")
         elif kind == "cut":
-            (self.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in value))
+            with written(self.folder / "metrics.jsonl") as path:
+                path.write_text("".join(json.dumps(record) + "\n" for record in value))
         elif kind in FILES:
-            temporary = self.folder / f".{kind}.mirror"
-            temporary.write_text(json.dumps(value, indent=2) + "\n")
-            temporary.replace(self.folder / kind)
+            with written(self.folder / kind) as path:
+                path.write_text(json.dumps(value, indent=2) + "\n")
 
     def _follow(self) -> None:
         """Read the stream; begin again where the connection broke, from the run's first line."""

@@ -1,4 +1,4 @@
-"""Results on disk: ``config.json``, ``metrics.jsonl`` (one object a round), ``summary.json``, TensorBoard events."""
+"""Results on disk: ``config.json``, ``metrics.jsonl`` (one object a round), ``summary.json``."""
 
 import json
 import logging
@@ -7,9 +7,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.files import written
+from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.remote_log import Announcer
 
 log = logging.getLogger("flwr")
@@ -20,9 +24,8 @@ BYTES = ("bytes_down", "bytes_up", "bytes_served", "wire_bytes")
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON in one step; refuses NaN."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    with written(path) as file:
+        file.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def publish(path: Path, value: object, announce: Announcer | None) -> None:
@@ -52,35 +55,7 @@ def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
     return facts + (f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else "")
 
 
-class Sink(Protocol):
-    """Anything that wants scalars by round (TensorBoard, or a tracker of your own)."""
-
-    def log(self, server_round: int, scalars: Mapping[str, float]) -> None:
-        """Take the scalars of a round."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
-class TensorBoard:
-    """Scalars as TensorBoard events below ``<run>/tensorboard``."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(folder / "tensorboard")
-
-    def log(self, server_round: int, scalars: Mapping[str, float]) -> None:
-        """Write the scalars of a round."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, server_round)
-
-    def close(self) -> None:
-        """Flush the events."""
-        self._writer.close()
-
-
-class Tracker:
+class Tracker(Callback):
     """Writes a run's folder, and announces it to a launcher on another machine."""
 
     def __init__(self, config: Config, announce: Announcer | None = None) -> None:
@@ -89,9 +64,7 @@ class Tracker:
         (self.folder / "summary.json").unlink(missing_ok=True)
         self.say("starting the run")
         self.write("config.json", config.flat())
-        self._sinks: list[Sink] = [TensorBoard(self.folder)] if config.run.tensorboard else []
         self.prepared: dict[str, Any] = {}
-        self.embedded = 0
 
     def write(self, name: str, value: object) -> None:
         """Write a JSON file of the run folder."""
@@ -101,9 +74,8 @@ class Tracker:
         """Keep only the records up to a round: what a checkpoint does not hold never happened."""
         kept = [record for record in read_metrics(self.folder) if record["round"] <= server_round]
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
-        temporary = self.folder / f".metrics.jsonl.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.replace(self.folder / "metrics.jsonl")
+        with written(self.folder / "metrics.jsonl") as file:
+            file.write_text(text)
         if self._announce is not None:
             self._announce("cut", kept)
 
@@ -125,7 +97,7 @@ class Tracker:
         }
         self.write("prepared.json", self.prepared)
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Append one round."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
@@ -133,11 +105,7 @@ class Tracker:
             os.fsync(file.fileno())
         if self._announce is not None:
             self._announce("record", finite(record))
-        scalars = {"loss": record["loss"]} | {f"seconds/{k}": v for k, v in record["seconds"].items()}
-        if "evaluation" in record:
-            scalars |= {k: record["evaluation"][k] for k in ("accuracy", "gate_entropy")}
-        for sink in self._sinks:
-            sink.log(record["round"], scalars)
+        log.info("round %d/%d: %s", record["round"], self.config.run.rounds, facts_of([record]))
 
     def finish(self, status: str, digest: str, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return ``summary.json``."""
@@ -155,8 +123,6 @@ class Tracker:
             **extra,
         }
         self.write("summary.json", finite(summary))
-        for sink in self._sinks:
-            sink.close()
         return summary
 
 

@@ -1,10 +1,10 @@
-"""The server's side of an exchange: encoding requests, each vector once, and answers in client order."""
+"""The server's side of an exchange: requests, each vector encoded once, and replies in client order."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -13,10 +13,10 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
-from fedjets_flwr.wire.messages import Answer, BadReply, Job, decode_answer, encode_request
+from fedjets_flwr.wire.messages import BadReply, Job, Reply, decode_reply, encode_request
 from fedjets_flwr.wire.nodes import Host, Nodes, last_line, stream
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Shared, SharedFolder, Transport, byte_array
-from fedjets_flwr.wire.vector_cache import Holdings
+from fedjets_flwr.wire.vector_cache import VectorLedger
 
 log = logging.getLogger("flwr")
 
@@ -48,49 +48,147 @@ class Traffic:
         }
 
 
+SizeOf = Callable[[str], int]
+"""Floats of a vector by its full name."""
+
+
+@dataclass
+class PendingExchange:
+    """One exchange under way: what was asked of whom, and what became of it.
+
+    Attributes:
+        messages: one for each node that has a job, the longest jobs handed out first.
+        jobs: what was asked, by client id.
+        failures: why a client's reply does not count, by client id; complete once the replies were read to their end.
+    """
+
+    exchange: "Exchange"
+    size_of: SizeOf
+    messages: list[Message] = field(default_factory=list)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    shares: list[tuple[Message, tuple[Job, ...]]] = field(default_factory=list)
+    transports: dict[int, Transport] = field(default_factory=dict)
+
+    def replies(self) -> Iterator[Reply]:
+        """Send the messages and yield the good replies; see :meth:`read`."""
+        return self.read(self.exchange.stream(self.messages))
+
+    def read(self, arriving: Iterable[Message]) -> Iterator[Reply]:
+        """Yield the good replies in client-id order; note the others in :attr:`failures`.
+
+        A reply that is early waits undecoded, so that sums do not depend on which node was faster. A reply's vectors
+        may lie in memory that the next exchange writes over: who keeps one past this loop copies it.
+        """
+        order = sorted(self.jobs)
+        arrived: dict[int, RecordDict] = {}
+        position = 0
+        for reply in arriving:
+            # Flower gives a message its id when it is sent, which may be as late as the first reply.
+            asked = reply.metadata.reply_to_message_id
+            node, share = next(
+                (
+                    (sent.metadata.dst_node_id, share)
+                    for sent, share in self.shares
+                    if sent.metadata.message_id == asked
+                ),
+                (0, ()),
+            )
+            if reply.has_error():
+                self.exchange.nodes.lost(node)
+            for job in share:
+                if reply.has_error():
+                    self.fail(job.client, last_line(reply.error.reason))
+                else:
+                    arrived[job.client] = reply.content
+            while position < len(order) and (order[position] in arrived or order[position] in self.failures):
+                yield from self._decode(self.jobs[order[position]], arrived.pop(order[position], None))
+                position += 1
+        for client in order[position:]:
+            if client not in arrived and client not in self.failures:
+                self.fail(client, f"no reply within limits.exchange-seconds = {self.exchange.deadline:g}")
+            yield from self._decode(self.jobs[client], arrived.pop(client, None))
+        self.exchange.reusable = not self.failures
+
+    def reject(self, client: int, reason: str) -> None:
+        """Note that a reply could not be used."""
+        self.fail(client, f"bad reply: {reason}")
+
+    def fail(self, client: int, reason: str) -> None:
+        """Note that a client failed."""
+        self.failures[client] = reason
+        self.exchange.held.forget(client)
+        log.warning("client %d: %s", client, reason)
+
+    def _decode(self, job: Job, content: RecordDict | None) -> Iterator[Reply]:
+        if content is None:
+            return
+        transport = self.transports[job.client]
+        expected = {name: self.size_of(name) for name in job.returns}
+        try:
+            with self.exchange.coding():
+                reply = decode_reply(content, job.client, expected, transport)
+        except BadReply as error:
+            self.reject(job.client, str(error))
+            return
+        if reply.error:
+            self.fail(job.client, reply.error)
+            return
+        self.exchange.count_up(reply, transport)
+        yield reply
+
+
 class Exchange:
-    """Hands jobs out over the SuperNodes and reads their answers.
+    """Hands jobs out over the SuperNodes, one exchange after the other.
 
     Attributes:
         nodes: the SuperNodes.
-        facts: digests that every request carries (layouts, common expert).
-        sizes: floats of a vector by its kind, the part of its name before the dot.
-        failures: reasons by client id, of the last request.
+        facts: what every request carries: digest of the common expert, architectures of the experts.
+        traffic: what the clients of the run cost so far.
+        held: which vectors each deployed client has already.
+        coding_seconds: spent on encoding and decoding.
         moved: bytes that all exchanges so far physically moved, the ones that no result counts too.
+        deadline: seconds of one exchange.
+        reusable: nobody reads the last exchange's shared memory any more, and it may be written over.
     """
 
-    def __init__(self, grid: Grid, config: Config, common: CommonExpert) -> None:
+    def __init__(self, grid: Grid, config: Config, common: CommonExpert, facts: Mapping[str, str]) -> None:
         self.config, self.common = config, common
-        self.facts = {"common-expert": common.digest}
-        self.sizes: dict[str, int] = {}
+        self.facts = {"common-expert": common.digest, **facts}
         self.traffic = Traffic()
-        self.failures: dict[int, str] = {}
         self.coding_seconds = 0.0
         self.moved = 0
-        self.holdings = Holdings()
-        self._grid, self._deadline = grid, config.limits.exchange_seconds
+        self.held = VectorLedger()
+        self.deadline, self.reusable = config.limits.exchange_seconds, False
+        self._grid = grid
         self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
         self.nodes = Nodes(grid, {"common-expert": common.digest, "shared-folder": folder})
-        self._complete = False
-        self._came_by: dict[int, Transport] = {}
-        self._asked: list[tuple[Message, tuple[Job, ...]]] = []
 
     def wait_for_nodes(self, clients: Iterable[int]) -> None:
         """Return when the nodes host ``clients``, or enough of them (see :meth:`Nodes.wait_for`)."""
         self.nodes.wait_for(clients, self.config.limits)
 
     def request(
-        self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]
-    ) -> list[Message]:
-        """Return one message for each node that has a job, the longest jobs handed out first."""
+        self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor], size_of: SizeOf
+    ) -> PendingExchange:
+        """Return an exchange that is ready to be sent.
+
+        Args:
+            kind: Flower's message type, with the action.
+            server_round: of the run.
+            jobs: at most one for a client.
+            vectors: what jobs may name.
+            size_of: of the vectors that the replies must hold.
+        """
         jobs = list(jobs)
-        with self._coding():
-            encode = self._encoder(jobs, vectors)
-            self._asked, self.failures, self._complete = [], {}, False
+        pending = PendingExchange(self, size_of, jobs={job.client: job for job in jobs})
+        with self.coding():
+            encode = self._encoder(jobs, vectors, size_of)
+            self.reusable = False
             shares, homeless = self.nodes.hand_out(jobs)
             for client in homeless:
-                self._fail(client, "no SuperNode hosts this client")
+                pending.fail(client, "no SuperNode hosts this client")
             for node, share in shares.items():
                 host = self.nodes.hosts[node]
                 versions, missing = self._count_down(share, vectors)
@@ -103,23 +201,25 @@ class Exchange:
                     self._move(len(self.common.as_bytes))
                     self.nodes.got_common_expert(node)
                 self._move(sum(len(array.data) for array in arrays.values()))
-                self._asked.append((Message(content, node, kind), share))
-                self._came_by |= {job.client: transport for job in share}
-        return [message for message, _ in self._asked]
+                message = Message(content, node, kind)
+                pending.messages.append(message)
+                pending.shares.append((message, share))
+                pending.transports |= {job.client: transport for job in share}
+        return pending
 
     def _count_down(self, share: Sequence[Job], vectors: Mapping[str, Tensor]) -> tuple[dict[str, str], set[str]]:
         """Note what goes to each client; return the versions of a node's vectors, and the names not held there."""
-        versions = {n: self.holdings.version(n, vectors[n]) for job in share for n in job.vectors}
+        versions = {n: self.held.version(n, vectors[n]) for job in share for n in job.vectors}
         everything: set[str] = set()
         for job in share:
             wanted = {name: versions[name] for name in job.vectors}
-            missing = self.holdings.missing(job.client, wanted)
+            missing = self.held.missing(job.client, wanted)
             count = sum(self._width * vectors[name].numel() for name in missing)
             if job.client < self.config.partition.clients:
                 self.traffic.down += count
             else:
                 self.traffic.served += count
-            self.holdings.sent(job.client, wanted)
+            self.held.sent(job.client, wanted)
             everything.update(missing)
         return versions, everything
 
@@ -132,10 +232,10 @@ class Exchange:
         return self._shared is not None and host.shared_token == self._shared.token
 
     def _encoder(
-        self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]
+        self, jobs: Sequence[Job], vectors: Mapping[str, Tensor], size_of: SizeOf
     ) -> Callable[[Host, Sequence[str]], tuple[Transport, dict[str, Array]]]:
         """Return what encodes vectors for a node, each vector once per transport."""
-        shared, inline = self._shared_for(jobs, vectors), Inline(self.config.transport.dtype)
+        shared, inline = self._shared_for(jobs, vectors, size_of), Inline(self.config.transport.dtype)
         encoded: dict[tuple[Transport, str], Array] = {}
 
         def encode(host: Host, names: Sequence[str]) -> tuple[Transport, dict[str, Array]]:
@@ -159,84 +259,32 @@ class Exchange:
 
     def stream(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Send, and yield replies as they arrive, until all are there or the deadline has passed."""
-        return stream(self._grid, messages, self._deadline)
+        return stream(self._grid, messages, self.deadline)
 
-    def answers(self, replies: Iterable[Message]) -> Iterator[Answer]:
-        """Yield the good answers to the last request in client-id order; note the others in :attr:`failures`.
-
-        An answer that is early waits undecoded, so that sums do not depend on which node was faster.
-        """
-        jobs = {job.client: job for _, share in self._asked for job in share}
-        order = sorted(jobs)
-        arrived: dict[int, RecordDict] = {}
-        position = 0
-        for reply in replies:
-            # Flower gives a message its id when it is sent, which may be as late as the first reply.
-            asked = reply.metadata.reply_to_message_id
-            node, share = next(
-                (
-                    (sent.metadata.dst_node_id, share)
-                    for sent, share in self._asked
-                    if sent.metadata.message_id == asked
-                ),
-                (0, ()),
-            )
-            if reply.has_error():
-                self.nodes.lost(node)
-            for job in share:
-                if reply.has_error():
-                    self._fail(job.client, last_line(reply.error.reason))
-                else:
-                    arrived[job.client] = reply.content
-            while position < len(order) and (order[position] in arrived or order[position] in self.failures):
-                yield from self._decode(jobs[order[position]], arrived.pop(order[position], None))
-                position += 1
-        for client in order[position:]:
-            if client not in arrived and client not in self.failures:
-                self._fail(client, f"no answer within limits.exchange-seconds = {self._deadline:g}")
-            yield from self._decode(jobs[client], arrived.pop(client, None))
-        self._complete, self._asked = not self.failures, []
-
-    def ask(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> Iterator[Answer]:
-        """Send a request and yield the good answers in client-id order."""
-        yield from self.answers(self.stream(self.request(kind, server_round, jobs, vectors)))
-
-    def _decode(self, job: Job, content: RecordDict | None) -> Iterator[Answer]:
-        if content is None:
-            return
-        transport = self._came_by[job.client]
-        expected = {name: self.sizes[name.split(".")[0]] for name in job.returns}
-        try:
-            with self._coding():
-                answer = decode_answer(content, job.client, expected, transport)
-        except BadReply as error:
-            self._fail(job.client, f"bad reply: {error}")
-            return
-        if answer.error:
-            self._fail(job.client, answer.error)
-            return
-        self.traffic.up += answer.bytes_up
-        self._move(answer.bytes_up if isinstance(transport, Inline) else 0)
-        yield answer
+    def count_up(self, reply: Reply, transport: Transport) -> None:
+        """Count what a reply cost."""
+        self.traffic.up += reply.bytes_up
+        self._move(reply.bytes_up if isinstance(transport, Inline) else 0)
 
     def _move(self, count: int) -> None:
         self.traffic.wire += count
         self.moved += count
 
-    def _shared_for(self, jobs: Sequence[Job], vectors: Mapping[str, Tensor]) -> Shared | None:
+    def _shared_for(self, jobs: Sequence[Job], vectors: Mapping[str, Tensor], size_of: SizeOf) -> Shared | None:
         """Return the shared transport of this exchange, if all that travels fits in the memory."""
         if self._shared is None:
             return None
         sizes = {name: vectors[name].numel() for job in jobs for name in job.vectors}
-        sizes |= {f"{job.client}.{name}": self.sizes[name.split(".")[0]] for job in jobs for name in job.returns}
+        sizes |= {f"{job.client}.{name}": size_of(name) for job in jobs for name in job.returns}
         sizes = {name: self._width * size for name, size in sizes.items()}
-        shared = self._shared.begin(sizes, self.config.transport.dtype, reuse=self._complete)
+        shared = self._shared.begin(sizes, self.config.transport.dtype, reuse=self.reusable)
         if shared is None and self.config.transport.name == "shared":
             raise FedjetsError(f"transport.name = 'shared': no room for {sum(sizes.values())} bytes; set 'auto'")
         return shared
 
     @contextmanager
-    def _coding(self) -> Iterator[None]:
+    def coding(self) -> Iterator[None]:
+        """Count the seconds of encoding and decoding."""
         start = time.monotonic()
         try:
             yield
@@ -247,12 +295,3 @@ class Exchange:
         """Delete what lies in shared memory."""
         if self._shared is not None:
             self._shared.close()
-
-    def reject(self, client: int, reason: str) -> None:
-        """Note that an answer could not be used."""
-        self._fail(client, f"bad reply: {reason}")
-
-    def _fail(self, client: int, reason: str) -> None:
-        self.failures[client] = reason
-        self.holdings.forget(client)
-        log.warning("client %d: %s", client, reason)

@@ -1,4 +1,4 @@
-"""The message schema: what the server asks of clients and what they answer.
+"""The message schema: what the server asks of clients and what they reply.
 
 One Flower message carries the jobs of all clients that one SuperNode runs in an exchange. Vectors that several of them
 need travel once. Everything is keyed by client id, never by Flower's random node id.
@@ -12,12 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.names import expert_ids
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Transport, transport_of
 from fedjets_flwr.wire.vector_cache import VectorStore, versions_of
 
-VERSION = 2
+VERSION = 3
 LARGEST = 1e308
-"""Numbers of answers lie between minus this and this, which NaN does not."""
+"""Numbers of replies lie between minus this and this, which NaN does not."""
 Number = int | float | list[int] | list[float]
 
 
@@ -32,7 +33,7 @@ class Job:
     Attributes:
         client: client id.
         vectors: names of the vectors that it receives, e.g. ``expert.3`` and ``gate``.
-        returns: names of the vectors that its answer must hold.
+        returns: names of the vectors that its reply must hold.
         numbers: small integers of the method, by name.
         cost: expected work in any unit; the longest job is handed out first.
     """
@@ -42,6 +43,11 @@ class Job:
     returns: tuple[str, ...] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     cost: float = 1.0
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Ids of the experts among the vectors."""
+        return expert_ids(self.vectors)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What one client answered: its vectors, its numbers, or why it could not."""
 
     client: int
@@ -66,7 +72,7 @@ class Answer:
     bytes_up: int = 0
 
     def integers(self, name: str, length: int | None = None, most: int | None = None) -> list[int]:
-        """Return a list of integers of the answer, of a given length, each from 0 to ``most``.
+        """Return a list of integers of the reply, of a given length, each from 0 to ``most``.
 
         Raises:
             BadReply: missing, not integers, of another length, or out of range.
@@ -81,7 +87,7 @@ class Answer:
         return [int(v) for v in value]
 
     def count(self, name: str, most: int) -> int:
-        """Return an integer of the answer from 0 to ``most``.
+        """Return an integer of the reply from 0 to ``most``.
 
         Raises:
             BadReply: missing, not an integer, or out of range.
@@ -92,7 +98,7 @@ class Answer:
         return value
 
     def number(self, name: str) -> float:
-        """Return a finite number of the answer.
+        """Return a finite number of the reply.
 
         Raises:
             BadReply: missing or not finite.
@@ -183,29 +189,29 @@ def _record(content: RecordDict, name: str, kind: type[Record]) -> Record | None
     return found if isinstance(found, kind) else None
 
 
-def encode_reply(answers: Iterable[Answer], transport: Transport | None = None) -> RecordDict:
-    """Return the content of a message that carries the answers of all clients of one SuperNode."""
+def encode_replies(replies: Iterable[Reply], transport: Transport | None = None) -> RecordDict:
+    """Return the content of a message that carries the replies of all clients of one SuperNode."""
     transport = transport or Inline()
     content = RecordDict({"reply": ConfigRecord({"version": VERSION})})
     arrays = ArrayRecord()
-    for answer in answers:
-        content[f"client.{answer.client}"] = MetricRecord(dict(answer.numbers))
-        if answer.error:
-            content[f"error.{answer.client}"] = ConfigRecord({"reason": answer.error})
-        for name, vector in answer.vectors.items():
-            arrays[f"{answer.client}.{name}"] = transport.encode(f"{answer.client}.{name}", vector)
+    for reply in replies:
+        content[f"client.{reply.client}"] = MetricRecord(dict(reply.numbers))
+        if reply.error:
+            content[f"error.{reply.client}"] = ConfigRecord({"reason": reply.error})
+        for name, vector in reply.vectors.items():
+            arrays[f"{reply.client}.{name}"] = transport.encode(f"{reply.client}.{name}", vector)
     content["vectors"] = arrays
     return content
 
 
-def decode_answer(
+def decode_reply(
     content: RecordDict, client: int, expected: Mapping[str, int], transport: Transport | None = None
-) -> Answer:
-    """Return one client's answer out of a reply; other clients' parts stay undecoded.
+) -> Reply:
+    """Return one client's reply out of its node's; other clients' parts stay undecoded.
 
     Args:
         content: a reply, data from outside.
-        client: whose answer.
+        client: whose reply.
         expected: the vectors that must be there, with their sizes.
         transport: how they came; default: inside the message.
 
@@ -216,9 +222,9 @@ def decode_answer(
     if head is None or head.get("version") != VERSION:
         raise BadReply("another version of the message schema")
     if (failed := _record(content, f"error.{client}", ConfigRecord)) is not None:
-        return Answer(client, {}, {}, error=str(failed.get("reason", "no reason"))[:2000] or "no reason")
+        return Reply(client, {}, {}, error=str(failed.get("reason", "no reason"))[:2000] or "no reason")
     if (numbers := _record(content, f"client.{client}", MetricRecord)) is None:
-        raise BadReply("no answer of this client in its node's reply")
+        raise BadReply("no part of this client in its node's reply")
     transport = transport or Inline()
     arrays = _record(content, "vectors", ArrayRecord) or ArrayRecord()
     vectors = {}
@@ -230,4 +236,4 @@ def decode_answer(
             vectors[name] = transport.decode(f"{client}.{name}", array, size)
         except ValueError as error:
             raise BadReply(str(error)) from None
-    return Answer(client, vectors, dict(numbers), bytes_up=WIDTHS[transport.dtype] * sum(expected.values()))
+    return Reply(client, vectors, dict(numbers), bytes_up=WIDTHS[transport.dtype] * sum(expected.values()))

@@ -4,7 +4,6 @@ The server gives every vector a version and notes which versions it sent to whom
 received on its disk, since each message there meets a new process. What fails is forgotten and sent again.
 """
 
-import os
 import re
 import secrets
 import weakref
@@ -15,10 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedjets_flwr.files import written
+
 _FILE = re.compile(r"([a-z0-9.-]+)@([0-9a-f]{16}-\d{1,12})")
 
 
-class Holdings:
+class VectorLedger:
     """The server's ledger. A version stands for one tensor object: a state that changes gets a new one."""
 
     def __init__(self) -> None:
@@ -70,9 +71,8 @@ class VectorStore:
             match = _FILE.fullmatch(old.name)
             if match is None or match[1] == name or match[2][:16] != version[:16]:
                 old.unlink(missing_ok=True)
-        temporary = self.folder / f".{path.name}.{os.getpid()}"
-        vector.numpy().tofile(temporary)
-        temporary.replace(path)
+        with written(path) as file:
+            vector.numpy().tofile(file)
 
     def get(self, name: str, version: str) -> Tensor | None:
         """Return a private memory map of a kept vector, or None."""

@@ -1,8 +1,9 @@
-"""Every client algorithm on a real site against the same steps computed by hand, for clients of unequal sizes."""
+"""Every client algorithm on a real runtime against the same steps computed by hand, for clients of unequal sizes."""
 
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,22 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client_app.algorithms import algorithms, scaffold
-from client_app.algorithms import fedavg as supervised
-from client_app.algorithms import fedjets as moe
-from client_app.algorithms import fedmix as mixture
-from client_app.algorithms import fedprox as proximal
-from client_app.client import Site
+from client_app.algorithms import algorithms, fedavg, fedjets, fedmix, fedprox, scaffold
+from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.models.expert import build_expert
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import batches
 from fedjets_flwr.seeds import torch_generator
-from fedjets_flwr.wire.messages import Job
+from fedjets_flwr.wire.messages import Job, Number
 from tests.support import by_hand
-from tests.support.by_hand import CLASSES, Client, Vectors
-from tests.support.tiny import EXPERTS, samples_of, start_vectors, tiny, tiny_site
+from tests.support.by_hand import Client, Vectors
+from tests.support.tiny import CLASSES, EXPERTS, context_of, samples_of, start_vectors, tiny, tiny_runtime
 
 ROUND = 3
 CLIENTS = (0, 3)
@@ -44,8 +41,15 @@ def assert_equal(found: Mapping[str, Tensor], wanted: Vectors) -> None:
         np.testing.assert_allclose(vector.double().numpy(), wanted[name], atol=2e-5, err_msg=name)
 
 
-def by_the_client(site: Site, client: int) -> Client:
-    return Client(site.config, client, ROUND)
+def trained_by(
+    algorithm: ModuleType, runtime: Runtime, job: Job, server_round: int, vectors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Number]]:
+    update = algorithm.train(context_of(runtime, job, server_round), vectors)
+    return dict(update.vectors), dict(update.numbers)
+
+
+def by_the_client(runtime: Runtime, client: int) -> Client:
+    return Client(runtime.config, client, ROUND)
 
 
 def test_the_clients_here_hold_unequal_numbers_of_samples_that_fill_no_whole_batches() -> None:
@@ -56,8 +60,8 @@ def test_the_clients_here_hold_unequal_numbers_of_samples_that_fill_no_whole_bat
 
 def test_every_local_algorithm_is_found_by_its_name() -> None:
     assert algorithms() == {
-        "mixture": mixture.train, "moe": moe.train, "proximal": proximal.train, "scaffold": scaffold.train,
-        "supervised": supervised.train,
+        "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train, "fedprox": fedprox.train,
+        "scaffold": scaffold.train,
     }  # fmt: skip
 
 
@@ -65,23 +69,23 @@ def test_every_local_algorithm_is_found_by_its_name() -> None:
 @adjusted
 def test_supervised_steps(tmp_path: Path, client: int, adjust: bool) -> None:
     """Each model by itself, in an order of its own; the loss is the mean over the models."""
-    site, start = tiny_site(tmp_path, train__logit_adjust=adjust), start_vectors("expert.0", "expert.2")
-    trained, numbers = supervised.train(site, Job(client, ("expert.0", "expert.2")), ROUND, start)
-    (first, loss_0), (second, loss_2) = (by_the_client(site, client).supervised(exact(start), m) for m in (0, 2))
+    runtime, start = tiny_runtime(tmp_path, train__logit_adjust=adjust), start_vectors("expert.0", "expert.2")
+    trained, numbers = trained_by(fedavg, runtime, Job(client, ("expert.0", "expert.2")), ROUND, start)
+    (first, loss_0), (second, loss_2) = (by_the_client(runtime, client).supervised(exact(start), m) for m in (0, 2))
     assert_equal(trained, first | second)
     assert numbers == {
-        "num-examples": len(samples_of(site.config, client)), "loss": pytest.approx((loss_0 + loss_2) / 2, abs=1e-5)
+        "num-examples": len(samples_of(runtime.config, client)), "loss": pytest.approx((loss_0 + loss_2) / 2, abs=1e-5)
     }  # fmt: skip
 
 
 @each_client
 @adjusted
 def test_proximal_steps(tmp_path: Path, client: int, adjust: bool) -> None:
-    site, start = tiny_site(tmp_path, train__logit_adjust=adjust, fedprox__mu=0.8), start_vectors("expert.0")
-    trained, numbers = proximal.train(site, Job(client, ("expert.0",)), ROUND, start)
-    wanted, loss = by_the_client(site, client).proximal(exact(start), 0.8)
+    runtime, start = tiny_runtime(tmp_path, train__logit_adjust=adjust, fedprox__mu=0.8), start_vectors("expert.0")
+    trained, numbers = trained_by(fedprox, runtime, Job(client, ("expert.0",)), ROUND, start)
+    wanted, loss = by_the_client(runtime, client).proximal(exact(start), 0.8)
     assert_equal(trained, wanted)
-    assert numbers == {"num-examples": len(samples_of(site.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
+    assert numbers == {"num-examples": len(samples_of(runtime.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
 
 
 @each_client
@@ -89,11 +93,11 @@ def test_proximal_steps(tmp_path: Path, client: int, adjust: bool) -> None:
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_scaffold_steps(tmp_path: Path, client: int, adjust: bool, option: str) -> None:
     """Gradients plus (c - c_i); of option I also the full gradient at the start, the client's new variate."""
-    site = tiny_site(tmp_path, train__logit_adjust=adjust, scaffold__option=option)
+    runtime = tiny_runtime(tmp_path, train__logit_adjust=adjust, scaffold__option=option)
     start, name = start_vectors("expert.0"), f"correction.{client}"
     start[name] = start_vectors("expert.1")["expert.1"] / 4
-    trained, numbers = scaffold.train(site, Job(client, ("expert.0", name)), ROUND, start)
-    here = by_the_client(site, client)
+    trained, numbers = trained_by(scaffold, runtime, Job(client, ("expert.0", name)), ROUND, start)
+    here = by_the_client(runtime, client)
     wanted, loss = here.scaffold(exact(start), exact(start)[name])
     assert_equal(trained, wanted | ({f"variate.{client}": here.full_gradient(exact(start))} if option == "I" else {}))
     n = len(here.samples)
@@ -104,12 +108,12 @@ def test_scaffold_steps(tmp_path: Path, client: int, adjust: bool, option: str) 
 @adjusted
 @pytest.mark.parametrize("m", [0, 2])
 def test_anchor_steps(tmp_path: Path, client: int, adjust: bool, m: int) -> None:
-    site, start = tiny_site(tmp_path, train__logit_adjust=adjust), start_vectors(f"expert.{m}", "gate")
+    runtime, start = tiny_runtime(tmp_path, train__logit_adjust=adjust), start_vectors(f"expert.{m}", "gate")
     job = Job(client, (f"expert.{m}", "gate"), numbers={"anchor": client})
-    trained, numbers = moe.train(site, job, ROUND, start)
-    wanted, loss = by_the_client(site, client).anchor(exact(start), m)
+    trained, numbers = trained_by(fedjets, runtime, job, ROUND, start)
+    wanted, loss = by_the_client(runtime, client).anchor(exact(start), m)
     assert_equal(trained, wanted)
-    assert numbers == {"num-examples": len(samples_of(site.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
+    assert numbers == {"num-examples": len(samples_of(runtime.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
 
 
 @each_client
@@ -119,20 +123,20 @@ def test_anchor_steps(tmp_path: Path, client: int, adjust: bool, m: int) -> None
 def test_normal_steps(tmp_path: Path, client: int, adjust: bool, renormalise: bool, mix: str) -> None:
     """The experts come in the order of the gate's choice; without a setting the mixture is one of logits."""
     changes: dict[str, Scalar] = {"moe__mix": mix, "moe__renormalise": renormalise, "train__logit_adjust": adjust}
-    site, start = tiny_site(tmp_path, **changes), start_vectors("expert.2", "expert.0", "gate")
-    trained, numbers = moe.train(site, Job(client, ("expert.2", "expert.0", "gate")), ROUND, start)
-    wanted, loss = by_the_client(site, client).normal(exact(start), (2, 0), mix or "logits")
+    runtime, start = tiny_runtime(tmp_path, **changes), start_vectors("expert.2", "expert.0", "gate")
+    trained, numbers = trained_by(fedjets, runtime, Job(client, ("expert.2", "expert.0", "gate")), ROUND, start)
+    wanted, loss = by_the_client(runtime, client).normal(exact(start), (2, 0), mix or "logits")
     assert_equal(trained, wanted)
-    assert numbers == {"num-examples": len(samples_of(site.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
+    assert numbers == {"num-examples": len(samples_of(runtime.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
 
 
 @each_client
 @adjusted
 def test_mixture_steps(tmp_path: Path, client: int, adjust: bool) -> None:
     """A mixture of probabilities of all experts; then the scores of the trained gate, summed over the samples."""
-    site, start = tiny_site(tmp_path, train__logit_adjust=adjust), start_vectors(*ALL, "gate")
-    trained, numbers = mixture.train(site, Job(client, (*ALL, "gate")), ROUND, start)
-    here = by_the_client(site, client)
+    runtime, start = tiny_runtime(tmp_path, train__logit_adjust=adjust), start_vectors(*ALL, "gate")
+    trained, numbers = trained_by(fedmix, runtime, Job(client, (*ALL, "gate")), ROUND, start)
+    here = by_the_client(runtime, client)
     wanted, loss = here.normal(exact(start), range(EXPERTS), "probs")
     assert_equal(trained, wanted)
     mass = by_hand.scores(wanted["gate"], here.samples.h).sum(axis=0)
@@ -144,10 +148,10 @@ def test_mixture_steps(tmp_path: Path, client: int, adjust: bool) -> None:
 
 @pytest.mark.parametrize("anchor", [True, False])
 def test_a_random_gate_weights_the_experts_and_stays(tmp_path: Path, anchor: bool) -> None:
-    site, start = tiny_site(tmp_path, gate__mode="random"), start_vectors("expert.1", "gate")
+    runtime, start = tiny_runtime(tmp_path, gate__mode="random"), start_vectors("expert.1", "gate")
     job = Job(0, ("expert.1", "gate"), numbers={"anchor": 0} if anchor else {})
-    trained, _ = moe.train(site, job, ROUND, start)
-    here = by_the_client(site, 0)
+    trained, _ = trained_by(fedjets, runtime, job, ROUND, start)
+    here = by_the_client(runtime, 0)
     wanted, _ = here.anchor(exact(start), 1) if anchor else here.normal(exact(start), (1,), "logits")
     assert_equal(trained, {"expert.1": wanted["expert.1"]})
 
@@ -155,10 +159,10 @@ def test_a_random_gate_weights_the_experts_and_stays(tmp_path: Path, anchor: boo
 @each_client
 def test_an_oracle_weights_the_experts_by_the_labels_of_their_anchors(tmp_path: Path, client: int) -> None:
     """Weight 1 for the expert whose anchor holds most samples of the label, the lower one of equals, and 0 else."""
-    site, start = tiny_site(tmp_path, gate__mode="oracle"), start_vectors(*ALL, "gate")
-    trained, _ = moe.train(site, Job(client, (*ALL, "gate")), ROUND, start)
-    held = np.stack([np.bincount(samples_of(site.config, m).y, minlength=CLASSES) for m in range(EXPERTS)])
-    here = by_the_client(site, client)
+    runtime, start = tiny_runtime(tmp_path, gate__mode="oracle"), start_vectors(*ALL, "gate")
+    trained, _ = trained_by(fedjets, runtime, Job(client, (*ALL, "gate")), ROUND, start)
+    held = np.stack([np.bincount(samples_of(runtime.config, m).y, minlength=CLASSES) for m in range(EXPERTS)])
+    here = by_the_client(runtime, client)
     oracle = np.eye(EXPERTS)[held.argmax(axis=0)[here.samples.y]]
     wanted, _ = here.normal(exact(start), range(EXPERTS), "logits", oracle)
     assert_equal(trained, {name: wanted[name] for name in ALL})
@@ -172,15 +176,15 @@ WHOLE: dict[str, Scalar] = {
 }  # fmt: skip
 
 
-def whole(site: Site, m: int = 0) -> FlatModel:
-    return FlatModel(build_expert(site.config, site.common, site.dataset, m, "random"))
+def whole(runtime: Runtime, m: int = 0) -> FlatModel:
+    return FlatModel(build_expert(runtime.config, runtime.common, runtime.architecture(m), m, "random"))
 
 
-def plainly_trained(site: Site, client: int, member: int, start: Tensor) -> Tensor:
+def plainly_trained(runtime: Runtime, client: int, member: int, start: Tensor) -> Tensor:
     """Plain gradient steps on images that are cropped by draws of (round, client, member)."""
-    model, c, local = whole(site), site.config, site.local(client)
+    model, c, local = whole(runtime), runtime.config, runtime.data(client)
     model.load(start)
-    inputs = site.inputs(local, torch_generator(c.run.seed, "augment", ROUND, client, member))
+    inputs = runtime.inputs(local, torch_generator(c.run.seed, "augment", ROUND, client, member))
     order = batches(len(local), 8, 2, torch_generator(c.run.seed, "batches", ROUND, client, member))
     model.module.train()
     for rows in order:
@@ -191,18 +195,18 @@ def plainly_trained(site: Site, client: int, member: int, start: Tensor) -> Tens
 
 
 def test_images_are_augmented_by_draws_of_round_client_and_model(tmp_path: Path) -> None:
-    site = tiny_site(tmp_path, **WHOLE)
-    start = {f"expert.{m}": whole(site, m).vector for m in (0, 2)}
-    trained, _ = supervised.train(site, Job(3, ("expert.0", "expert.2")), ROUND, start)
+    runtime = tiny_runtime(tmp_path, **WHOLE)
+    start = {f"expert.{m}": whole(runtime, m).vector for m in (0, 2)}
+    trained, _ = trained_by(fedavg, runtime, Job(3, ("expert.0", "expert.2")), ROUND, start)
     for m in (0, 2):
-        torch.testing.assert_close(trained[f"expert.{m}"], plainly_trained(site, 3, m, start[f"expert.{m}"]))
+        torch.testing.assert_close(trained[f"expert.{m}"], plainly_trained(runtime, 3, m, start[f"expert.{m}"]))
 
 
 def test_an_anchor_augments_its_images_too(tmp_path: Path) -> None:
-    site = tiny_site(tmp_path, **WHOLE)
-    start = {"expert.2": whole(site, 2).vector} | start_vectors("gate")
-    trained, _ = moe.train(site, Job(3, ("expert.2", "gate"), numbers={"anchor": 3}), ROUND, start)
-    torch.testing.assert_close(trained["expert.2"], plainly_trained(site, 3, 0, start["expert.2"]))
+    runtime = tiny_runtime(tmp_path, **WHOLE)
+    start = {"expert.2": whole(runtime, 2).vector} | start_vectors("gate")
+    trained, _ = trained_by(fedjets, runtime, Job(3, ("expert.2", "gate"), numbers={"anchor": 3}), ROUND, start)
+    torch.testing.assert_close(trained["expert.2"], plainly_trained(runtime, 3, 0, start["expert.2"]))
 
 
 def test_the_pull_of_fedprox_leaves_batch_norms_statistics_alone(tmp_path: Path) -> None:
@@ -210,22 +214,23 @@ def test_the_pull_of_fedprox_leaves_batch_norms_statistics_alone(tmp_path: Path)
     one_batch: dict[str, Scalar] = WHOLE | {"train__batch_size": 50, "train__local_epochs": 1}
     results = []
     for mu in (0.0, 100.0):
-        site = tiny_site(tmp_path, **one_batch, fedprox__mu=mu)
-        start = whole(site).vector
-        results.append(proximal.train(site, Job(0, ("expert.0",)), ROUND, {"expert.0": start})[0]["expert.0"].clone())
+        runtime = tiny_runtime(tmp_path, **one_batch, fedprox__mu=mu)
+        start = whole(runtime).vector
+        trained, _ = trained_by(fedprox, runtime, Job(0, ("expert.0",)), ROUND, {"expert.0": start})
+        results.append(trained["expert.0"].clone())
     assert torch.equal(*results)
-    assert not torch.equal(results[0][site.layout.trained :], start[site.layout.trained :])
+    assert not torch.equal(results[0][whole(runtime).spec.trained :], start[whole(runtime).spec.trained :])
 
 
 def test_the_full_gradient_is_that_of_the_model_in_eval_mode_on_images_as_they_are(tmp_path: Path) -> None:
-    site = tiny_site(tmp_path, **WHOLE, scaffold__option="I")
-    model = whole(site)
-    start, zeros = model.vector.clone(), torch.zeros(site.layout.trained)
+    runtime = tiny_runtime(tmp_path, **WHOLE, scaffold__option="I")
+    model = whole(runtime)
+    start, zeros = model.vector.clone(), torch.zeros(whole(runtime).spec.trained)
     job = Job(0, ("expert.0", "correction.0"))
-    trained, _ = scaffold.train(site, job, ROUND, {"expert.0": start, "correction.0": zeros})
-    images = open_client(site.config, 0).images
+    trained, _ = trained_by(scaffold, runtime, job, ROUND, {"expert.0": start, "correction.0": zeros})
+    images = open_client(runtime.config, 0).images
     plain = copy.deepcopy(model.module).eval()
-    F.cross_entropy(plain(site.common.normalise(images.pixels)), images.labels).backward()
+    F.cross_entropy(plain(runtime.common.normalise(images.pixels)), images.labels).backward()
     wanted = torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
     torch.testing.assert_close(trained["variate.0"], wanted, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(trained["expert.0"], plainly_trained(site, 0, 0, start))
+    torch.testing.assert_close(trained["expert.0"], plainly_trained(runtime, 0, 0, start))

@@ -11,6 +11,7 @@ import fedjets_flwr.compare.experiment
 from fedjets_flwr.compare.experiment import markdown, read_experiment, run_experiment
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.simulation import Resources
+from strategies import validate
 from tests.end_to_end.test_simulation import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +104,7 @@ def test_every_row_is_checked_before_the_first_run(tmp_path: Path, monkeypatch: 
     experiment = read_experiment(small(tmp_path, text), [], tmp_path / "runs")
     monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", lambda *_: pytest.fail("a run was started"))
     with pytest.raises(FedjetsError, match="row 'FedJETs': partition.unseen-clients"):
-        run_experiment(experiment, tmp_path / "results", Resources(), Console())
+        run_experiment(experiment, tmp_path / "results", Resources(), Console(), validate)
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "results").exists()
 
@@ -118,7 +119,7 @@ def test_a_run_that_dies_before_it_can_say_why_is_failed_in_the_table(
 
     monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", die)
     with pytest.raises(FedjetsError, match="2 of 2 runs failed"):
-        run_experiment(experiment, tmp_path / "results", Resources(), Console())
+        run_experiment(experiment, tmp_path / "results", Resources(), Console(), validate)
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| FedAvg | 1 | failed |" in table
     assert "FedJETs: Flower's SuperLink did not start" in table

@@ -11,7 +11,7 @@ from fedjets_flwr.config.docs import app_config, document, pyproject_with_settin
 from fedjets_flwr.config.schema import Config, Scalar, settings
 from fedjets_flwr.config.sources import about_preset, local_config, parse_pairs, preset_names, read_flat, read_preset
 from fedjets_flwr.errors import FedjetsError
-from strategies import method
+from strategies import strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = preset_names()
@@ -110,8 +110,8 @@ def test_augmentation_needs_whole_experts() -> None:
 def test_more_anchors_than_experts_are_refused() -> None:
     config = Config.from_flat({"partition.anchors": 7, "moe.experts": 5})
     with pytest.raises(FedjetsError, match=r"^partition\.anchors = 7"):
-        method("fedjets").validate(config)
-    method("fedavg").validate(config)
+        strategy("fedjets").validate(config)
+    strategy("fedavg").validate(config)
 
 
 def test_anchors_follow_the_experts_unless_set() -> None:

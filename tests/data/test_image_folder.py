@@ -23,8 +23,7 @@ from fedjets_flwr.runs.checkpoint import Checkpoints
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.nodes import in_simulation
 from server_app.app import run
-from strategies import Method
-from tests.support.in_process import InProcessGrid
+from tests.support.in_process import Finished, InProcessGrid
 
 DIGITS: dict[str, Scalar] = {
     "partition.clients": 6, "partition.unseen-clients": 2, "partition.samples-per-client": 40, "moe.experts": 5,
@@ -91,7 +90,7 @@ def settings(sites: Path, folder: Path, **changes: Scalar) -> Config:
     return Config.from_flat(flat | {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()})
 
 
-def deploy(sites: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> tuple[Method, Deployed]:
+def deploy(sites: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> tuple[Finished, Deployed]:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
@@ -102,14 +101,15 @@ def deploy(sites: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes
         for c in range(8)
     }  # fmt: skip
     grid = Deployed(config, nodes)
-    return run(grid, config, Checkpoints(config)), grid
+    checkpoints = Checkpoints(config)
+    return Finished(run(grid, config, checkpoints), checkpoints), grid
 
 
 def test_sites_train_on_their_own_images(sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, grid = deploy(sites, tmp_path, monkeypatch)
     records = read_metrics(method.config.run_dir)
     assert [record["failures"] for record in records] == [{}, {}, {}]
-    assert (method.unseen, method.unlabelled) == ([6], [7])
+    assert (method.rounds.unseen, method.rounds.unlabelled) == ([6], [7])
     assert list(records[-1]["evaluation"]["per_client_accuracy"]) == ["6"]
     assert len(records[-1]["served"]["7"]) == 2
     # A normal client got the gate when it chose: it is not sent again with the experts.
@@ -132,7 +132,7 @@ def test_what_a_site_holds_is_not_sent_again(sites: Path, tmp_path: Path, monkey
     assert sum(routes) == 3  # one normal client and two unseen ones
     with monkeypatch.context() as forgetful:
         forgetful.setattr(
-            "fedjets_flwr.wire.vector_cache.Holdings.missing", lambda self, client, versions: list(versions)
+            "fedjets_flwr.wire.vector_cache.VectorLedger.missing", lambda self, client, versions: list(versions)
         )
         again, other = deploy(sites, tmp_path / "again", monkeypatch, gate__mode="random", moe__trainable="head")
     assert sum(count for _, count in other.kinds) > sum(count for _, count in grid.kinds)
@@ -251,7 +251,7 @@ def test_a_run_without_any_label_ends_well_and_draws_nothing(
         path.rmdir()
     method, _ = deploy(flat, tmp_path, monkeypatch, run__rounds=1)
     summary = json.loads((method.config.run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["accuracy"], method.unseen) == ("completed", None, [])
+    assert (summary["status"], summary["accuracy"], method.rounds.unseen) == ("completed", None, [])
     assert set(summary["chosen"]) == {"6", "7"}
     assert draw_plots(method.config.run_dir) == []
 

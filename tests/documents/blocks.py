@@ -1,7 +1,8 @@
 """The blocks of code in the project's documents, found by sybil; each is a test that does what a reader would do.
 
 An HTML comment above a block says what is special about it: ``<!-- slow: four minutes -->`` leaves it to ``make
-test-slow``, ``<!-- needs: cifar10 -->`` to machines that have that data set, ``<!-- not run: why -->`` to nobody.
+test-slow``, ``<!-- needs: cifar10 -->`` to machines that have that data set, ``<!-- not run: why -->`` to nobody;
+``<!-- file: path -->`` has it written to that file.
 """
 
 import os
@@ -22,7 +23,7 @@ from tests.documents.shell import ROOT, CommandFailed, Shell, commands
 
 COMMENTS = re.compile(r"(?:^[ \t]*<!--.*-->[ \t]*\n)+\Z", re.MULTILINE)
 COMMENT = re.compile(r"<!--\s*(.*?)\s*-->")
-NOTES = ("not run", "slow", "needs")
+NOTES = ("not run", "slow", "needs", "file")
 DATA = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """Folder of each data set below $FEDJETS_DATA."""
 SLOW_SECONDS = 3600
@@ -83,6 +84,14 @@ def read_settings(source: str, shell: Shell) -> None:
 LANGUAGES: dict[str, Callable[[str, Shell], None]] = {"bash": run_shell, "python": run_python, "toml": read_settings}
 
 
+def try_out(block: Block, shell: Shell) -> None:
+    """Do what a reader does with a block: type it, or write it to the file that it is for."""
+    if "file" in block.notes:
+        shell.write(block.notes["file"], block.source)
+    else:
+        LANGUAGES[block.language](block.source, shell)
+
+
 def blocks(document: Document) -> Iterator[Region]:
     """Yield the blocks of a Markdown document whose languages can be tried."""
     for region in FencedCodeBlockLexer(language=r"\S+")(document):
@@ -114,7 +123,7 @@ def evaluate(example: Example) -> str | None:
         if each.start not in ran and (each.start == example.start or each.start < example.start and each.parsed.quick):
             ran.add(each.start)
             try:
-                LANGUAGES[each.parsed.language](each.parsed.source, example.namespace["shell"])
+                try_out(each.parsed, example.namespace["shell"])
             except (CommandFailed, FedjetsError, tomllib.TOMLDecodeError) as error:
                 return str(error)
     return None

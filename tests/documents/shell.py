@@ -50,6 +50,17 @@ class Shell:
             said = self._output.read_text(errors="replace")[-TAIL:]
             raise CommandFailed(f"$ {command}\n{said}\nexit code {done.returncode}")
 
+    def write(self, path: str, text: str) -> None:
+        """Write a new file of the checkout.
+
+        Raises:
+            CommandFailed: it is there already.
+        """
+        file = self.checkout / path
+        if file.exists():
+            raise CommandFailed(f"{path} is there already")
+        file.write_text(text)
+
     def close(self) -> None:
         """End whatever the commands left running, and remove the copy."""
         for _ in range(3):  # a process that begins a program shows no environment for a moment, and may start others

@@ -157,6 +157,6 @@ def test_positions_of_running_statistics() -> None:
     for number, module in enumerate(m for m in model.module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         module.running_mean.fill_(10 + number)
         module.running_var.fill_(20 + number)
-    assert model.vector[model.layout.positions("running_mean")].tolist() == [10.0] * 4 + [11.0] * 8
-    assert model.vector[model.layout.positions("running_var")].tolist() == [20.0] * 4 + [21.0] * 8
-    assert len(FlatModel(torch.nn.Linear(2, 3)).layout.positions("running_var")) == 0
+    assert model.vector[model.spec.positions("running_mean")].tolist() == [10.0] * 4 + [11.0] * 8
+    assert model.vector[model.spec.positions("running_var")].tolist() == [20.0] * 4 + [21.0] * 8
+    assert len(FlatModel(torch.nn.Linear(2, 3)).spec.positions("running_var")) == 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.anchors import SELECTIONS, select_anchors
-from fedjets_flwr.federation.cohort import draw_cohort
+from fedjets_flwr.federation.cohort import Cohort, draw_cohort
 
 
 @pytest.mark.parametrize("how", list(SELECTIONS))
@@ -53,7 +53,8 @@ def test_too_few_clients_are_named() -> None:
 def test_chosen_anchors_are_drawn_as_anchors_and_never_as_normal_clients() -> None:
     config, anchors = Config.from_flat({"cohort.anchors": 3, "cohort.normals": 9}), (2, 5, 7, 11, 19)
     for server_round in range(1, 30):
-        drawn, normals = draw_cohort(config, server_round, "anchored", anchors)
+        cohort = draw_cohort(config, server_round, "anchored", anchors)
+        drawn, normals = cohort.anchors, cohort.normals
         assert len(drawn) == 3
         assert set(drawn) <= set(anchors)
         assert len(normals) == 9
@@ -64,7 +65,8 @@ def test_chosen_anchors_are_drawn_as_anchors_and_never_as_normal_clients() -> No
 def test_cohorts_differ_by_seed_round_and_member_and_by_nothing_else(sampling: str) -> None:
     def drawn(seed: int, server_round: int, member: int) -> tuple[int, ...]:
         config = Config.from_flat({"run.seed": seed, "partition.clients": 60, "cohort.normals": 30})
-        anchors, normals = draw_cohort(config, server_round, sampling, range(5), member)
+        cohort = draw_cohort(config, server_round, sampling, range(5), member)
+        anchors, normals = cohort.anchors, cohort.normals
         return (*anchors, *normals)
 
     draws = [drawn(seed, t, member) for seed in (1, 2) for t in (1, 2) for member in (0, 1)]
@@ -77,13 +79,14 @@ def test_cohorts_differ_by_seed_round_and_member_and_by_nothing_else(sampling: s
 def test_a_uniform_cohort_is_drawn_from_all_clients_and_knows_no_anchors() -> None:
     config, seen = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 3}), set()
     for server_round in range(1, 60):
-        anchors, normals = draw_cohort(config, server_round, "uniform", (0, 1, 2, 3, 4))
-        assert anchors == []
+        cohort = draw_cohort(config, server_round, "uniform", (0, 1, 2, 3, 4))
+        anchors, normals = cohort.anchors, cohort.normals
+        assert anchors == ()
         assert len(set(normals)) == 5
-        assert normals == sorted(normals)
+        assert list(normals) == sorted(normals)
         seen |= set(normals)
     assert seen == set(range(20))
     few = Config.from_flat({"cohort.anchors": 5, "cohort.normals": 2, "partition.clients": 7})
-    assert draw_cohort(few, 1, "uniform", ()) == ([], list(range(7)))
+    assert draw_cohort(few, 1, "uniform", ()) == Cohort((), tuple(range(7)), 1)
     small = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 2, "partition.clients": 20})
-    assert len(draw_cohort(small, 1, "uniform", ())[1]) == 4
+    assert len(draw_cohort(small, 1, "uniform", ()).normals) == 4

@@ -105,8 +105,9 @@ def test_a_vector_that_nobody_sent_gets_no_noise() -> None:
 def test_vectors_that_a_client_moves(run: Runner, name: str, moved: int) -> None:
     """No job asks for more vectors back than the noise is scaled for."""
     method = run(strategy__name=name, run__rounds=1)
-    assert method.vectors_moved == moved
-    jobs = method.plan(1, *method.cohort)
+    assert method.strategy.vectors_moved == moved
+    cohort = method.rounds.cohort
+    jobs = method.strategy.plan(cohort, dict.fromkeys(cohort.normals, tuple(range(method.config.moe.top_k))))
     assert max(len(job.returns) for job in jobs) <= moved
 
 
@@ -341,7 +342,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 @pytest.mark.parametrize("name", ["scaffold", "ensembles"])
 def test_methods_whose_state_tells_more_refuse_noise(name: str) -> None:
     with pytest.raises(FedjetsError, match=rf"privacy.noise-multiplier = 1.*{name}.*set it to 0"):
-        strategies.method(name).validate(config(strategy__name=name, privacy__noise_multiplier=1.0))
+        strategies.strategy(name).validate(config(strategy__name=name, privacy__noise_multiplier=1.0))
 
 
 @pytest.mark.parametrize(
@@ -356,12 +357,12 @@ def test_methods_whose_state_tells_more_refuse_noise(name: str) -> None:
 )
 def test_settings_that_break_the_promise_are_refused(changes: dict[str, Scalar], told: str) -> None:
     with pytest.raises(FedjetsError, match=told):
-        strategies.method("fedjets").validate(config(privacy__noise_multiplier=1.0, **changes))
+        strategies.strategy("fedjets").validate(config(privacy__noise_multiplier=1.0, **changes))
 
 
 @pytest.mark.parametrize("changes", [{"model__norm": "group"}, {"moe__trainable": "head"}])
 def test_settings_that_keep_the_promise_are_taken(changes: dict[str, Scalar]) -> None:
-    strategies.method("fedjets").validate(config(privacy__noise_multiplier=1.0, **changes))
+    strategies.strategy("fedjets").validate(config(privacy__noise_multiplier=1.0, **changes))
 
 
 def test_statistics_of_a_common_expert_in_a_file_are_seen(run: Runner) -> None:
@@ -384,7 +385,7 @@ def test_a_private_run_is_of_use_and_tells_what_it_spent(run: Runner, name: str)
     assert all_weights_finite(found)
     summary: dict[str, Any] = json.loads((found.config.run_dir / "summary.json").read_text())
     assert summary["accuracy"] > summary["common_expert_accuracy"] + 0.01 > 0.8
-    assert summary["privacy"] == pytest.approx(spent([release_of(found.config, found.drawn)] * 4, {}, 1e-3))
+    assert summary["privacy"] == pytest.approx(spent([release_of(found.config, found.strategy.drawn)] * 4, {}, 1e-3))
     assert summary["privacy"]["epsilon_normal"] > 0
 
 
@@ -429,8 +430,8 @@ def test_randomised_expert_ids_reach_the_run(run: Runner) -> None:
 def test_every_question_for_expert_ids_is_counted(run: Runner) -> None:
     """Unseen clients answer at each of three evaluations, a normal client whenever it is asked, also ahead of time."""
     found = run(strategy__name="fedjets", privacy__route_epsilon=0.5, run__evaluate_every=1)
-    _, routes = found.ledger.read()
-    assert [routes[client] for client in found.unseen] == [1.5] * 3
+    _, routes = found.rounds.ledger.read()
+    assert [routes[client] for client in found.rounds.unseen] == [1.5] * 3
     summary = json.loads((found.config.run_dir / "summary.json").read_text())
     assert summary["privacy"]["route_epsilon"] == max(routes.values()) >= 1.5
     asked = [client for record in read_metrics(found.config.run_dir) for client in record["cohort"] if client >= 5]

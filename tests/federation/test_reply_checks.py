@@ -13,11 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 import strategies
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.federation.cohort import draw_cohort
-from fedjets_flwr.models.expert import build_expert
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.messages import VERSION
-from strategies import Method
 from tests.support.faults import (
     OneClientANode,
     Runner,
@@ -28,6 +26,7 @@ from tests.support.faults import (
     same_weights,
     tampering,
 )
+from tests.support.in_process import Finished
 
 Change = Callable[[RecordDict, int], None]
 BAD_ROUND = 2
@@ -70,10 +69,10 @@ def change_one(kind: str, client: int, change: Change, server_round: int = BAD_R
     return tampering(tamper)  # type: ignore[return-value]
 
 
-_without: dict[tuple[object, ...], Method] = {}
+_without: dict[tuple[object, ...], Finished] = {}
 
 
-def without(run: Runner, kind: str, client: int, **settings: Scalar) -> Method:
+def without(run: Runner, kind: str, client: int, **settings: Scalar) -> Finished:
     """Return a run in which Flower gives an error in place of the client's reply."""
     key = (kind, client, *sorted(settings.items()))
     if key not in _without:
@@ -193,7 +192,7 @@ TRAIN: list[Any] = [
     pytest.param("fedjets", {}, vector(npy_bomb), "numpy.ndarray", id="header bomb"),
     pytest.param("fedjets", {}, vector(lambda a: None), "is missing", id="a vector is missing"),
     pytest.param("fedavg", {}, drop("vectors"), "is missing", id="all vectors are missing"),
-    pytest.param("fedjets", {}, rename, "no answer of this client", id="another client's name"),
+    pytest.param("fedjets", {}, rename, "no part of this client", id="another client's name"),
     pytest.param("fedjets", {}, version(VERSION + 1), "version", id="another version"),
     pytest.param("fedjets", {}, version(None), "version", id="no version"),
     pytest.param("fedjets", {}, version(str(VERSION)), "version", id="version as text"),
@@ -252,7 +251,7 @@ def add_vector(content: RecordDict, client: int) -> None:
 
 
 def forge_another(content: RecordDict, client: int) -> None:
-    """Answer in the name of all other clients too."""
+    """Reply in the name of all other clients too."""
     (array,) = [a for name, a in content.array_records["vectors"].items() if name.startswith(f"{client}.expert.0")]
     arrays = dict(content.array_records["vectors"])
     for other in set(range(12)) - {client}:
@@ -300,7 +299,7 @@ def test_an_expert_of_a_bad_client_alone_keeps_its_bits(run: Runner) -> None:
     bad, good = sorted(asked(run, "train", 1, strategy__name="fedjets", **settings))
     grid = change_one("train", bad, one_value(math.nan), server_round=1)
     found = run(grid, strategy__name="fedjets", **settings)
-    start = FlatModel(build_expert(found.config, found.common, found.dataset, bad, "common")).vector
+    start = FlatModel(found.strategy.build(bad)).vector
     assert same(found.vectors[f"expert.{bad}"], start)
     assert not same(found.vectors[f"expert.{good}"], start)
 
@@ -414,17 +413,17 @@ def test_a_late_client_that_only_a_later_member_draws_is_prepared(run: Runner) -
         tampering(fail_at_first), strategy__name="ensembles", cohort__anchors=1, cohort__normals=2, run__rounds=8
     )
     first, second = (
-        [late in draw_cohort(found.config, r, "uniform", found.anchors, member)[1] for r in range(1, 9)]
+        [late in draw_cohort(found.config, r, "uniform", found.anchors, member).normals for r in range(1, 9)]
         for member in (0, 1)
     )
     assert second.index(True) < (first.index(True) if True in first else 8), "choose another late client"
     assert failures(found) == [{}] * 8
-    assert late in found.samples
+    assert late in found.num_samples
 
 
 def check_left_out(run: Runner, strategy: str, client: int, change: Change) -> None:
     found = run(change_one("query.prepare", client, change, server_round=0), strategy__name=strategy)
-    assert client not in found.samples
+    assert client not in found.num_samples
     assert all_weights_finite(found)
     records = read_metrics(found.config.run_dir)
     assert [r["round"] for r in records] == [1, 2, 3]

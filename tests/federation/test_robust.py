@@ -25,8 +25,8 @@ from fedjets_flwr.federation.aggregation import (
     make_aggregator,
     trimmed_mean,
 )
-from strategies import Method
 from tests.support.faults import Runner, all_weights_finite, clients_of, failures, same, tampering
+from tests.support.in_process import Finished
 
 RULES = ("clip", "median", "trimmed-mean", "krum")
 HUGE = struct.pack("<f", 1e15)
@@ -241,7 +241,7 @@ def test_a_run_with_each_rule(run: Runner, rule: str) -> None:
     found = run(strategy__name="fedjets", aggregation__rule=rule)
     assert failures(found) == [{}, {}, {}]
     assert all_weights_finite(found)
-    start, mean = found.initial_vectors(), run(strategy__name="fedjets")
+    start, mean = found.strategy.state(), run(strategy__name="fedjets")
     for name in ("expert.0", "gate"):
         assert not same(found.vectors[name], start[name])
         assert not same(found.vectors[name], mean.vectors[name])
@@ -257,7 +257,7 @@ def flip(content: RecordDict, client: int, start: dict[str, Tensor], factor: flo
     content["vectors"] = ArrayRecord(arrays)
 
 
-def moved(method: Method, start: dict[str, Tensor]) -> Tensor:
+def moved(method: Finished, start: dict[str, Tensor]) -> Tensor:
     return method.vectors["expert.0"] - start["expert.0"]
 
 
@@ -266,14 +266,14 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
     """x10, one round, nine clients: flipped the mean points backwards; the rules keep length and direction."""
     base: dict[str, Scalar] = {"strategy__name": "fedavg", "run__rounds": 1}
     clean = run(**base)
-    start = clean.initial_vectors()
+    start = clean.strategy.state()
     honest = moved(clean, start)
     trained: list[int] = []
 
     def attack(message_type: str, at: int, content: RecordDict) -> None:
         if message_type.startswith("train"):
             (client,) = clients_of(content)
-            if client in clean.cohort[1][:attackers]:
+            if client in clean.rounds.cohort.normals[:attackers]:
                 trained.append(client)
                 flip(content, client, start, 10.0)
 
@@ -303,4 +303,4 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
 def test_scaffold_refuses_robust_rules_that_its_variates_would_escape() -> None:
     settings = Config.from_flat({"strategy.name": "scaffold", "aggregation.rule": "median"})
     with pytest.raises(FedjetsError, match=r"aggregation\.rule"):
-        strategies.method("scaffold").validate(settings)
+        strategies.strategy("scaffold").validate(settings)

@@ -37,18 +37,18 @@ def test_load_round_trip(name: str, norm: str) -> None:
     buffers = [key for key, b in module.named_buffers() if b.is_floating_point()]
     start = torch.cat([t.detach().flatten() for t in module.parameters()])
     flat = FlatModel(module)
-    assert torch.equal(flat.vector[: flat.layout.trained], start)
-    assert [key for key, _ in flat.layout.entries] == parameters + buffers
-    assert flat.layout.size == flat.vector.numel()
-    vector = torch.rand(flat.layout.size, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(flat.vector[: flat.spec.trained], start)
+    assert [key for key, _ in flat.spec.entries] == parameters + buffers
+    assert flat.spec.size == flat.vector.numel()
+    vector = torch.rand(flat.spec.size, generator=torch.Generator().manual_seed(1))
     flat.load(vector)
     state, position = module.state_dict(), 0
-    for key, shape in flat.layout.entries:
+    for key, shape in flat.spec.entries:
         count = state[key].numel()
         assert torch.equal(state[key], vector[position : position + count].view(shape)), key
         position += count
     assert position == len(vector)
-    assert torch.equal(flat.weights.detach(), vector[: flat.layout.trained])
+    assert torch.equal(flat.weights.detach(), vector[: flat.spec.trained])
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -74,13 +74,13 @@ def test_vector_and_module_share_memory() -> None:
 
 def test_running_statistics_show_up_in_the_vector() -> None:
     flat = FlatModel(small())
-    trained, before = flat.layout.trained, flat.vector.clone()
+    trained, before = flat.spec.trained, flat.vector.clone()
     flat.module.train()(batch()[0])
     assert torch.equal(flat.vector[:trained], before[:trained])
     found = dict(flat.module.named_buffers())["stem.bn1.running_mean"]
     assert not torch.equal(flat.vector[trained:], before[trained:])
-    names = [key for key, _ in flat.layout.entries]
-    sizes = [torch.Size(shape).numel() for _, shape in flat.layout.entries]
+    names = [key for key, _ in flat.spec.entries]
+    sizes = [torch.Size(shape).numel() for _, shape in flat.spec.entries]
     start = sum(sizes[: names.index("stem.bn1.running_mean")])
     assert torch.equal(flat.vector[start : start + 4], found)
     assert found.abs().sum() > 0
@@ -131,6 +131,6 @@ def test_parts_of_a_vector_have_the_shapes_of_the_weights() -> None:
 def test_digest_tells_architectures_apart() -> None:
     models = [architecture("resnet8", norm, width) for norm in NORMS for width in (4, 8)]
     models += [architecture("cnn", "batch", 4), Architecture("resnet8", 4, "batch", "cifar", 3, 9)]
-    digests = {FlatModel(build(a, 0)).layout.digest for a in models}
+    digests = {FlatModel(build(a, 0)).spec.digest for a in models}
     assert len(digests) == len(models)
-    assert FlatModel(small(seed=0)).layout.digest == FlatModel(small(seed=1)).layout.digest
+    assert FlatModel(small(seed=0)).spec.digest == FlatModel(small(seed=1)).spec.digest

@@ -13,7 +13,7 @@ from fedjets_flwr.data.datasets import load_dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail_start
 from fedjets_flwr.models.common_expert import CommonExpert, accuracy_of, freeze, load_common_expert
-from fedjets_flwr.models.expert import build_configured_gate, build_expert
+from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
 from fedjets_flwr.models.gate import build_gate
 
 NAMES = get_args(Model.model_fields["name"].annotation)
@@ -136,8 +136,8 @@ def test_the_gate_reads_the_configured_embedding(embedding: str, inputs: int) ->
 @pytest.mark.parametrize("trainable", ["all", "stage", "head"])
 def test_experts_that_start_from_the_common_expert(tmp_path: Path, trainable: str) -> None:
     config = Config.from_flat({"moe.trainable": trainable, "moe.init": "common"})
-    common, dataset = common_expert(), load_dataset("digits", tmp_path, False)
-    expert = build_expert(config, common, dataset, 2, "common")
+    common = common_expert()
+    expert = build_expert(config, common, common.architecture, 2, "common")
     x = images(TINY, 8)
     start = tail_start(common.model, trainable)
     assert torch.equal(expert.eval()(common.model[:start](x)), common.model(x))
@@ -151,12 +151,13 @@ def test_experts_that_start_from_the_common_expert(tmp_path: Path, trainable: st
 def test_random_experts_differ_and_take_their_own_architecture(tmp_path: Path) -> None:
     dataset, common = load_dataset("digits", tmp_path, False), common_expert()
     config = Config.from_flat({"model.name": "resnet8", "model.width": 4})
-    experts = [build_expert(config, common, dataset, m, "random") for m in (0, 1)]
+    own = expert_architecture(config, common, dataset, "random")
+    experts = [build_expert(config, common, own, m, "random") for m in (0, 1)]
     states = [torch.cat([p.flatten() for p in expert.parameters()]) for expert in experts]
     assert not torch.equal(*states)
     assert "layer3" in dict(experts[0].named_children())
-    tail = build_expert(config.model_copy(update={"moe": Config.from_flat({"moe.trainable": "head"}).moe}), common,
-                        dataset, 0, "random")  # fmt: skip
+    heads = config.model_copy(update={"moe": Config.from_flat({"moe.trainable": "head"}).moe})
+    tail = build_expert(heads, common, expert_architecture(heads, common, dataset, "random"), 0, "random")
     assert [tuple(p.shape) for p in tail.parameters()] == [(10, 8), (10,)]
 
 

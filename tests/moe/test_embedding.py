@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.models.architectures import Architecture, build
+from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.moe.embedding import Embedded, embed
 
@@ -27,7 +28,8 @@ def run(
     layer: str = "penultimate",
     trainable: str = "all",
 ) -> tuple[Embedded, bool]:
-    return embed(common or common_expert(), pixels() if x is None else x, layer, trainable, folder, CPU)
+    backbone = Backbone(common or common_expert(), trainable)
+    return embed(backbone, pixels() if x is None else x, layer, folder, CPU)
 
 
 def entries(folder: Path) -> list[Path]:

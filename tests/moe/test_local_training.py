@@ -1,6 +1,6 @@
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,16 +11,8 @@ from torch import Tensor, nn
 from fedjets_flwr.config.schema import Train
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.local_training import (
-    Sgd,
-    batches,
-    gate_scores,
-    predict,
-    rate,
-    train_anchor,
-    train_normal,
-    train_supervised,
-)
+from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
+from fedjets_flwr.moe.local_training import LossesOf, Sgd, batches, fit, rate
 
 SAMPLES, PIXELS, EMBEDDING, CLASSES, EXPERTS = 6, 4, 3, 3, 4
 EXPERT_LR, GATE_LR = 0.3, 0.7
@@ -58,6 +50,23 @@ def stepped(model: tuple[Matrix, Matrix], lr: float, delta: Matrix, x: Matrix) -
     return model[0] - lr * delta.T @ x, model[1] - lr * delta.sum(axis=0)
 
 
+def mixture_of(
+    experts: Sequence[FlatModel], ids: Sequence[int], gate: FlatModel, mix: str, renormalise: bool
+) -> LossesOf:
+    x, h, y = data()
+
+    def losses_of(rows: Tensor) -> list[Tensor]:
+        weights = chosen_weights(scores(gate.module(h[rows])), ids, renormalise)
+        logits = torch.stack([expert.module(x[rows]) for expert in experts])
+        return [mixture_loss(logits, weights, y[rows], mix)]
+
+    return losses_of
+
+
+def cross_entropy_of(model: FlatModel, x: Tensor, y: Tensor) -> LossesOf:
+    return lambda rows: [F.cross_entropy(model.module(x[rows]), y[rows])]
+
+
 def assert_layer(model: FlatModel, expected: tuple[Matrix, Matrix]) -> None:
     for found, wanted in zip(matrices(model), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -78,7 +87,7 @@ def test_one_normal_step_equals_the_gradient_by_hand(mix: str, renormalise: bool
     experts, gate = [linear(PIXELS, CLASSES, 1), linear(PIXELS, CLASSES, 2)], linear(EMBEDDING, EXPERTS, 3)
     before, gate_before = [matrices(expert) for expert in experts], matrices(gate)
     optimizers = [*(Sgd(expert, EXPERT_LR) for expert in experts), Sgd(gate, GATE_LR)]
-    loss = train_normal(experts, ids, gate, lambda rows: x[rows], h, y, one_batch(), optimizers, mix, renormalise)
+    loss = fit([*experts, gate], optimizers, one_batch(), mixture_of(experts, ids, gate, mix, renormalise))
 
     xs, hs, onehot = x.double().numpy(), h.double().numpy(), np.eye(CLASSES)[y.numpy()]
     z = np.stack([xs @ w.T + b for w, b in before])
@@ -113,8 +122,12 @@ def anchor_step(labels: Tensor, expert_id: int) -> tuple[FlatModel, FlatModel, f
     x, h, _ = data()
     expert, gate = linear(PIXELS, CLASSES, 1), linear(EMBEDDING, EXPERTS, 3)
     optimizers = [Sgd(expert, EXPERT_LR), Sgd(gate, GATE_LR)]
-    loss = train_anchor(expert, expert_id, gate, lambda rows: x[rows], h, labels, one_batch(), optimizers)
-    return expert, gate, loss
+
+    def losses_of(rows: Tensor) -> list[Tensor]:
+        loss = F.cross_entropy(expert.module(x[rows]), labels[rows])
+        return [loss, anchor_gate_loss(gate.module(h[rows]), expert_id)]
+
+    return expert, gate, fit([expert, gate], optimizers, one_batch(), losses_of)
 
 
 def test_one_anchor_step_equals_the_gradient_by_hand() -> None:
@@ -141,10 +154,9 @@ def test_the_losses_of_an_anchor_are_independent() -> None:
 
 
 def test_a_gate_without_optimizer_stays() -> None:
-    x, h, y = data()
     expert, gate = linear(PIXELS, CLASSES, 1), linear(EMBEDDING, EXPERTS, 3)
     before = gate.vector.clone()
-    train_normal([expert], [1], gate, lambda rows: x[rows], h, y, one_batch(), [Sgd(expert, 0.1)], "logits", False)
+    fit([expert, gate], [Sgd(expert, 0.1)], one_batch(), mixture_of([expert], [1], gate, "logits", False))
     assert torch.equal(gate.vector, before)
 
 
@@ -199,7 +211,7 @@ def test_supervised_training_equals_a_plain_torch_loop() -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    found = train_supervised(flat, lambda rows: x[rows], y, iter(order), Sgd(flat, 0.05, 0.9, 0.01))
+    found = fit([flat], [Sgd(flat, 0.05, 0.9, 0.01)], iter(order), cross_entropy_of(flat, x, y))
     assert found == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     wanted = plain.state_dict()
     for name, value in flat.module.state_dict().items():
@@ -227,30 +239,12 @@ def test_a_gradient_correction_reaches_the_step() -> None:
     """Plain SGD with gradient d + 1 ends lr lower in every weight than with gradient d."""
     x, _, y = data()
 
-    def add_one(model: FlatModel) -> None:
-        for gradient in model.gradients:
+    plain, shifted = linear(PIXELS, CLASSES, 1), linear(PIXELS, CLASSES, 1)
+
+    def add_one() -> None:
+        for gradient in shifted.gradients:
             gradient.add_(1)
 
-    plain, shifted = linear(PIXELS, CLASSES, 1), linear(PIXELS, CLASSES, 1)
-    train_supervised(plain, lambda rows: x[rows], y, one_batch(), Sgd(plain, 0.1))
-    train_supervised(shifted, lambda rows: x[rows], y, one_batch(), Sgd(shifted, 0.1), add_one)
+    fit([plain], [Sgd(plain, 0.1)], one_batch(), cross_entropy_of(plain, x, y))
+    fit([shifted], [Sgd(shifted, 0.1)], one_batch(), cross_entropy_of(shifted, x, y), add_one)
     torch.testing.assert_close(plain.vector - shifted.vector, torch.full_like(plain.vector, 0.1))
-
-
-def test_scores_are_the_gates_softmax_or_equal_ones() -> None:
-    h, gate = data()[1], linear(EMBEDDING, EXPERTS, 3)
-    found = gate_scores(gate.module, h, EXPERTS, torch.device("cpu"))
-    torch.testing.assert_close(found, gate.module(h).softmax(dim=1).detach())
-    assert not found.requires_grad
-    assert gate_scores(None, h, 5, torch.device("cpu")).tolist() == [pytest.approx([0.2] * 5)] * SAMPLES
-
-
-def test_predict_is_the_softmax_in_eval_mode() -> None:
-    x = torch.randn(11, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    models = [FlatModel(build(Architecture("cnn", 4, "batch", "cifar", 1, 10), seed).train()) for seed in (0, 1)]
-    before = [model.vector.clone() for model in models]
-    found = predict(models, lambda rows: x[rows], 11, batch_size=4)
-    assert found.shape == (2, 11, 10)
-    for model, old, probs in zip(models, before, found, strict=True):
-        assert torch.equal(model.vector, old)
-        torch.testing.assert_close(probs, model.module.eval()(x).softmax(1).detach())

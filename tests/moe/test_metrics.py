@@ -7,9 +7,9 @@ from fedjets_flwr.moe.metrics import (
     PRIORS,
     READINGS,
     ClientResult,
-    count_answers,
     count_inspection,
-    right_answers,
+    count_predictions,
+    right_predictions,
     routing,
     summarise,
 )
@@ -26,14 +26,14 @@ COMMON = torch.full((4, 3), 1 / 3)
 LABELS = torch.tensor([0, 1, 1, 1])
 
 
-def test_count_answers_by_hand() -> None:
+def test_count_predictions_by_hand() -> None:
     """The gate takes expert 5, 2, 5 (a tie: the first) and 5, which stand at positions 0, 1, 0, 0.
 
     Top-1 answers 0 1 2 0: samples 0 and 1 are right. The mixture has weights (3/4, 1/4), (1/4, 3/4), (1/2, 1/2) and
     (3/4, 1/4): sample 2 is (.25, .3, .45) -> 2, sample 3 is (.425, .475, .1) -> 1, so 0, 1 and 3 are right. The mean:
     sample 0 is (.45, .45, .1), a tie that goes to class 0; samples 1 and 3 are right, sample 2 says 2.
     """
-    found = count_answers(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, 3)
+    found = count_predictions(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, 3)
     right = dict(zip(READINGS, found["right"], strict=True))
     assert right["top-1/none"] == 2
     assert right["mixture/none"] == 3
@@ -49,14 +49,14 @@ def test_a_mask_takes_away_the_classes_that_are_absent() -> None:
 
     The mixture of sample 2 is (.25, .3, .45): masked it says 1, which is right.
     """
-    right = dict(zip(READINGS, count_answers(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, 3)["right"], strict=True))
+    right = dict(zip(READINGS, count_predictions(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, 3)["right"], strict=True))
     assert right["top-1/masked"] == 2
     assert right["mixture/masked"] == 4
 
 
-def test_right_answers_are_in_the_order_of_the_priors() -> None:
+def test_right_predictions_are_in_the_order_of_the_priors() -> None:
     probs = torch.tensor([[0.3, 0.1, 0.6], [0.1, 0.5, 0.4]])
-    found = dict(zip(PRIORS, right_answers(probs, torch.tensor([0, 1])), strict=True))
+    found = dict(zip(PRIORS, right_predictions(probs, torch.tensor([0, 1])), strict=True))
     assert (found["none"], found["masked"]) == (1, 2)
 
 

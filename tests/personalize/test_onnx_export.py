@@ -15,7 +15,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.personalize import onnx_export
 from fedjets_flwr.personalize.onnx_export import export_onnx
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
-from fedjets_flwr.runs.trained_run import FinishedRun
+from fedjets_flwr.runs.trained_run import TrainedRun
 from tests.personalize.test_personaliser import call
 from tests.support.personal import finish
 
@@ -24,12 +24,12 @@ pytest.importorskip("onnxscript")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return finish(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def pixels(run: FinishedRun) -> torch.Tensor:
+def pixels(run: TrainedRun) -> torch.Tensor:
     return open_client(run.config, 8).images.pixels
 
 
@@ -68,7 +68,7 @@ def test_every_kind_of_expert_and_every_reading(
 
 
 def test_a_process_that_only_exports_writes_the_same_graph(
-    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path
+    run: TrainedRun, pixels: torch.Tensor, tmp_path: Path
 ) -> None:
     """Nothing was predicted in it before the graph is traced: what tracing leaves behind must not get into answers."""
     made = personalise(run, pixels)
@@ -81,7 +81,7 @@ def test_a_process_that_only_exports_writes_the_same_graph(
 
 
 def test_the_command_writes_a_graph_that_says_what_it_is(
-    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path,
+    run: TrainedRun, pixels: torch.Tensor, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     made = personalise(run, pixels)
@@ -103,7 +103,7 @@ def test_the_command_writes_a_graph_that_says_what_it_is(
 
 
 def test_a_graph_that_answers_otherwise_is_not_kept(
-    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, pixels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Wrong(onnx_export.Graph):
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +118,7 @@ def test_a_graph_that_answers_otherwise_is_not_kept(
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxscript"])
 def test_a_missing_extra_is_one_line(
-    run: FinishedRun, pixels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    run: TrainedRun, pixels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(FedjetsError, match=rf"--onnx: {name} is not installed; pip install 'fedjets-flwr\[onnx\]'"):

@@ -26,24 +26,24 @@ from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.moe.label_prior import correct
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
-from fedjets_flwr.runs.trained_run import FinishedRun
+from fedjets_flwr.runs.trained_run import TrainedRun
 from tests.support.personal import finish
 
 UNSEEN = 8
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return finish(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def held(run: FinishedRun) -> Images:
+def held(run: TrainedRun) -> Images:
     return open_client(run.config, UNSEEN).images
 
 
 @pytest.fixture(scope="module")
-def made(run: FinishedRun, held: Images) -> Personaliser:
+def made(run: TrainedRun, held: Images) -> Personaliser:
     return personalise(run, held.pixels)
 
 
@@ -65,7 +65,7 @@ def draw(folder: Path, images: Images, classed: bool = False) -> Path:
 # Equality with the run ------------------------------------------------------------------------------------------------
 
 
-def check_like_the_run(run: FinishedRun, folder: Path) -> None:
+def check_like_the_run(run: TrainedRun, folder: Path) -> None:
     """Every unseen client: the same experts in the same order, and the same number of right answers."""
     assert len(run.summary["per_client_accuracy"]) == 2
     for client, accuracy in run.summary["per_client_accuracy"].items():
@@ -110,7 +110,7 @@ def test_other_settings_answer_as_in_their_run(
     check_like_the_run(finish(tmp_path_factory, **changes), tmp_path)
 
 
-def test_an_oracle_cannot_serve_a_site_without_labels(run: FinishedRun, held: Images) -> None:
+def test_an_oracle_cannot_serve_a_site_without_labels(run: TrainedRun, held: Images) -> None:
     config = run.config.model_copy(update={"gate": run.config.gate.model_copy(update={"mode": "oracle"})})
     with pytest.raises(FedjetsError, match=r"gate.mode = 'oracle' reads labels"):
         personalise(replace(run, config=config), held.pixels)
@@ -120,7 +120,7 @@ def test_an_oracle_cannot_serve_a_site_without_labels(run: FinishedRun, held: Im
 
 
 def test_files_answer_as_their_pixels_and_labels_only_score(
-    run: FinishedRun, held: Images, made: Personaliser, tmp_path: Path
+    run: TrainedRun, held: Images, made: Personaliser, tmp_path: Path
 ) -> None:
     flat, classed = draw(tmp_path / "flat", held), draw(tmp_path / "classed", held, classed=True)
     a, b = personalise(run, flat), personalise(run, classed)
@@ -137,7 +137,7 @@ def test_files_answer_as_their_pixels_and_labels_only_score(
     assert made.predict(held.pixels.numpy()).classes.tolist() == made.predictions.classes.tolist()
 
 
-def test_the_prior_is_that_of_the_images_of_personalising(run: FinishedRun, held: Images) -> None:
+def test_the_prior_is_that_of_the_images_of_personalising(run: TrainedRun, held: Images) -> None:
     """A question of one image gets the answer that it has among all: the stored prior, not one of one image."""
     plain, em = personalise(run, held.pixels, prior="none"), personalise(run, held.pixels, prior="em")
     assert plain.card.label_prior == em.card.label_prior
@@ -148,7 +148,7 @@ def test_the_prior_is_that_of_the_images_of_personalising(run: FinishedRun, held
     torch.testing.assert_close(alone.probabilities[0], em.predictions.probabilities[5])
 
 
-def test_fewer_experts_are_the_best_of_more(run: FinishedRun, held: Images) -> None:
+def test_fewer_experts_are_the_best_of_more(run: TrainedRun, held: Images) -> None:
     five = personalise(run, held.pixels, experts=5).card
     assert sorted(five.experts) == [0, 1, 2, 3, 4]
     assert [five.gate_scores[m] for m in five.experts] == sorted(five.gate_scores, reverse=True)
@@ -168,7 +168,7 @@ def test_fewer_experts_are_the_best_of_more(run: FinishedRun, held: Images) -> N
         ({"device": "abacus"}, "--device abacus"),
     ],
 )
-def test_a_wrong_argument_is_named(run: FinishedRun, held: Images, arguments: dict[str, Any], message: str) -> None:
+def test_a_wrong_argument_is_named(run: TrainedRun, held: Images, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(FedjetsError, match=message.replace("(", r"\(")):
         personalise(run, held.pixels, **arguments)
 
@@ -376,7 +376,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_personalize_and_predict(
-    run: FinishedRun, held: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run: TrainedRun, held: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     accuracy = run.summary["per_client_accuracy"][str(UNSEEN)]
@@ -412,7 +412,7 @@ def test_personalize_and_predict(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_wrong_command_is_one_line(
-    run: FinishedRun, bundle: Path, arguments: tuple[str, ...], message: str,
+    run: TrainedRun, bundle: Path, arguments: tuple[str, ...], message: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)

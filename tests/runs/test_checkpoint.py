@@ -170,9 +170,9 @@ def round_record(server_round: int, loss: float = 1.0) -> dict[str, Any]:
 def test_cut_back_keeps_what_the_checkpoint_holds(tmp_path: Path) -> None:
     tracker = Tracker(config(tmp_path))
     for server_round in range(1, 6):
-        tracker.log(round_record(server_round))
+        tracker.on_round(round_record(server_round), {})
     tracker.cut_back(3)
-    tracker.log(round_record(4, 2.0))
+    tracker.on_round(round_record(4, 2.0), {})
     found = read_metrics(tracker.folder)
     assert [(r["round"], r["loss"]) for r in found] == [(1, 1), (2, 1), (3, 1), (4, 2)]
     tracker.cut_back(0)
@@ -181,12 +181,12 @@ def test_cut_back_keeps_what_the_checkpoint_holds(tmp_path: Path) -> None:
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     tracker = Tracker(config(tmp_path))
-    tracker.log(round_record(1))
+    tracker.on_round(round_record(1), {})
     with (tracker.folder / "metrics.jsonl").open("a") as file:
         file.write('{"round": 2, "lo')
     assert [r["round"] for r in read_metrics(tracker.folder)] == [1]
     tracker.cut_back(5)
-    tracker.log(round_record(2))
+    tracker.on_round(round_record(2), {})
     assert [r["round"] for r in read_metrics(tracker.folder)] == [1, 2]
 
 
@@ -201,7 +201,7 @@ def refuse(name: str) -> float:
 
 def test_json_never_holds_nan(tmp_path: Path) -> None:
     tracker = Tracker(config(tmp_path))
-    tracker.log(round_record(1, math.nan) | {"nested": {"a": [math.inf, (1.0, -math.inf)]}})
+    tracker.on_round(round_record(1, math.nan) | {"nested": {"a": [math.inf, (1.0, -math.inf)]}}, {})
     line = json.loads((tracker.folder / "metrics.jsonl").read_text(), parse_constant=refuse)
     assert line["loss"] is None
     assert line["nested"] == {"a": [None, [1.0, None]]}

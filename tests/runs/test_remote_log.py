@@ -30,10 +30,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 def a_run(folder: Path) -> Tracker:
     """A ServerApp that goes on after round 1."""
     tracker = Tracker(Config.from_flat({"run.output-dir": str(folder), "run.name": "run"}), Announcer())
-    tracker.log(record(1))
-    tracker.log(record(2))
+    tracker.on_round(record(1), {})
+    tracker.on_round(record(2), {})
     tracker.cut_back(1)
-    tracker.log(record(2))
+    tracker.on_round(record(2), {})
     tracker.write("summary.json", {"status": "completed"})
     return tracker
 

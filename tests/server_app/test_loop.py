@@ -10,15 +10,15 @@ import torch
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
-import strategies.base
+import server_app.preparation
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.runs.checkpoint import Checkpoints, newest_vectors
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.seeds import derive
-from strategies import Method
 from tests.support.faults import clients_of, same_weights, tampering
+from tests.support.in_process import Finished
 from tests.support.runs import TinyRunner
 from tests.support.tiny import EXPERTS, samples_of
 
@@ -30,7 +30,7 @@ def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
     return TinyRunner(tmp_path, monkeypatch)
 
 
-def records(method: Method) -> list[dict[str, Any]]:
+def records(method: Finished) -> list[dict[str, Any]]:
     return read_metrics(method.config.run_dir)
 
 
@@ -59,7 +59,7 @@ def test_the_seconds_of_a_round_are_those_of_its_parts(tiny_run: TinyRunner) -> 
         assert seconds["round"] > seconds["train"] > seconds["aggregate"]
         assert seconds["round"] > seconds.get("evaluate", 0.0) + seconds.get("inspect", 0.0)
     for part in parts - {"round"}:
-        assert sum(seconds[part] for seconds in found) == pytest.approx(method.seconds[part])
+        assert sum(seconds[part] for seconds in found) == pytest.approx(method.rounds.seconds[part])
 
 
 def test_bytes_of_a_round_are_counted_from_its_start(tiny_run: TinyRunner) -> None:
@@ -92,7 +92,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(
     whole = tiny_run(name, **keep)
     _, second, newest = sorted((whole.config.run_dir / "checkpoints").glob("*.safetensors"))
     newest.unlink()
-    monkeypatch.setattr(strategies.base, "select_anchors", None)
+    monkeypatch.setattr(server_app.preparation, "select_anchors", None)
     again = tiny_run(name, **keep, run__resume=True)
     assert same_weights(whole, again)
     assert again.anchors == whole.anchors
@@ -117,7 +117,7 @@ def test_anchors_are_drawn_from_the_seed_of_the_run(tiny_run: TinyRunner, monkey
             torch.testing.assert_close(mean, wanted)
         return (2, 4, 6)
 
-    monkeypatch.setattr(strategies.base, "select_anchors", select)
+    monkeypatch.setattr(server_app.preparation, "select_anchors", select)
     method = tiny_run("fedjets", cohort__anchor_selection="k-means", run__rounds=1)
     assert asked == [(set(range(7)), EXPERTS, "k-means", derive(1, "anchors"))]
     assert method.anchors == (2, 4, 6)
@@ -137,7 +137,7 @@ def test_a_client_that_could_not_be_prepared_is_prepared_when_it_is_drawn(tiny_r
     method = tiny_run("fedavg", tampering(tamper))
     assert any(0 in record["cohort"] for record in records(method))
     assert [record["failures"] for record in records(method)] == [{}] * 3
-    assert method.samples == {client: len(samples_of(method.config, client)) for client in (*range(1, 9), 0)}
+    assert method.num_samples == {client: len(samples_of(method.config, client)) for client in (*range(1, 9), 0)}
     assert same_weights(method, tiny_run("fedavg"))
 
 
@@ -156,7 +156,7 @@ def test_a_client_that_can_never_be_prepared_counts_as_failed_where_it_is_drawn(
     assert any(drawn)
     wanted = {str(client): "could not be prepared"}
     assert [record["failures"] for record in found] == [wanted if here else {} for here in drawn]
-    assert client not in method.samples
+    assert client not in method.num_samples
     assert all(sum(record["trained"].values()) > 2 for record in found)
 
 
@@ -216,8 +216,8 @@ def test_experts_are_chosen_for_unseen_clients_without_labels_too(tiny_run: Tiny
         return None
 
     method, whole = tiny_run("fedjets", tampering(tamper)), tiny_run("fedjets")
-    assert (method.unseen, method.unlabelled) == ([7], [8])
-    assert (whole.unseen, whole.unlabelled) == ([7, 8], [])
+    assert (method.rounds.unseen, method.rounds.unlabelled) == ([7], [8])
+    assert (whole.rounds.unseen, whole.rounds.unlabelled) == ([7, 8], [])
     for record, wanted in zip(records(method)[1:], records(whole)[1:], strict=True):
         chosen = wanted["evaluation"]["chosen"]
         assert record["served"] == {"8": chosen["8"]}
@@ -241,7 +241,7 @@ def test_nobody_to_score_is_no_error(tiny_run: TinyRunner) -> None:
 def test_cohorts_of_a_run_are_those_drawn(tiny_run: TinyRunner) -> None:
     method = tiny_run("fedjets", run__seed=5)
     wanted = [draw_cohort(method.config, server_round, "anchored", (0, 1, 2)) for server_round in (1, 2, 3)]
-    assert [r["cohort"] for r in records(method)] == [sorted([*anchors, *normals]) for anchors, normals in wanted]
-    assert method.cohort == wanted[-1]
+    assert [r["cohort"] for r in records(method)] == [cohort.clients for cohort in wanted]
+    assert method.rounds.cohort == wanted[-1]
     config = json.loads((method.config.run_dir / "config.json").read_text())
     assert Config.from_flat(config).run.seed == 5

@@ -17,8 +17,8 @@ from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.runs.tracking import read_metrics
-from strategies import Method
 from tests.support.faults import OneClientANode, Runner, clients_of, failures, same, tampering
+from tests.support.in_process import Finished
 
 ROOT = Path(__file__).resolve().parents[2]
 EIGHT: dict[str, Scalar] = {
@@ -59,14 +59,14 @@ def stop(run: Runner, error: type[BaseException], kind: str, server_round: int, 
     gc.collect()  # the lock of the run folder goes with the run's objects
 
 
-def records_of(method: Method) -> list[dict[str, Any]]:
+def records_of(method: Finished) -> list[dict[str, Any]]:
     """Return the metrics without times, and without bytes: a resumed server sends again what its clients held."""
     return [
         {k: v for k, v in r.items() if k != "seconds" and "bytes" not in k} for r in read_metrics(method.config.run_dir)
     ]
 
 
-def hash_in(method: Method) -> str:
+def hash_in(method: Finished) -> str:
     summary = json.loads((method.config.run_dir / "summary.json").read_text())
     assert summary["weights_hash"] == weights_hash(method.vectors)
     return str(summary["weights_hash"])
@@ -82,7 +82,7 @@ def unbroken(run: Runner, name: str) -> tuple[str, list[dict[str, Any]]]:
     return _unbroken[name]
 
 
-def check_same(run: Runner, name: str, resumed: Method) -> None:
+def check_same(run: Runner, name: str, resumed: Finished) -> None:
     digest, records = unbroken(run, name)
     assert hash_in(resumed) == digest
     assert [r["round"] for r in records_of(resumed)] == list(range(1, 9))
@@ -194,7 +194,7 @@ def test_a_client_that_fails_in_half_of_its_rounds_does_not_stop_the_run(run: Ru
 def test_the_bound_on_failures_is_a_share_of_the_cohort(run: Runner) -> None:
     """Of 4 clients 2 are not more than a half; 3 are."""
     own: dict[str, Scalar] = EIGHT | {"strategy__name": "fedavg", "cohort__anchors": 1, "cohort__normals": 3}
-    cohort = sorted(run(**own | {"run__rounds": 1}).cohort[1])
+    cohort = run(**own | {"run__rounds": 1}).rounds.cohort.clients
     two = run(failing(lambda server_round, client: client in cohort[:2]), **own | {"run__rounds": 1})
     assert set(failures(two)[0]) == {str(c) for c in cohort[:2]}
     with pytest.raises(FedjetsError, match="3 of 4 clients failed"):
@@ -214,7 +214,7 @@ def test_below_each_experts_quorum_all_weights_keep_their_bits(run: Runner, name
 def check_quorum(run: Runner, name: str, limit: str) -> None:
     own: dict[str, Scalar] = EIGHT | {"strategy__name": name, "run__rounds": 2, limit: 10}
     found = run(**own)
-    start = found.initial_vectors()
+    start = found.strategy.state()
     assert all(same(found.vectors[key], start[key]) for key in start)
     assert failures(found) == [{}, {}]
 
@@ -222,7 +222,7 @@ def check_quorum(run: Runner, name: str, limit: str) -> None:
 def test_the_quorum_of_an_expert_is_its_own(run: Runner) -> None:
     own: dict[str, Scalar] = EIGHT | {"strategy__name": "fedjets", "run__rounds": 1, "cohort__normals": 3}
     found = run(**own, limits__min_replies_per_expert=2)
-    start, (record,) = found.initial_vectors(), records_of(found)
+    start, (record,) = found.strategy.state(), records_of(found)
     counts = {f"expert.{m}": record["trained"].get(f"expert.{m}", 0) for m in range(5)}
     assert 1 in counts.values()
     assert max(counts.values()) >= 2

@@ -14,9 +14,10 @@ from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.runs.tracking import read_metrics
-from strategies import Method
+from server_app.app import facts_of
 from tests.support import by_hand
 from tests.support.by_hand import Array, Client, Vectors
+from tests.support.in_process import Finished
 from tests.support.runs import ROUNDS, TinyRunner
 from tests.support.tiny import CLASSES, EXPERTS, common_expert, samples_of
 
@@ -38,7 +39,7 @@ class Reply:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
-def state_of(method: Method) -> Vectors:
+def state_of(method: Finished) -> Vectors:
     return {name: vector.double().numpy() for name, vector in method.vectors.items()}
 
 
@@ -60,19 +61,19 @@ def chosen(gate: Array, h: Array, k: int) -> list[int]:
 
 
 def fedavg(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
-    clients = draw_cohort(config, server_round, "uniform", ())[1]
+    clients = draw_cohort(config, server_round, "uniform", ()).normals
     return [Reply(c, *Client(config, c, server_round).supervised(state)) for c in clients]
 
 
 def fedprox(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
-    clients = draw_cohort(config, server_round, "uniform", ())[1]
+    clients = draw_cohort(config, server_round, "uniform", ()).normals
     return [Reply(c, *Client(config, c, server_round).proximal(state, config.fedprox.mu)) for c in clients]
 
 
 def ensembles(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
     replies: dict[int, list[tuple[Vectors, float]]] = {}
     for member in range(config.ensembles.members):
-        for c in draw_cohort(config, server_round, "uniform", (), member)[1]:
+        for c in draw_cohort(config, server_round, "uniform", (), member).normals:
             replies.setdefault(c, []).append(Client(config, c, server_round).supervised(state, member))
     return [
         Reply(c, dict(pair for vectors, _ in held for pair in vectors.items()), float(np.mean([x for _, x in held])))
@@ -82,7 +83,7 @@ def ensembles(config: Config, state: Vectors, server_round: int, **_: Any) -> li
 
 def fedmix(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
     replies = []
-    for c in draw_cohort(config, server_round, "uniform", ())[1]:
+    for c in draw_cohort(config, server_round, "uniform", ()).normals:
         client = Client(config, c, server_round)
         vectors, loss = client.normal(state, range(EXPERTS), "probs")
         mass = by_hand.scores(vectors["gate"], client.samples.h).sum(axis=0)
@@ -91,13 +92,13 @@ def fedmix(config: Config, state: Vectors, server_round: int, **_: Any) -> list[
 
 
 def fedjets(config: Config, state: Vectors, server_round: int, bound: Sequence[int] = (0, 1, 2)) -> list[Reply]:
-    anchors, normals = draw_cohort(config, server_round, config.cohort.sampling or "anchored", bound)
+    cohort = draw_cohort(config, server_round, config.cohort.sampling or "anchored", bound)
     replies = []
-    for c in anchors:
+    for c in cohort.anchors:
         m = bound.index(c)
         sent = {name: state[name] for name in (f"expert.{m}", "gate")}
         replies.append(Reply(c, *Client(config, c, server_round).anchor(sent, m)))
-    for c in normals:
+    for c in cohort.normals:
         client = Client(config, c, server_round)
         oracle = one_hot(config, c) if config.gate.mode == "oracle" else None
         ids = chosen(state["gate"], client.samples.h, config.moe.top_k) if oracle is None else best(oracle, config)
@@ -122,7 +123,7 @@ def best(scores: Array, config: Config) -> list[int]:
 def scaffold(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
     """The model's replies; the variates of ``state`` move along: c_i+ = c_i - c + (x - y) / (K lr), option II."""
     replies, old = [], dict(state)
-    for c in draw_cohort(config, server_round, "uniform", ())[1]:
+    for c in draw_cohort(config, server_round, "uniform", ()).normals:
         client, own = Client(config, c, server_round), old.get(f"variate.{c}", np.zeros_like(old["variate"]))
         vectors, loss = client.scaffold({"expert.0": old["expert.0"]}, old["variate"] - own)
         m, steps = config.train.momentum, range(1, len(client.batches(0)) + 1)
@@ -140,7 +141,7 @@ METHODS = {
 }  # fmt: skip
 
 
-def by_rounds(method: Method, **more: Any) -> Iterator[tuple[list[Reply], Vectors]]:
+def by_rounds(method: Finished, **more: Any) -> Iterator[tuple[list[Reply], Vectors]]:
     """Yield each round's replies, and the state after it."""
     state = state_of_start(method)
     for server_round in range(1, ROUNDS + 1):
@@ -149,11 +150,11 @@ def by_rounds(method: Method, **more: Any) -> Iterator[tuple[list[Reply], Vector
         yield replies, dict(state)
 
 
-def state_of_start(method: Method) -> Vectors:
-    return {name: vector.double().numpy() for name, vector in method.initial_vectors().items()}
+def state_of_start(method: Finished) -> Vectors:
+    return {name: vector.double().numpy() for name, vector in method.strategy.state().items()}
 
 
-def assert_follows(method: Method, **more: Any) -> Vectors:
+def assert_follows(method: Finished, **more: Any) -> Vectors:
     """Compare losses, cohorts, counts and the last state with the rounds by hand; return that state."""
     records = read_metrics(method.config.run_dir)
     state: Vectors = {}
@@ -217,14 +218,14 @@ def corrected(p: Array, prior: str, labels: Array) -> Array:
     return p * (q if prior == "em" else np.isin(np.arange(CLASSES), labels))
 
 
-def readings_by_hand(method: Method, state: Vectors, client: int) -> tuple[list[int], Array, dict[str, float]]:
+def readings_by_hand(method: Finished, state: Vectors, client: int) -> tuple[list[int], Array, dict[str, float]]:
     """Return an unseen client's experts, the share of its samples that each one answers, and the accuracy of each
     read-out with each correction."""
     samples, names = samples_of(method.config, client), [n for n in state if n.startswith("expert.")]
     ids, g = list(range(len(names))), np.full((len(samples), len(names)), 1 / len(names))
     if "gate" in state:
         g = by_hand.scores(state["gate"], samples.h)
-        ids = chosen(state["gate"], samples.h, method.config.moe.top_k) if method.routed else ids
+        ids = chosen(state["gate"], samples.h, method.config.moe.top_k) if method.strategy.routed else ids
     p = np.stack([by_hand.softmax(by_hand.expert(state[f"expert.{m}"], samples.x)[0]) for m in ids])
     w = g[:, ids].T
     mixture = (w[:, :, None] * p).sum(axis=0) / w.sum(axis=0)[:, None]
@@ -315,4 +316,5 @@ def test_facts_of_a_run(tiny_run: TinyRunner, name: str, served: int, gate: int)
         "bytes_setup": 9 * len(common_expert().as_bytes),
     }  # fmt: skip
     assert {key: summary[key] for key in wanted} == wanted
-    assert method.facts() == wanted
+    found = facts_of(method.strategy, method.rounds)
+    assert {key: found[key] for key in wanted} == wanted

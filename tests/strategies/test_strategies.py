@@ -12,12 +12,10 @@ import strategies
 from fedjets_flwr.config.schema import Train
 from fedjets_flwr.config.sources import read_preset
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.expert import build_expert
-from fedjets_flwr.models.flat_model import FlatModel
-from strategies import Method
+from fedjets_flwr.runs.tracking import read_metrics
 from strategies.scaffold import effective_steps, option_two
 from tests.end_to_end.test_simulation import finish
-from tests.support.in_process import run_in_process
+from tests.support.in_process import Finished, run_in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -26,7 +24,7 @@ SMALL = {
     "moe__init": "common",
 }  # fmt: skip
 
-Run = Callable[..., Method]
+Run = Callable[..., Finished]
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
 
     numbers = itertools.count()
 
-    def start(name: str, **changes: object) -> Method:
+    def start(name: str, **changes: object) -> Finished:
         own = {"strategy__name": name, "run__cache_dir": str(cache), "run__name": f"run{next(numbers)}"}
         settings = SMALL | own | changes
         return run_in_process(tmp_path, monkeypatch, **settings)  # type: ignore[arg-type]
@@ -116,23 +114,29 @@ def test_a_method_mixes_in_its_own_way_unless_told(run: Run) -> None:
         run("fedmix", run__rounds=1, moe__mix="logits")
 
 
+def trained_in(run: Finished) -> dict[str, int]:
+    """Return how many clients trained each vector in the last round."""
+    found: dict[str, int] = read_metrics(run.config.run_dir)[-1]["trained"]
+    return found
+
+
 @pytest.mark.parametrize("name", ["fedavg", "fedjets", "scaffold"])
 def test_pooling_raises_the_variances_and_changes_nothing_else(run: Run, name: str) -> None:
     plain, pooled = run(name, run__rounds=1), run(name, run__rounds=1, aggregation__bn="pooled")
-    rest = torch.ones(plain.expert_layout.size, dtype=torch.bool)
-    rest[variances := plain.expert_layout.positions("running_var")] = False
-    for m in range(plain.num_experts):
+    rest = torch.ones(plain.strategy.specs["expert.0"].size, dtype=torch.bool)
+    rest[variances := plain.strategy.specs["expert.0"].positions("running_var")] = False
+    for m in range(plain.strategy.num_experts):
         a, b = plain.vectors[f"expert.{m}"], pooled.vectors[f"expert.{m}"]
         assert same(a[rest], b[rest])
         assert (b >= a)[variances].all()
-        assert (b > a)[variances].any() == (pooled.trained[f"expert.{m}"] > 1)
+        assert (b > a)[variances].any() == (trained_in(pooled)[f"expert.{m}"] > 1)
 
 
 def test_an_expert_that_nobody_trained_keeps_its_bits(run: Run) -> None:
     method = run("fedjets", cohort__anchors=1, cohort__normals=0, run__rounds=1, moe__init="random")
-    (trained,) = [name for name in method.trained if name.startswith("expert.")]
+    (trained,) = [name for name in trained_in(method) if name.startswith("expert.")]
     for m in range(5):
-        start = FlatModel(build_expert(method.config, method.common, method.dataset, m, "random")).vector
+        start = method.strategy.state()[f"expert.{m}"]
         assert same(method.vectors[f"expert.{m}"], start) == (f"expert.{m}" != trained)
 
 
@@ -154,7 +158,7 @@ def test_every_method_comes_with_preset_and_readme_row_and_runs(run: Run, name: 
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
     own = {key.replace(".", "__").replace("-", "_"): value for key, value in preset.items()}
     method = run(name, **own, run__rounds=1)
-    assert method.trained
+    assert trained_in(method)
 
 
 @pytest.mark.slow

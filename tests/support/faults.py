@@ -10,11 +10,10 @@ from flwr.app import Error, Message, RecordDict
 from torch import Tensor
 
 import server_app.app
-from client_app.client import open_site
+from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.runs.tracking import read_metrics
-from strategies import Method
-from tests.support.in_process import InProcessGrid, configure, run_in_process
+from tests.support.in_process import Finished, InProcessGrid, configure, run_in_process
 
 SMALL: dict[str, Scalar] = {
     "run__rounds": 3, "run__evaluate_every": 3, "partition__clients": 12, "partition__unseen_clients": 3,
@@ -82,7 +81,7 @@ class Runner:
         self.folder, self.cache, self.monkeypatch = folder, cache, monkeypatch
         self.numbers = itertools.count()
 
-    def __call__(self, grid: type[InProcessGrid] = OneClientANode, /, **changes: Scalar) -> Method:
+    def __call__(self, grid: type[InProcessGrid] = OneClientANode, /, **changes: Scalar) -> Finished:
         return run_in_process(self.folder, self.monkeypatch, grid, **self._settings(changes))
 
     def main(self, grid: type[InProcessGrid], /, **changes: Scalar) -> None:
@@ -92,12 +91,12 @@ class Runner:
         server_app.app.main(started, started.context)
 
     def _settings(self, changes: dict[str, Scalar]) -> dict[str, Scalar]:
-        open_site.cache_clear()  # a kept site would leave the server's number of threads to the clients' training
+        open_runtime.cache_clear()  # a kept site would leave the server's number of threads to the clients' training
         own: dict[str, Scalar] = {"run__cache_dir": str(self.cache), "run__name": f"run{next(self.numbers)}"}
         return SMALL | own | changes
 
 
-def same_weights(a: Method, b: Method) -> bool:
+def same_weights(a: Finished, b: Finished) -> bool:
     """Return whether two runs ended with the same bits."""
     return a.vectors.keys() == b.vectors.keys() and all(same(a.vectors[name], b.vectors[name]) for name in a.vectors)
 
@@ -107,11 +106,11 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-def all_weights_finite(method: Method) -> bool:
+def all_weights_finite(method: Finished) -> bool:
     """Return whether the state has neither NaN nor infinity."""
     return all(bool(torch.isfinite(vector).all()) for vector in method.vectors.values())
 
 
-def failures(method: Method) -> list[dict[str, str]]:
+def failures(method: Finished) -> list[dict[str, str]]:
     """Return the failures of each round by client id."""
     return [record["failures"] for record in read_metrics(method.config.run_dir)]

@@ -4,6 +4,7 @@ For tests that compare many runs bit by bit; whole runs through the real engine 
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
 
 from client_app.app import app as client_app
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.runs.checkpoint import Checkpoints
 from fedjets_flwr.wire import nodes
+from fedjets_flwr.wire.exchange import Exchange
 from server_app.app import run
-from strategies import Method
+from server_app.rounds import Rounds
+from strategies import Strategy
 
 NODE = 7
 
@@ -56,16 +60,53 @@ class InProcessGrid(Grid):
     def set_run(self, run: object) -> None:
         raise NotImplementedError
 
-    run = property(lambda self: None)  # type: ignore[assignment]
+    run = property(lambda self: None)
     create_message = get_nodes = send_and_receive = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: its rounds, and the checkpoints that hold its lock."""
+
+    rounds: Rounds
+    checkpoints: Checkpoints
+
+    @property
+    def config(self) -> Config:
+        return self.rounds.config
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        return self.rounds.strategy.vectors
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.rounds.strategy
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        return self.rounds.strategy.anchors
+
+    @property
+    def num_samples(self) -> dict[int, int]:
+        return self.rounds.strategy.num_samples
+
+    @property
+    def exchange(self) -> Exchange:
+        return self.rounds.exchange
+
+    def let_go(self) -> None:
+        """Do as if the process had ended."""
+        self.checkpoints._lock.__exit__()
 
 
 def run_in_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch, grid: type[InProcessGrid] = InProcessGrid, **changes: Scalar
-) -> Method:
-    """Run the given settings (``moe__top_k=2`` means ``moe.top-k = 2``) and return the method with its final state."""
+) -> Finished:
+    """Do a run of the given settings (``moe__top_k=2`` means ``moe.top-k = 2``)."""
     config = configure(folder, monkeypatch, **changes)
-    return run(grid(config), config, Checkpoints(config))
+    checkpoints = Checkpoints(config)
+    return Finished(run(grid(config), config, checkpoints), checkpoints)
 
 
 def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> Config:

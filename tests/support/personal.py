@@ -3,7 +3,7 @@
 import pytest
 
 from fedjets_flwr.config.schema import Scalar
-from fedjets_flwr.runs.trained_run import FinishedRun, open_run
+from fedjets_flwr.runs.trained_run import TrainedRun, open_run
 from tests.support.in_process import run_in_process
 
 TINY: dict[str, Scalar] = {
@@ -13,7 +13,7 @@ TINY: dict[str, Scalar] = {
 }  # fmt: skip
 
 
-def finish(factory: pytest.TempPathFactory, **changes: Scalar) -> FinishedRun:
+def finish(factory: pytest.TempPathFactory, **changes: Scalar) -> TrainedRun:
     """Return a run with some settings changed; runs share their common expert and embeddings."""
     folder, cache = factory.mktemp("finished"), factory.getbasetemp() / "personal-cache"
     with pytest.MonkeyPatch.context() as patch:

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 import server_app.app
-from client_app.client import open_site
+from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.models.pretraining import save_common_expert
-from strategies import Method
-from tests.support.in_process import InProcessGrid, run_in_process
+from tests.support.in_process import Finished, InProcessGrid, run_in_process
 from tests.support.tiny import TINY, common_expert
 
 ROUNDS = 3
@@ -24,11 +23,11 @@ class TinyRunner:
         self.folder, self.monkeypatch, self.numbers = folder, monkeypatch, itertools.count()
         save_common_expert(common_expert(), folder / "common.safetensors")
 
-    def __call__(self, name: str, grid: type[InProcessGrid] = InProcessGrid, /, **changes: Scalar) -> Method:
-        open_site.cache_clear()
+    def __call__(self, name: str, grid: type[InProcessGrid] = InProcessGrid, /, **changes: Scalar) -> Finished:
+        open_runtime.cache_clear()
         own: dict[str, Scalar] = {"strategy.name": name, "common-expert.path": str(self.folder / "common.safetensors")}
         own |= {"run.name": f"run{next(self.numbers)}", "run.rounds": ROUNDS, "run.evaluate-every": 2}
         flat = {key.replace(".", "__").replace("-", "_"): value for key, value in (TINY | own).items()}
-        method = run_in_process(self.folder, self.monkeypatch, grid, **flat | changes)
-        method.checkpoints._lock.__exit__()  # as if the process had ended
-        return method
+        finished = run_in_process(self.folder, self.monkeypatch, grid, **flat | changes)
+        finished.let_go()
+        return finished

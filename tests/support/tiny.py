@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 
 import strategies
-from client_app.client import Site
+from client_app.client import ClientContext
+from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
+from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
-from fedjets_flwr.wire.messages import Answer, Job
-from strategies import Method
+from fedjets_flwr.models.expert import expert_architecture
+from fedjets_flwr.wire.messages import Job, Reply
+from server_app.preparation import Prepared
+from server_app.rounds import Rounds
 
 FEATURES, CLASSES, HIDDEN, EXPERTS = 4, 10, 6, 3
 TINY: dict[str, Scalar] = {
@@ -49,9 +53,16 @@ def common_expert() -> CommonExpert:
     return CommonExpert(freeze(model), architecture, (0.3,), (0.1,), "digits", 0.1)
 
 
-def tiny_site(folder: Path, **changes: Scalar) -> Site:
+def tiny_runtime(folder: Path, **changes: Scalar) -> Runtime:
     """Return a process that serves the clients."""
-    return Site(tiny(run__cache_dir=str(folder), **changes), common_expert())
+    config = tiny(run__cache_dir=str(folder), **changes)
+    architecture = expert_architecture(config, common_expert(), open_dataset(config), config.moe.init)
+    return Runtime(config, common_expert(), [architecture])
+
+
+def context_of(runtime: Runtime, job: Job, server_round: int) -> ClientContext:
+    """Return what an algorithm gets for a job."""
+    return ClientContext(runtime, job, server_round, runtime.data(job.client))
 
 
 @dataclass(frozen=True)
@@ -84,13 +95,37 @@ def start_vectors(*names: str) -> dict[str, Tensor]:
 
 
 @dataclass
-class CannedExchange:
-    """Stands where the exchange does: gives prepared answers, and keeps what was asked and refused."""
+class CannedReplies:
+    """Stands where an exchange under way does: gives prepared replies, and keeps what was refused."""
 
-    given: Sequence[Answer] = ()
-    sizes: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
+    given: Sequence[Reply]
     failures: dict[int, str] = field(default_factory=dict)
+    messages: tuple[str, ...] = ("the messages",)
+
+    def replies(self) -> list[Reply]:
+        return list(self.given)
+
+    def read(self, replies: Iterable[Reply]) -> list[Reply]:
+        return list(replies)
+
+    def reject(self, client: int, reason: str) -> None:
+        self.failures[client] = reason
+
+
+@dataclass
+class CannedExchange:
+    """Stands where the exchange does: has prepared replies, and keeps what was asked.
+
+    Attributes:
+        given: the replies to whatever is asked.
+        failures: who fails in whatever is asked.
+        asked: (kind, round, jobs) of all that was.
+        sent: what the last jobs could name.
+    """
+
+    given: Sequence[Reply] = ()
+    failures: dict[int, str] = field(default_factory=dict)
+    common: CommonExpert = field(default_factory=lambda: common_expert())
     asked: list[tuple[str, int, list[Job]]] = field(default_factory=list)
     sent: Mapping[str, Tensor] = field(default_factory=dict)
     refreshed: list[float] = field(default_factory=list)
@@ -99,29 +134,71 @@ class CannedExchange:
     def nodes(self) -> SimpleNamespace:
         return SimpleNamespace(refresh=self.refreshed.append)
 
-    def request(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> list[str]:
-        self.failures, self.sent = {}, dict(vectors)
+    def request(
+        self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor], size_of: Any
+    ) -> CannedReplies:
+        self.sent = dict(vectors)
         self.asked.append((kind, server_round, list(jobs)))
-        return ["the messages"]
-
-    def ask(self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor]) -> list[Answer]:
-        self.request(kind, server_round, jobs, vectors)
-        return list(self.given)
-
-    def answers(self, replies: Iterable[Answer]) -> list[Answer]:
-        return list(replies)
-
-    def reject(self, client: int, reason: str) -> None:
-        self.failures[client] = reason
+        return CannedReplies(self.given, dict(self.failures))
 
 
-def tiny_method(name: str, answers: Sequence[Answer] = (), **changes: Scalar) -> Any:
-    """Return a method before its first round, with its initial state, whose clients gave ``answers``."""
+@dataclass
+class TinyMethod:
+    """A method and its rounds, before the first one.
+
+    Attributes:
+        updated: the models that the last merging replaced.
+    """
+
+    rounds: Rounds
+    exchange: CannedExchange
+    updated: set[str] = field(default_factory=set)
+
+    @property
+    def strategy(self) -> Any:
+        return self.rounds.strategy
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        return self.rounds.strategy.vectors
+
+    @vectors.setter
+    def vectors(self, vectors: dict[str, Tensor]) -> None:
+        self.rounds.strategy.vectors = vectors
+
+    def planned(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
+        """Return who trains what, after the gate was asked."""
+        cohort = Cohort(tuple(anchors), tuple(normals), server_round)
+        routes = self.rounds.route(server_round, self.strategy.to_route(cohort))
+        return list(self.strategy.plan(cohort, routes))
+
+    def merged(self, replies: Sequence[Reply], server_round: int = 1) -> dict[str, float]:
+        """Make the next state of what a cohort replied."""
+        self.rounds.cohort = Cohort((), tuple(reply.client for reply in replies), server_round)
+        before = dict(self.vectors)
+        found = self.rounds.merge(server_round, iter(replies))
+        self.updated = {name for name, vector in before.items() if self.vectors[name] is not vector} - {"variate"}
+        return found
+
+    def refused(self, *replies: Reply) -> dict[int, str]:
+        """Return the reasons by client for which replies do not count."""
+        pending = CannedReplies(replies)
+        self.rounds._pending = pending  # type: ignore[assignment]
+        used = list(self.rounds._usable(replies))
+        assert {r.client for r in used} | set(pending.failures) == {r.client for r in replies}
+        assert not {r.client for r in used} & set(pending.failures)
+        return pending.failures
+
+
+def tiny_method(name: str, replies: Sequence[Reply] = (), **changes: Scalar) -> TinyMethod:
+    """Return a method before its first round, with its initial state, whose clients gave ``replies``."""
     config = tiny(strategy__name=name, **changes)
-    made: Method = strategies.method(name)(config, common_expert(), open_dataset(config), *[SimpleNamespace()] * 2)
-    made.exchange = CannedExchange(answers)  # type: ignore[assignment]
-    made.vectors = made.initial_vectors()
+    made = strategies.strategy(name)(config, common_expert(), open_dataset(config))
+    made.vectors = made.state()
     made.anchors = tuple(range(config.num_anchors))
     clients = range(config.partition.clients + config.partition.unseen_clients)
-    made.samples = {client: len(samples_of(config, client)) for client in clients}
-    return made
+    prepared = Prepared({client: len(samples_of(config, client)) for client in clients})
+    exchange = CannedExchange(replies)
+    rounds = Rounds(made, exchange, prepared)  # type: ignore[arg-type]
+    rounds.unseen, rounds.unlabelled = [], []
+    return TinyMethod(rounds, exchange)

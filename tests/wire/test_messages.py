@@ -12,12 +12,12 @@ from torch import Tensor
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import (
     VERSION,
-    Answer,
     BadReply,
     Job,
-    decode_answer,
+    Reply,
+    decode_reply,
     decode_request,
-    encode_reply,
+    encode_replies,
     encode_request,
 )
 from fedjets_flwr.wire.transport import INLINE, Inline
@@ -54,11 +54,11 @@ def test_request_round_trip() -> None:
 def test_a_message_of_many_clients_is_read_in_linear_time() -> None:
     def seconds(clients: int) -> float:
         asked = encode_request(1, {}, [Job(client) for client in range(clients)], {})
-        reply = encode_reply(Answer(client, {}, {"num-examples": 1}) for client in range(clients))
+        reply = encode_replies(Reply(client, {}, {"num-examples": 1}) for client in range(clients))
         begun = time.perf_counter()
         decode_request(asked)
         for client in range(clients):
-            decode_answer(reply, client, {})
+            decode_reply(reply, client, {})
         return time.perf_counter() - begun
 
     few, many = (min(seconds(clients) for _ in range(3)) for clients in (250, 2000))
@@ -79,24 +79,24 @@ def test_a_request_of_another_version_is_refused() -> None:
 
 
 def reply() -> RecordDict:
-    good = Answer(3, {"expert.0": VECTORS["expert.0"], "gate": VECTORS["gate"]}, {"loss": 0.5, "experts": [1, 0]})
-    return encode_reply([good, Answer(7, {}, {}, error="RuntimeError: out of memory"), Answer(9, {}, {"n": 4})])
+    good = Reply(3, {"expert.0": VECTORS["expert.0"], "gate": VECTORS["gate"]}, {"loss": 0.5, "experts": [1, 0]})
+    return encode_replies([good, Reply(7, {}, {}, error="RuntimeError: out of memory"), Reply(9, {}, {"n": 4})])
 
 
 SIZES = {"expert.0": 3, "gate": 2}
 
 
 def test_reply_round_trip() -> None:
-    found = decode_answer(reply(), 3, SIZES)
+    found = decode_reply(reply(), 3, SIZES)
     assert (found.client, found.error, found.bytes_up) == (3, "", 4 * 5)
     assert found.numbers == {"loss": 0.5, "experts": [1, 0]}
     assert set(found.vectors) == set(SIZES)
     assert all(same_bits(found.vectors[name], VECTORS[name]) for name in SIZES)
-    assert decode_answer(reply(), 9, {}).numbers == {"n": 4}
+    assert decode_reply(reply(), 9, {}).numbers == {"n": 4}
 
 
 def test_an_error_is_passed_on() -> None:
-    found = decode_answer(reply(), 7, SIZES)
+    found = decode_reply(reply(), 7, SIZES)
     assert found.error == "RuntimeError: out of memory"
     assert (found.vectors, found.numbers, found.bytes_up) == ({}, {}, 0)
 
@@ -108,13 +108,13 @@ def test_a_reply_of_another_version_is_refused() -> None:
         if head is not None:
             content["reply"] = head
         with pytest.raises(BadReply, match="version"):
-            decode_answer(content, 3, SIZES)
+            decode_reply(content, 3, SIZES)
 
 
 @pytest.mark.parametrize(
     ("client", "expected", "reason"),
     [
-        (4, SIZES, "no answer"),
+        (4, SIZES, "no part of this client"),
         (3, SIZES | {"expert.5": 3}, "expert.5 is missing"),
         (9, SIZES, "expert.0 is missing"),
         (3, {"expert.0": 4}, "expert.0 has 12 bytes, not 16"),
@@ -123,11 +123,11 @@ def test_a_reply_of_another_version_is_refused() -> None:
 )
 def test_what_is_missing_or_of_another_size_is_refused(client: int, expected: dict[str, int], reason: str) -> None:
     with pytest.raises(BadReply, match=reason):
-        decode_answer(reply(), client, expected)
+        decode_reply(reply(), client, expected)
 
 
 def with_array(array: Array) -> RecordDict:
-    content = encode_reply([Answer(1, {}, {"loss": 1.0})])
+    content = encode_replies([Reply(1, {}, {"loss": 1.0})])
     content["vectors"] = ArrayRecord({"1.gate": array})
     return content
 
@@ -135,7 +135,7 @@ def with_array(array: Array) -> RecordDict:
 def test_another_type_of_the_right_length_is_refused() -> None:
     for dtype in ("float64", "int32", "float16", ">f4"):
         with pytest.raises(BadReply, match=dtype):
-            decode_answer(with_array(Array(dtype=dtype, shape=(2,), stype=INLINE, data=b"\0" * 8)), 1, {"gate": 2})
+            decode_reply(with_array(Array(dtype=dtype, shape=(2,), stype=INLINE, data=b"\0" * 8)), 1, {"gate": 2})
 
 
 @given(
@@ -147,11 +147,11 @@ def test_another_type_of_the_right_length_is_refused() -> None:
 def test_whatever_bytes_come_are_decoded_or_refused(data: bytes, dtype: str, shape: list[int], size: int) -> None:
     content = with_array(Array(dtype=dtype, shape=tuple(shape), stype=INLINE, data=data))
     if dtype == "float32" and len(data) == 4 * size:
-        found = decode_answer(content, 1, {"gate": size}).vectors["gate"]
+        found = decode_reply(content, 1, {"gate": size}).vectors["gate"]
         assert found.numpy().tobytes() == data
     else:
         with pytest.raises(BadReply):
-            decode_answer(content, 1, {"gate": size})
+            decode_reply(content, 1, {"gate": size})
 
 
 values = st.one_of(
@@ -164,13 +164,13 @@ values = st.one_of(
 
 @given(st.dictionaries(st.sampled_from(["a", "b"]), values))
 def test_numbers_are_read_or_refused(numbers: dict[str, int | float | list[int] | list[float]]) -> None:
-    content = encode_reply([Answer(1, {}, {})])
+    content = encode_replies([Reply(1, {}, {})])
     content["client.1"] = MetricRecord(numbers)
-    answer = decode_answer(content, 1, {})
+    reply = decode_reply(content, 1, {})
     with contextlib.suppress(BadReply):
-        assert math.isfinite(answer.number("a"))
+        assert math.isfinite(reply.number("a"))
     with contextlib.suppress(BadReply):
-        found = answer.integers("b", 2)
+        found = reply.integers("b", 2)
         assert len(found) == 2
         assert all(isinstance(value, int) for value in found)
 
@@ -178,13 +178,13 @@ def test_numbers_are_read_or_refused(numbers: dict[str, int | float | list[int] 
 @pytest.mark.parametrize("value", [math.nan, math.inf, [1], None])
 def test_a_number_must_be_finite(value: float | None) -> None:
     with pytest.raises(BadReply, match="loss"):
-        Answer(1, {}, {} if value is None else {"loss": value}).number("loss")
+        Reply(1, {}, {} if value is None else {"loss": value}).number("loss")
 
 
 @pytest.mark.parametrize("value", [3, [1.0, 2.0], [1], None])
 def test_integers_must_be_as_many_as_wanted(value: int | None) -> None:
     with pytest.raises(BadReply, match="experts"):
-        Answer(1, {}, {} if value is None else {"experts": value}).integers("experts", 2)
+        Reply(1, {}, {} if value is None else {"experts": value}).integers("experts", 2)
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=20))

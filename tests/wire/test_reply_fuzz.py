@@ -1,4 +1,4 @@
-"""Whatever a client sends, the decoder gives a sound answer or refuses it, in little memory."""
+"""Whatever a client sends, the decoder gives a sound reply or refuses it, in little memory."""
 
 import math
 import tracemalloc
@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjets_flwr.wire.messages import VERSION, Answer, BadReply, decode_answer
+from fedjets_flwr.wire.messages import VERSION, BadReply, Reply, decode_reply
 from server_app.evaluation import read_result
 
 SIZES = {"expert.0": 2, "gate": 3}
@@ -60,37 +60,37 @@ nearly = st.builds(
 
 def check(content: RecordDict) -> None:
     try:
-        answer = decode_answer(content, 1, SIZES)
+        reply = decode_reply(content, 1, SIZES)
     except BadReply as error:
         assert 0 < len(str(error)) < 1000
         return
-    assert answer.client == 1
-    if answer.error:
-        assert (answer.vectors, answer.numbers, answer.bytes_up) == ({}, {}, 0)
-        assert isinstance(answer.error, str)
-        assert len(answer.error) <= 2000
+    assert reply.client == 1
+    if reply.error:
+        assert (reply.vectors, reply.numbers, reply.bytes_up) == ({}, {}, 0)
+        assert isinstance(reply.error, str)
+        assert len(reply.error) <= 2000
         return
-    assert {name: vector.numel() for name, vector in answer.vectors.items()} == SIZES
-    assert all(vector.dtype == torch.float32 for vector in answer.vectors.values())
-    assert answer.bytes_up == 20
-    read(answer)
+    assert {name: vector.numel() for name, vector in reply.vectors.items()} == SIZES
+    assert all(vector.dtype == torch.float32 for vector in reply.vectors.values())
+    assert reply.bytes_up == 20
+    read(reply)
 
 
-def read(answer: Answer) -> None:
+def read(reply: Reply) -> None:
     """Every accessor gives what it says, or refuses."""
-    for name in [*answer.numbers, "absent"]:
+    for name in [*reply.numbers, "absent"]:
         try:
-            assert math.isfinite(answer.number(name))
+            assert math.isfinite(reply.number(name))
         except BadReply as error:
             assert name in str(error)
         try:
-            count = answer.count(name, 40)
+            count = reply.count(name, 40)
             assert isinstance(count, int)
             assert 0 <= count <= 40
         except BadReply as error:
             assert name in str(error)
         try:
-            found = answer.integers(name, 2, 4)
+            found = reply.integers(name, 2, 4)
             assert len(found) == 2
             assert all(isinstance(v, int) and 0 <= v <= 4 for v in found)
         except BadReply as error:
@@ -118,7 +118,7 @@ small = st.one_of(
 @settings(max_examples=300)
 def test_any_counts_of_an_unseen_client(numbers: dict[str, Any]) -> None:
     try:
-        found = read_result(Answer(1, {}, numbers), (0, 3), 6, 2)
+        found = read_result(Reply(1, {}, numbers), (0, 3), 6, 2)
     except BadReply:
         return
     assert int(found.classes.sum()) == found.samples == 6
@@ -131,7 +131,7 @@ def test_any_counts_of_an_unseen_client(numbers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
 def test_a_number_is_one_that_a_float_holds(value: int) -> None:
     with pytest.raises(BadReply, match="loss"):
-        Answer(1, {}, {"loss": value}).number("loss")
+        Reply(1, {}, {"loss": value}).number("loss")
 
 
 def peak_of(content: RecordDict) -> int:
@@ -163,4 +163,4 @@ def test_vectors_that_nobody_asked_for_stay_undecoded() -> None:
 
 def test_a_long_reason_is_cut() -> None:
     content = plausible({"version": VERSION}, {}, {}, {"reason": "x" * 10**6})
-    assert len(decode_answer(content, 1, SIZES).error) == 2000
+    assert len(decode_reply(content, 1, SIZES).error) == 2000

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Job, decode_request, encode_request
 from fedjets_flwr.wire.transport import Inline
-from fedjets_flwr.wire.vector_cache import Holdings, VectorStore, versions_of
+from fedjets_flwr.wire.vector_cache import VectorLedger, VectorStore, versions_of
 
 VERSION = "0123456789abcdef-1"
 
 
 def test_the_same_object_keeps_its_version_and_another_one_does_not() -> None:
-    ledger, vector = Holdings(), torch.ones(3)
+    ledger, vector = VectorLedger(), torch.ones(3)
     first = ledger.version("gate", vector)
     assert ledger.version("gate", vector) == first
     assert ledger.version("gate", vector.clone()) != first
-    assert Holdings().version("gate", vector) != first  # another run
+    assert VectorLedger().version("gate", vector) != first  # another run
 
 
 def test_a_client_lacks_what_changed_and_after_a_failure_everything() -> None:
-    ledger = Holdings()
+    ledger = VectorLedger()
     ledger.sent(3, {"gate": "a", "expert.0": "a"})
     assert ledger.missing(3, {"gate": "a", "expert.0": "b", "expert.1": "a"}) == ["expert.0", "expert.1"]
     assert ledger.missing(4, {"gate": "a"}) == ["gate"]

@@ -1,0 +1,200 @@
+"""What a client's process keeps between messages: settings, common expert, models, data and embeddings.
+
+In a simulation an actor lives for the whole run and serves many clients; deployed, a process serves one message. Both
+read the same disk cache.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from client_app.node import Node
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
+from fedjets_flwr.data.transforms import AUGMENTATIONS
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.models.backbone import Backbone
+from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
+from fedjets_flwr.models.device import device_of
+from fedjets_flwr.models.expert import build_configured_gate, decode_architectures
+from fedjets_flwr.models.flat_model import FlatModel, digest_of
+from fedjets_flwr.moe.embedding import Embedded, embed
+from fedjets_flwr.moe.gating import label_offset
+from fedjets_flwr.moe.local_training import Inputs
+from fedjets_flwr.wire.vector_cache import VectorStore
+
+KEPT_CLIENTS = 256
+"""Clients whose data a process keeps at hand; the others' comes from the disk again, by memory map."""
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """One client's data on this process's device.
+
+    Attributes:
+        data: the images, on the CPU.
+        embedded: what the common expert says of them, memory-mapped.
+        embedding: the gate's input, (n, d) float32.
+        labels: (n,) int64; zeros where there are none.
+        offset: of the experts' logits, (C,), for logit-adjusted training (``gating.label_offset``); or 0.
+        computed: whether this process had to embed the data.
+    """
+
+    data: ClientData
+    embedded: Embedded
+    embedding: Tensor
+    labels: Tensor
+    offset: Tensor | float
+    computed: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Runtime:
+    """Everything that a process needs to serve clients of one run.
+
+    Attributes:
+        config: the settings, with this node's own folders.
+        common: the common expert.
+        architectures: of the experts, or of the models whose tails they are: one for all, or one each.
+        images: the folder of a deployed site's own images.
+        task: classes and shape, and the shared data set where it lies here.
+    """
+
+    def __init__(
+        self, config: Config, common: CommonExpert, architectures: Sequence[Architecture], images: Path | None = None
+    ) -> None:
+        torch.set_num_threads(config.run.threads_per_client)
+        self.config, self.common, self.architectures, self.images = config, common, list(architectures), images
+        self.device, self.backbone = device_of(config), Backbone(common, config.moe.trainable)
+        self.task = open_dataset(config)
+        self._pools: defaultdict[Architecture, list[FlatModel]] = defaultdict(list)
+        self._models: dict[str, FlatModel] = {}
+        self._data: dict[int, LocalData] = {}
+
+    def architecture(self, expert: int) -> Architecture:
+        """Return the architecture of an expert."""
+        return self.architectures[expert if len(self.architectures) > 1 else 0]
+
+    def experts(self, ids: Sequence[int], vectors: Sequence[Tensor]) -> list[FlatModel]:
+        """Return models that hold ``vectors``; the same objects are written over at each call."""
+        taken: Counter[Architecture] = Counter()
+        chosen = []
+        for expert, vector in zip(ids, vectors, strict=True):
+            architecture = self.architecture(expert)
+            pool = self._pools[architecture]
+            if taken[architecture] == len(pool):
+                pool.append(FlatModel(tail(build(architecture, 0), self.config.moe.trainable).to(self.device)))
+            model = pool[taken[architecture]]
+            taken[architecture] += 1
+            model.load(vector)
+            chosen.append(model)
+        return chosen
+
+    @cached_property
+    def layout(self) -> str:
+        """Digest of all experts' and the gate's layouts, as the server has it."""
+        kinds = {a: FlatModel(tail(build(a, 0), self.config.moe.trainable)).spec for a in set(self.architectures)}
+        return digest_of([kinds[a] for a in self.architectures])
+
+    def model(self, name: str, build: Callable[[], nn.Module]) -> FlatModel:
+        """Return this process's model of a name."""
+        if name not in self._models:
+            self._models[name] = FlatModel(build().to(self.device))
+        return self._models[name]
+
+    def gate(self, vector: Tensor) -> FlatModel:
+        """Return the gate that holds ``vector``."""
+        gate = self.model("gate", lambda: build_configured_gate(self.config, self.common, self.config.moe.experts))
+        gate.load(vector)
+        return gate
+
+    def data(self, client: int) -> LocalData:
+        """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""
+        if client not in self._data:
+            c = self.config
+            if len(self._data) >= KEPT_CLIENTS:
+                self._data.pop(next(iter(self._data)))
+            data = open_client(c, client, self.images)
+            layer = c.common_expert.embedding
+            embedded, computed = embed(self.backbone, data.images.pixels, layer, c.cache_dir, self.device)
+            labels = data.images.labels.to(self.device)
+            adjusted = c.train.logit_adjust and data.training
+            offset = label_offset(labels, len(self.task.classes)) if adjusted else 0.0
+            self._data[client] = LocalData(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
+        return self._data[client]
+
+    def inputs(self, data: LocalData, generator: torch.Generator | None = None) -> Inputs:
+        """Return how to get the experts' input batch; a generator turns training augmentation on."""
+        if data.embedded.features is not None:
+            features = data.embedded.features.to(self.device)
+            return lambda rows: features[rows]
+        pixels = data.data.images.pixels.to(self.device)
+        augment = AUGMENTATIONS[self.config.data.augment if generator is not None else "none"]
+        draw = generator if generator is not None else torch.Generator()
+        return lambda rows: self.common.normalise(augment(pixels[rows], draw))
+
+    def oracle_scores(self, data: LocalData) -> Tensor | None:
+        """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""
+        if self.config.gate.mode != "oracle":
+            return None
+        one_hot = torch.nn.functional.one_hot(self.expert_of_label[data.data.images.labels], self.config.moe.experts)
+        return one_hot.float().to(self.device)
+
+    @cached_property
+    def expert_of_label(self) -> Tensor:
+        """The expert whose anchor holds most samples of a label, (C,); only a simulation can know it."""
+        if not len(self.task.train):
+            raise FedjetsError("gate.mode = 'oracle': only a simulation knows the labels of the anchors; set 'learned'")
+        split = open_split(self.config)
+        held = torch.stack(
+            [
+                torch.bincount(open_client(self.config, m).images.labels, minlength=len(self.task.classes))
+                for m in range(split.anchors)
+            ]
+        )
+        return held.argmax(dim=0)
+
+
+def common_expert_path(config: Config, digest: str) -> Path:
+    """Return where a site keeps a common expert that it was sent."""
+    if not digest.isalnum():
+        raise FedjetsError("the server sent a malformed digest of the common expert")
+    return config.cache_dir / "common-experts" / f"{digest}.safetensors"
+
+
+def vector_store(config: Config, node: Node) -> VectorStore | None:
+    """Return where a deployed site keeps the vectors that it receives; a simulation keeps none."""
+    if node.client is None:
+        return None
+    return VectorStore(config.cache_dir / "vectors" / f"client-{node.client}")
+
+
+@lru_cache(maxsize=1)
+def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: str) -> Runtime:
+    """Return this process's runtime for a run.
+
+    Args:
+        config: the settings.
+        node: this SuperNode.
+        digest: of the common expert.
+        experts: the server's architectures, encoded.
+        layout: digest of the experts' vectors at the server.
+
+    Raises:
+        FedjetsError: the common expert was never sent here or is another one, or the server's experts are.
+    """
+    common = load_common_expert(common_expert_path(config, digest))
+    if common.digest != digest:
+        raise FedjetsError(f"{common_expert_path(config, digest)}: damaged; delete it and run again")
+    runtime = Runtime(config, common, decode_architectures(experts), node.images)
+    if runtime.layout != layout:
+        raise FedjetsError("server and client build different experts; install the same release on both")
+    return runtime

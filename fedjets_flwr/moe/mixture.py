@@ -1,0 +1,74 @@
+"""Inference of K experts under a gate: one path for a run's evaluation, a site's own model and an exported graph."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, scores, top_1_of
+from fedjets_flwr.moe.local_training import Inputs
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """K of M experts under a gate, ready to answer.
+
+    Attributes:
+        experts: the K models.
+        ids: theirs among the M.
+        gate: over all M; None: every expert counts the same.
+        num_experts: M.
+        read_out: how they answer, a key of ``gating.READ_OUTS``.
+    """
+
+    experts: Sequence[FlatModel]
+    ids: Sequence[int]
+    gate: nn.Module | None
+    num_experts: int
+    read_out: str
+
+
+def probabilities(experts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
+    """Return the class probabilities of K experts in eval mode for n inputs, (K, n, C)."""
+    return torch.stack([expert(inputs).softmax(dim=1) for expert in experts])
+
+
+def sample_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int) -> Tensor:
+    """Return the scores of all M experts, (n, M); equal ones without a gate."""
+    if gate is None:
+        return torch.full((embedding.shape[0], num_experts), 1 / num_experts)
+    return scores(gate(embedding))
+
+
+def read(probs: Tensor, all_scores: Tensor, ids: Sequence[int], common: Tensor, read_out: str) -> tuple[Tensor, Tensor]:
+    """Return the mixture's class probabilities, (n, C), and the id of each sample's best expert, (n,) int64.
+
+    Args:
+        probs: of the K experts, (K, n, C).
+        all_scores: of all M experts, (n, M).
+        ids: of the K experts among the M.
+        common: the common expert's probabilities, (n, C).
+        read_out: a key of ``gating.READ_OUTS``.
+    """
+    weights = chosen_weights(all_scores, ids, renormalise=False)
+    return READ_OUTS[read_out](probs, weights, common), torch.tensor(ids)[top_1_of(weights)]
+
+
+@torch.inference_mode()
+def predict(models: Sequence[FlatModel], inputs: Inputs, count: int, batch_size: int = 512) -> Tensor:
+    """Return the models' class probabilities in eval mode, (K, count, C), on the CPU."""
+    for model in models:
+        model.module.eval()
+    parts = []
+    for rows in torch.arange(count).split(batch_size):
+        x = inputs(rows)
+        parts.append(probabilities([model.module for model in models], x).cpu())
+    return torch.cat(parts, dim=1)
+
+
+def gate_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int, device: torch.device) -> Tensor:
+    """Return the scores of all M experts, (n, M), on the CPU; equal ones without a gate."""
+    with torch.inference_mode():
+        return sample_scores(gate, embedding.to(device), num_experts).cpu()

@@ -1,0 +1,36 @@
+"""Scalars of every round as TensorBoard events below ``<run>/tensorboard``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedjets_flwr.runs.callback import Callback
+
+
+class TensorBoard(Callback):
+    """Writes loss, accuracy, gate entropy and seconds; needs the extra ``tensorboard``."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard")
+
+    def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+        """Write the scalars of a round."""
+        for name, value in scalars_of(record).items():
+            self._writer.add_scalar(name, value, record["round"])
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Flush the events."""
+        self._writer.close()
+
+
+def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scalars of a round's record by the names under which they are drawn."""
+    scalars = {"loss": record["loss"]} | {f"seconds/{name}": value for name, value in record["seconds"].items()}
+    scalars |= record.get("metrics", {})
+    if "evaluation" in record:
+        scalars |= {name: record["evaluation"][name] for name in ("accuracy", "gate_entropy")}
+    return scalars

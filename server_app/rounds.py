@@ -1,0 +1,318 @@
+"""The rounds of a run: who is asked what in which order, whatever the method.
+
+One round: (1) where the method routes, the gate goes to the normal clients of the cohort and the ids of their experts
+come back; (2) every client gets the vectors that its job names and trains; (3) each reply is checked and the good ones
+are averaged, vector by vector; (4) every E rounds the unseen clients are routed, served and scored. What the round was
+goes to the callbacks.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import Tensor
+
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.federation.aggregation import Aggregator, PooledMeans, RunningMeans, all_finite, make_aggregator
+from fedjets_flwr.federation.cohort import Cohort
+from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
+from fedjets_flwr.federation.reply_checks import read_experts, stop_if_too_many_failed
+from fedjets_flwr.moe.metrics import ClientResult, summarise
+from fedjets_flwr.names import expert_ids
+from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.wire.exchange import Exchange, PendingExchange
+from fedjets_flwr.wire.messages import BadReply, Job, Reply
+from server_app.evaluation import inspect, read_result
+from server_app.preparation import Prepared, prepare
+from strategies.base import Routes, Strategy
+
+log = logging.getLogger("flwr")
+
+
+class Rounds(FlowerStrategy):
+    """Does a method's rounds, as a strategy of Flower's.
+
+    Flower's own ``Strategy.start`` can drive it too: the hooks do what Flower says of them, but that the state stays
+    here, on the server, and never becomes an ArrayRecord: a client gets exactly the vectors that its job names.
+
+    Attributes:
+        strategy: the method, with the state.
+        exchange: with the SuperNodes.
+        ledger: of what privacy counts.
+        unseen: clients that never train and whose labels score the method.
+        unlabelled: clients that never train and have no labels; experts are chosen for them all the same.
+        cohort: of the current round.
+        failures: of the current round, reasons by client id.
+        seconds: of the run's parts so far.
+    """
+
+    def __init__(
+        self, strategy: Strategy, exchange: Exchange, prepared: Prepared, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        self.strategy, self.exchange, self.callbacks = strategy, exchange, list(callbacks)
+        self.config = strategy.config
+        self.ledger = Ledger(self.config.run_dir)
+        strategy.num_samples |= prepared.num_samples
+        never_train = [client for client in prepared.num_samples if client >= self.config.partition.clients]
+        self.unseen = [client for client in never_train if client in prepared.right]
+        self.unlabelled = [client for client in never_train if client not in prepared.right]
+        self.cohort = Cohort((), (), 0)
+        self.failures: dict[int, str] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.results: dict[int, ClientResult] = {}
+        self._pending: PendingExchange
+        self._metrics: dict[str, float] = {}
+        self._served: dict[int, tuple[str, ...]] = {}
+        self._ahead: Routes = {}  # of the next cohort, asked along with the unseen clients: the gate is the same
+        self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
+
+    # Flower's hooks --------------------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return the train messages of a round; asks the cohort's clients for their experts before."""
+        strategy = self.strategy
+        self.cohort = strategy.cohort(server_round)
+        self.exchange.nodes.refresh(self.config.limits.exchange_seconds)
+        if late := [client for client in self.cohort.clients if client not in strategy.num_samples]:
+            strategy.num_samples |= prepare(self.exchange, self.config, late).num_samples
+        present = self.cohort.only(strategy.num_samples)
+        lost = set(self.cohort.clients) - set(present.clients)
+        self.failures |= dict.fromkeys(sorted(lost), "could not be prepared")
+        wanted = strategy.to_route(present)
+        known = {client: self._ahead[client] for client in wanted if client in self._ahead}
+        routes = known | self.route(server_round, [client for client in wanted if client not in known])
+        self._ahead = {}
+        jobs = strategy.plan(present, routes)
+        self._pending = self.request(f"train.{strategy.algorithm}", server_round, jobs)
+        return self._pending.messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies into the state, in client-id order; return the mean loss and how many trained each vector.
+
+        Raises:
+            FedjetsError: too many clients failed; the state is as before.
+        """
+        self._metrics = self.merge(server_round, self._usable(self._pending.read(replies)))
+        return None, MetricRecord(dict(self._metrics))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return the evaluate messages to the unseen clients; where a gate routes, it is asked for their experts."""
+        strategy, clients = self.strategy, [*self.unseen, *self.unlabelled]
+        coming: list[int] = []
+        if strategy.routed and server_round < self.config.run.rounds:
+            coming = list(strategy.to_route(strategy.cohort(server_round + 1).only(strategy.num_samples)))
+        routes = self.route(server_round, [*clients, *coming]) if strategy.routed else {}
+        self._ahead = {client: routes[client] for client in coming if client in routes}
+        self._served = strategy.serve(clients, routes)
+        jobs = [Job(c, self._served[c], cost=strategy.num_samples[c]) for c in self.unseen if c in self._served]
+        self._pending = self.request("evaluate", server_round, jobs)
+        return self._pending.messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect the unseen clients' counts in :attr:`results`; return the method's accuracy."""
+        self.results = {}
+        for reply in self._pending.read(replies):
+            try:
+                samples, classes = self.strategy.num_samples[reply.client], len(self.strategy.task.classes)
+                self.results[reply.client] = read_result(
+                    reply, expert_ids(self._served[reply.client]), samples, classes
+                )
+            except BadReply as error:
+                self._pending.reject(reply.client, str(error))
+        self.failures |= self._pending.failures
+        if self.unseen and not self.results:
+            raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
+        return MetricRecord({"accuracy": float(self._summarised()["accuracy"])}) if self.results else None
+
+    def summary(self) -> None:
+        """Log what the run is."""
+        c = self.config
+        log.info("%s on %s, %d rounds -> %s", c.strategy.name, c.data.name, c.run.rounds, c.run_dir)
+
+    # The rounds ------------------------------------------------------------------------------------------------------
+
+    def start(  # type: ignore[override]
+        self, grid: Grid, initial_arrays: ArrayRecord | None = None, *, first: int = 1, **_: object
+    ) -> Result:
+        """Do the rounds from ``first`` to the last.
+
+        Raises:
+            FedjetsError: too many clients failed, or no node came.
+        """
+        for server_round in range(first, self.config.run.rounds + 1):
+            before = dict(self.strategy.vectors)
+            try:
+                record = self._round(server_round, grid)
+            except (Exception, SystemExit):  # SystemExit: Flower's way to stop a deployed ServerApp
+                for callback in self.callbacks:
+                    with suppress(FedjetsError):
+                        callback.on_broken_off(server_round - 1, before)
+                raise
+            for callback in self.callbacks:
+                callback.on_round(record, self.strategy.vectors)
+        return Result()
+
+    def _round(self, server_round: int, grid: Grid) -> dict[str, object]:
+        """Do one round and return its record."""
+        c, arrays, settings = self.config, ArrayRecord(), ConfigRecord()
+        started, before = time.monotonic(), self.exchange.traffic.copy()
+        timed, self.failures = self.seconds.copy(), {}
+        messages = self.configure_train(server_round, arrays, settings, grid)
+        with self.clock("train"):
+            self.aggregate_train(server_round, self.exchange.stream(messages))
+        trained = dict(self._metrics)
+        record: dict[str, object] = {"round": server_round, "loss": trained.pop("loss")}
+        record |= {"cohort": self.cohort.clients, "trained": trained}
+        merged = time.monotonic()
+        if metrics := self.strategy.after_merge(server_round):
+            self.seconds["server"] += time.monotonic() - merged
+            record["metrics"] = dict(metrics)
+        last = server_round == c.run.rounds
+        if last or server_round % c.run.evaluate_every == 0:
+            record |= self._evaluate(server_round, arrays, settings, grid, last)
+        self.seconds["transport"] = self.exchange.coding_seconds
+        seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
+        record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
+        record["failures"] = {str(client): reason for client, reason in self.failures.items()}
+        return record
+
+    def _evaluate(
+        self, server_round: int, arrays: ArrayRecord, settings: ConfigRecord, grid: Grid, last: bool
+    ) -> dict[str, object]:
+        """Score the state on the unseen clients and return what the round's record says of it."""
+        found: dict[str, object] = {}
+        messages = self.configure_evaluate(server_round, arrays, settings, grid)
+        with self.clock("evaluate"):
+            self.aggregate_evaluate(server_round, self.exchange.stream(messages))
+        if self.unlabelled:
+            found["served"] = {c: list(expert_ids(n)) for c, n in self._served.items() if c in self.unlabelled}
+        if not self.results:
+            return found
+        found["evaluation"] = self._summarised()
+        every = self.config.run.inspect_every
+        if last or (every and server_round % every == 0):
+            with self.clock("inspect"):
+                found["inspection"], failed = inspect(self.exchange, server_round, self.strategy, self.results)
+            self.failures |= failed
+        return found
+
+    def _summarised(self) -> dict[str, Any]:
+        strategy = self.strategy
+        return summarise(self.results, strategy.reading, strategy.num_experts, "gate" in strategy.vectors)
+
+    # Parts of a round ------------------------------------------------------------------------------------------------
+
+    def request(self, kind: str, server_round: int, jobs: Sequence[Job]) -> PendingExchange:
+        """Return an exchange of the method's vectors."""
+        size_of = partial(_size, self.strategy)  # no reference to the rounds: with them the run folder's lock goes
+        return self.exchange.request(kind, server_round, jobs, self.strategy.outgoing(jobs), size_of)
+
+    def route(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        """Ask clients which experts the current gate picks for their data; a client that fails is left out."""
+        if not clients:
+            return {}
+        strategy, epsilon = self.strategy, self.config.privacy.route_epsilon
+        jobs = [Job(client, ("gate",), cost=strategy.num_samples[client]) for client in clients]
+        if epsilon > 0:
+            self.ledger.routes(server_round, clients, epsilon)
+        routes = {}
+        with self.clock("select"):
+            pending = self.request("query.route", server_round, jobs)
+            for reply in pending.replies():
+                try:
+                    routes[reply.client] = read_experts(reply, self.config.moe.top_k, strategy.num_experts)
+                except BadReply as error:
+                    pending.reject(reply.client, str(error))
+        self.failures |= pending.failures
+        return routes
+
+    def merge(self, server_round: int, replies: Iterable[Reply]) -> dict[str, float]:
+        """Make the next state of usable replies.
+
+        Returns the sample-weighted mean of the clients' losses and the number of clients that trained each vector.
+
+        Raises:
+            FedjetsError: too many clients failed; the state is as before.
+        """
+        strategy, aggregator = self.strategy, self.aggregator()
+        losses, samples_seen, answered, kept = 0.0, 0, 0, dict[str, Tensor]()
+        for reply in replies:
+            samples, loss = int(reply.number("num-examples")), reply.number("loss")
+            with self.clock("aggregate"):
+                for name, vector in strategy.averaged(reply).items():
+                    aggregator.add(name, vector, strategy.weight_of(name, reply))
+                kept |= strategy.kept(server_round, reply)
+            losses += samples * loss
+            samples_seen += samples
+            answered += 1
+        stop_if_too_many_failed(server_round, self.cohort.clients, self.failures, self.config.limits)
+        if answered >= self.config.limits.min_replies:
+            if aggregator.counts and self.config.privacy.noise_multiplier > 0:
+                self.ledger.sums(server_round, release_of(self.config, strategy.drawn))
+            with self.clock("aggregate"):
+                averages = self._averages(server_round, aggregator)
+                self._replaced |= {name: strategy.vectors[name] for name in averages}
+                strategy.merge(averages, kept)
+        else:
+            log.warning("round %d: %d replies, fewer than limits.min-replies; weights stay", server_round, answered)
+        return {"loss": losses / samples_seen if samples_seen else float("nan"), **aggregator.counts}
+
+    def aggregator(self) -> Aggregator:
+        """Return what combines this round's vectors: private, robust, or the running mean."""
+        vectors, settings = self.strategy.vectors, self.config.aggregation
+        if self.config.privacy.noise_multiplier > 0:
+            return PrivateMeans(vectors, self.config.privacy, self.strategy.vectors_moved)
+        if settings.bn == "pooled":
+            specs = self.strategy.specs
+            means, variances = (
+                {name: spec.positions(leaf) for name, spec in specs.items()} for leaf in ("running_mean", "running_var")
+            )
+            return PooledMeans(means, variances, RunningMeans(self._replaced))
+        return make_aggregator(settings, vectors, self._replaced)
+
+    def _averages(self, server_round: int, aggregator: Aggregator) -> dict[str, Tensor]:
+        """Return the averages that may take the place of the state's vectors."""
+        quorum, found = self.config.limits.min_replies_per_expert, {}
+        for name, vector in aggregator.result().items():
+            if not all_finite(vector):  # finite replies can still overflow together
+                log.warning("round %d: the mean of %s is not finite; it stays as it was", server_round, name)
+            elif aggregator.counts[name] >= quorum:
+                found[name] = vector
+        return found
+
+    def _usable(self, replies: Iterable[Reply]) -> Iterator[Reply]:
+        for reply in replies:
+            try:
+                self.strategy.check(reply)
+            except BadReply as error:
+                self._pending.reject(reply.client, str(error))
+            else:
+                yield reply
+        self.failures |= self._pending.failures
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Count the seconds of a part of the round."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - start
+
+
+def _size(strategy: Strategy, name: str) -> int:
+    return strategy.spec_of(name).size
