@@ -50,6 +50,7 @@ def run(
         print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
         return
     c = local_config(written, output_dir)
+    _validate(c)
     from fedjets_flwr.launch.follow import print_summary, run_and_follow
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
 
