@@ -39,7 +39,7 @@ test: setup ## the tests that take seconds, and the documents' quick commands; u
 test-slow: setup ## deployments, kills, whole presets, the documents' long commands; an hour
 	$(BIN)/python -m pytest -m slow
 
-# Changes the maths line by line and looks whether a test fails; tests/mutants.toml lists who may survive, and why.
+# tests/mutants.toml lists which changes may survive, and why.
 # Workers are forked: a second thread of torch's would hang in them.
 mutants: setup ## change the maths line by line; a test must fail; half an hour
 	rm -rf mutants

@@ -1,10 +1,10 @@
 """What an algorithm gets to work with: one client's job, its data, and models that hold the vectors it was sent."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client_app.runtime import LocalData, Runtime
 from fedjets_flwr.config.schema import Config
@@ -71,10 +71,6 @@ class ClientContext:
     def gate(self, vectors: Mapping[str, Tensor]) -> FlatModel:
         """Return the gate."""
         return self.runtime.gate(vectors["gate"])
-
-    def model(self, name: str, build: Callable[[], nn.Module]) -> FlatModel:
-        """Return a model of the algorithm's own, built at the first call in this process; it holds what it held."""
-        return self.runtime.model(name, build)
 
     def generator(self, purpose: str, member: int = 0, device: torch.device | None = None) -> torch.Generator:
         """Return a generator of the (seed, purpose, round, client, member), on the CPU unless said otherwise."""

@@ -5,13 +5,13 @@ read the same disk cache.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
@@ -22,7 +22,7 @@ from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
 from fedjets_flwr.models.device import device_of
-from fedjets_flwr.models.expert import build_configured_gate, decode_architectures
+from fedjets_flwr.models.expert import build_configured_gate, decode_architectures, expert_specs
 from fedjets_flwr.models.flat_model import FlatModel, digest_of
 from fedjets_flwr.moe.embedding import Embedded, embed
 from fedjets_flwr.moe.gating import label_offset
@@ -76,7 +76,6 @@ class Runtime:
         self.device, self.backbone = device_of(config), Backbone(common, config.moe.trainable)
         self.task = open_dataset(config)
         self._pools: defaultdict[Architecture, list[FlatModel]] = defaultdict(list)
-        self._models: dict[str, FlatModel] = {}
         self._data: dict[int, LocalData] = {}
 
     def architecture(self, expert: int) -> Architecture:
@@ -100,21 +99,18 @@ class Runtime:
 
     @cached_property
     def layout(self) -> str:
-        """Digest of all experts' and the gate's layouts, as the server has it."""
-        kinds = {a: FlatModel(tail(build(a, 0), self.config.moe.trainable)).spec for a in set(self.architectures)}
-        return digest_of([kinds[a] for a in self.architectures])
+        """Digest of the experts' layouts, as the server has it."""
+        return digest_of(expert_specs(self.architectures, self.config.moe.trainable))
 
-    def model(self, name: str, build: Callable[[], nn.Module]) -> FlatModel:
-        """Return this process's model of a name."""
-        if name not in self._models:
-            self._models[name] = FlatModel(build().to(self.device))
-        return self._models[name]
+    @cached_property
+    def _gate(self) -> FlatModel:
+        module = build_configured_gate(self.config, self.common, self.config.moe.experts)
+        return FlatModel(module.to(self.device))
 
     def gate(self, vector: Tensor) -> FlatModel:
-        """Return the gate that holds ``vector``."""
-        gate = self.model("gate", lambda: build_configured_gate(self.config, self.common, self.config.moe.experts))
-        gate.load(vector)
-        return gate
+        """Return the gate that holds ``vector``; the same object is written over at each call."""
+        self._gate.load(vector)
+        return self._gate
 
     def data(self, client: int) -> LocalData:
         """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-GATE = "gate"
-
 
 def expert_name(expert: int) -> str:
     """Return the name of an expert's vector."""

@@ -124,7 +124,7 @@ def newest_checkpoint(config: Config, tracker: Tracker, checkpoints: Checkpoints
 
 def request_facts(method: Strategy) -> dict[str, str]:
     """Return what every request tells of the method's experts, so that clients build the same."""
-    architectures = [method.architecture(m) for m in range(method.num_experts)]
+    architectures = method.architectures
     kinds = architectures[:1] if len(set(architectures)) == 1 else architectures  # one stands for all that are alike
     return {
         "experts": encode_architectures(kinds),
@@ -149,6 +149,6 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "serving": Serving(
             read_out=method.read_out,
             routed=method.routed,
-            architectures=tuple(method.architecture(m) for m in range(method.num_experts)),
+            architectures=tuple(method.architectures),
         ).model_dump(mode="json"),
     }

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -70,6 +69,7 @@ class Rounds(FlowerStrategy):
         self.results: dict[int, ClientResult] = {}
         self._pending: PendingExchange
         self._metrics: dict[str, float] = {}
+        self._evaluation: dict[str, object] = {}
         self._served: dict[int, tuple[str, ...]] = {}
         self._ahead: Routes = {}  # of the next cohort, asked along with the unseen clients: the gate is the same
         self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
@@ -136,7 +136,12 @@ class Rounds(FlowerStrategy):
         self.failures |= self._pending.failures
         if self.unseen and not self.results:
             raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
-        return MetricRecord({"accuracy": float(self._summarised()["accuracy"])}) if self.results else None
+        if not self.results:
+            return None
+        strategy = self.strategy
+        gated = "gate" in strategy.vectors
+        self._evaluation = summarise(self.results, strategy.reading, strategy.num_experts, gated)
+        return MetricRecord({"accuracy": self._evaluation["accuracy"]})  # type: ignore[dict-item]
 
     def summary(self) -> None:
         """Log what the run is."""
@@ -202,17 +207,13 @@ class Rounds(FlowerStrategy):
             found["served"] = {c: list(expert_ids(n)) for c, n in self._served.items() if c in self.unlabelled}
         if not self.results:
             return found
-        found["evaluation"] = self._summarised()
+        found["evaluation"] = self._evaluation
         every = self.config.run.inspect_every
         if last or (every and server_round % every == 0):
             with self.clock("inspect"):
                 found["inspection"], failed = inspect(self.exchange, server_round, self.strategy, self.results)
             self.failures |= failed
         return found
-
-    def _summarised(self) -> dict[str, Any]:
-        strategy = self.strategy
-        return summarise(self.results, strategy.reading, strategy.num_experts, "gate" in strategy.vectors)
 
     # Parts of a round ------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from fedjets_flwr.federation.privacy import check_private
 from fedjets_flwr.federation.reply_checks import check_trained
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.models.common_expert import CommonExpert
-from fedjets_flwr.models.expert import build_expert, builds_own_experts, expert_architecture
+from fedjets_flwr.models.expert import build_expert, builds_own_experts, expert_architecture, expert_specs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.wire.messages import Job, Reply
@@ -85,6 +85,11 @@ class Strategy(ABC):
         """Return the architecture of an expert, or of the model whose tail it is; experts may differ in it."""
         return expert_architecture(self.config, self.common, self.task, self.init or self.config.moe.init)
 
+    @property
+    def architectures(self) -> list[Architecture]:
+        """Architectures of all experts."""
+        return [self.architecture(m) for m in range(self.num_experts)]
+
     def build(self, expert: int) -> nn.Sequential:
         """Return an expert at its start."""
         init = self.init or self.config.moe.init
@@ -97,7 +102,8 @@ class Strategy(ABC):
     @cached_property
     def specs(self) -> Mapping[str, VectorSpec]:
         """Layouts of the state's models, by full name."""
-        return {expert_name(m): FlatModel(self.build(m)).spec for m in range(self.num_experts)}
+        specs = expert_specs(self.architectures, self.config.moe.trainable)
+        return {expert_name(m): spec for m, spec in enumerate(specs)}
 
     def spec_of(self, name: str) -> VectorSpec:
         """Return the layout of any vector that travels."""

@@ -1,6 +1,6 @@
 """The common expert cut where the experts begin: what is frozen below them, and what they read."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,14 +10,8 @@ from torch import Tensor, nn
 from fedjets_flwr.models.architectures import tail_start
 from fedjets_flwr.models.common_expert import CommonExpert
 
-
-@dataclass(frozen=True)
-class Seen:
-    """What the common expert makes of n images: ``trunk`` (n, ...), ``penultimate`` (n, d), ``logits`` (n, C)."""
-
-    trunk: Tensor
-    penultimate: Tensor
-    logits: Tensor
+Seen = Mapping[str, Tensor]
+"""What the common expert makes of n images: ``trunk`` (n, ...), ``penultimate`` (n, d), ``logits`` (n, C)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Backbone:
 
     @property
     def cached(self) -> str:
-        """Which of :class:`Seen`'s fields the experts read; empty: the images themselves."""
+        """Which part of :data:`Seen` the experts read; empty: the images themselves."""
         return {"all": "", "stage": "trunk", "head": "penultimate"}[self.trainable]
 
     def see(self, images: Tensor, parts: tuple[nn.Module, nn.Module, nn.Module] | None = None) -> Seen:
@@ -52,11 +46,11 @@ class Backbone:
         trunk, neck, head = parts or self.parts
         below = trunk(images)
         penultimate = neck(below)
-        return Seen(below, penultimate, head(penultimate))
+        return {"trunk": below, "penultimate": penultimate, "logits": head(penultimate)}
 
-    def expert_input(self, images: Tensor, seen: Callable[[str], Tensor]) -> Tensor:
-        """Return the experts' input: normalised images, or a field of :class:`Seen`."""
-        return seen(self.cached) if self.cached else images
+    def expert_input(self, images: Tensor, seen: Seen) -> Tensor:
+        """Return the experts' input: normalised images, or what the trunk makes of them."""
+        return seen[self.cached] if self.cached else images
 
     def sample_input(self, shape: tuple[int, ...]) -> Tensor:
         """Return one zero sample of an expert's input, for images of a shape (c, h, w)."""
@@ -64,8 +58,3 @@ class Backbone:
         with torch.no_grad():
             sample: Tensor = self.common.model[: tail_start(self.common.model, self.trainable)](image)
         return sample
-
-
-def embedding_of(seen: Callable[[str], Tensor], layer: str) -> Tensor:
-    """Return what the gate reads (``common-expert.embedding``), (n, d): a field of :class:`Seen`."""
-    return seen("logits" if layer == "logits" else "penultimate")

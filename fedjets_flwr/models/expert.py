@@ -14,6 +14,7 @@ from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.models.gate import build_gate
 from fedjets_flwr.seeds import derive
 
@@ -73,6 +74,13 @@ def build_expert(
     else:
         model = build(architecture, derive(config.run.seed, "expert", expert))
     return tail(model, config.moe.trainable)
+
+
+def expert_specs(architectures: Sequence[Architecture], trainable: str) -> list[VectorSpec]:
+    """Return the layouts of experts of some architectures; each kind is built once, without memory for its weights."""
+    with torch.device("meta"):
+        kinds = {a: VectorSpec.of(tail(build(a, 0), trainable)) for a in set(architectures)}
+    return [kinds[a] for a in architectures]
 
 
 def gate_inputs(common: CommonExpert, layer: str) -> int:

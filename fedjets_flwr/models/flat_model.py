@@ -26,6 +26,13 @@ class VectorSpec:
     trained: int
 
     @classmethod
+    def of(cls, module: nn.Module) -> "VectorSpec":
+        """Return what the vector of a module holds, on whatever device it lies (``meta`` will do)."""
+        named, buffers = list(module.named_parameters()), _float_buffers(module)
+        entries = tuple((name, tuple(t.shape)) for name, t in [*named, *buffers])
+        return cls(entries, sum(p.numel() for _, p in named))
+
+    @classmethod
     def plain(cls, size: int) -> "VectorSpec":
         """Return the spec of ``size`` numbers that are no model's (a control variate, a mean)."""
         return cls((("", (size,)),), size)
@@ -69,16 +76,13 @@ class FlatModel:
 
     def __init__(self, module: nn.Module) -> None:
         named = list(module.named_parameters())
-        buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
-        entries = tuple((name, tuple(t.shape)) for name, t in [*named, *buffers])
-        trained = sum(p.numel() for _, p in named)
-        self.module = module
-        self.spec = VectorSpec(entries, trained)
+        buffers = _float_buffers(module)
+        self.module, self.spec = module, VectorSpec.of(module)
         self.vector = torch.cat([t.detach().flatten().float() for _, t in [*named, *buffers]])
         self.parameters = [p for _, p in named]
         for p, view in zip(self.parameters, self.views(self.weights), strict=True):
             p.data = view
-        start = trained
+        start = self.spec.trained
         for name, b in buffers:
             owner, _, leaf = name.rpartition(".")
             stop = start + b.numel()
@@ -111,3 +115,7 @@ class FlatModel:
         """Forget all gradients."""
         for p in self.parameters:
             p.grad = None
+
+
+def _float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedjets_flwr.files import written
-from fedjets_flwr.models.backbone import Backbone, embedding_of
+from fedjets_flwr.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def embed(backbone: Backbone, pixels: Tensor, layer: str, folder: Path, device: 
 def embedded(entry: Mapping[str, Tensor], layer: str, backbone: Backbone) -> Embedded:
     """Return what the gate and the experts read of :func:`compute`'s outputs."""
     features = entry.get(backbone.cached) if backbone.cached else None
-    return Embedded(entry["logits"], embedding_of(entry.__getitem__, layer), features)
+    return Embedded(entry["logits"], entry[layer], features)
 
 
 def _key(backbone: Backbone, pixels: Tensor) -> str:
@@ -86,5 +86,5 @@ def compute(backbone: Backbone, pixels: Tensor, device: torch.device, batch_size
     for batch in pixels.split(batch_size):
         seen = backbone.see(backbone.common.normalise(batch.to(device)))
         for name, tensors in parts.items():
-            tensors.append(getattr(seen, name).cpu())
+            tensors.append(seen[name].cpu())
     return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedjets_flwr.data.image_source import Pictures, open_pictures
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
-from fedjets_flwr.models.backbone import Backbone, embedding_of
+from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.moe.label_prior import with_prior
 from fedjets_flwr.moe.mixture import probabilities, read, sample_scores
 from fedjets_flwr.personalize.inference import CHUNK, Predictions
@@ -41,10 +41,10 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return class probabilities (n, C) float32 and expert ids (n,) int64 for uint8 images (n, c, h, w)."""
         card, pixels = self.card, self.common.normalise(images)
-        seen = vars(self.backbone.see(pixels, (self.trunk, self.neck, self.head))).__getitem__
+        seen = self.backbone.see(pixels, (self.trunk, self.neck, self.head))
         probs = probabilities(list(self.experts), self.backbone.expert_input(pixels, seen))
-        all_scores = sample_scores(self.gate, embedding_of(seen, card.embedding), len(card.gate_scores))
-        mixed, best = read(probs, all_scores, card.experts, seen("logits").softmax(dim=1), card.read_out)
+        all_scores = sample_scores(self.gate, seen[card.embedding], len(card.gate_scores))
+        mixed, best = read(probs, all_scores, card.experts, seen["logits"].softmax(dim=1), card.read_out)
         if card.prior == "em":
             mixed = with_prior(mixed, torch.tensor(card.label_prior, dtype=torch.float64)).float()
         return mixed, best

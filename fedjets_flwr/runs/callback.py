@@ -1,7 +1,7 @@
 """What wants to know how a run goes: the tracker, checkpoints, TensorBoard, or a callback of your own.
 
 One's own is any callable ``(config) -> Callback`` that an installed package names as an entry point of the group
-``fedjets.callbacks``; it is found by its name in no setting, and needs no change here::
+``fedjets.callbacks``; no setting names it, and nothing here changes for it::
 
     [project.entry-points."fedjets.callbacks"]
     mine = "my_package:MyCallback"
