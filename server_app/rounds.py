@@ -59,7 +59,7 @@ class Rounds(FlowerStrategy):
         self.strategy, self.exchange, self.callbacks = strategy, exchange, list(callbacks)
         self.config = strategy.config
         self.ledger = Ledger(self.config.run_dir)
-        strategy.num_samples |= prepared.num_samples
+        strategy.num_samples = dict(prepared.num_samples)
         never_train = [client for client in prepared.num_samples if client >= self.config.partition.clients]
         self.unseen = [client for client in never_train if client in prepared.right]
         self.unlabelled = [client for client in never_train if client not in prepared.right]

@@ -59,6 +59,7 @@ def test_chosen_anchors_are_drawn_as_anchors_and_never_as_normal_clients() -> No
         assert set(drawn) <= set(anchors)
         assert len(normals) == 9
         assert not set(normals) & set(anchors)
+        assert cohort.server_round == server_round
 
 
 @pytest.mark.parametrize("sampling", ["anchored", "uniform"])

@@ -24,9 +24,11 @@ from fedjets_flwr.cli.app import main
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.moe.label_prior import correct
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
+from strategies.fedjets import FedJets
 from tests.support.personal import finish
 
 UNSEEN = 8
@@ -85,6 +87,14 @@ def test_every_method_answers_as_in_its_run(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, name: str
 ) -> None:
     check_like_the_run(finish(tmp_path_factory, strategy__name=name, ensembles__members=3), tmp_path)
+
+
+def test_experts_of_different_sizes_answer_as_in_their_run(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [Architecture("cnn", 4 + m, "batch", "cifar", 1, 10) for m in range(5)]
+    monkeypatch.setattr(FedJets, "architecture", lambda self, expert: sizes[expert])
+    check_like_the_run(finish(tmp_path_factory), tmp_path)
 
 
 @pytest.mark.parametrize(("trainable", "embedding"), [("stage", "penultimate"), ("head", "logits")])

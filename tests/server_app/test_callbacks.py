@@ -1,5 +1,6 @@
 """Callbacks of other packages are told what happens, as an installed package names them."""
 
+import time
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -43,6 +44,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def stepping(self: FedAvg, server_round: int) -> Mapping[str, float]:
     if server_round == 3:
         raise FedjetsError("the server's own step failed")
+    time.sleep(0.05 * (server_round == 2))
     return {"step": 0.5 * server_round} if server_round == 2 else {}
 
 
@@ -66,4 +68,7 @@ def test_the_servers_own_step_has_metrics_and_its_failure_is_the_runs(
     ]  # fmt: skip
     (folder,) = (tmp_path / "runs").iterdir()
     assert [record.get("metrics") for record in read_metrics(folder)] == [None, {"step": 1.0}]
-    assert "server" in read_metrics(folder)[1]["seconds"]
+    assert [read_metrics(folder)[t]["seconds"].get("server", 0.0) for t in (0, 1)] == [
+        0.0,
+        pytest.approx(0.05, abs=0.04),
+    ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flwr.app import ArrayRecord, Message
@@ -15,6 +15,7 @@ from server_app.rounds import Rounds
 from tests.support.faults import same_weights
 from tests.support.in_process import InProcessGrid
 from tests.support.runs import ROUNDS, TinyRunner
+from tests.support.tiny import tiny_method
 
 
 class Sending(InProcessGrid):
@@ -40,3 +41,15 @@ def test_it_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert result.train_metrics_clientapp[at]["loss"] == record["loss"]
         assert result.evaluate_metrics_clientapp[at]["accuracy"] == record["evaluation"]["accuracy"]
     assert len(records) == len(result.train_metrics_clientapp) == ROUNDS
+
+
+def test_a_loop_that_is_told_no_round_begins_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, grid, done = tiny_method("fedavg").rounds, object(), []
+
+    def note(self: Rounds, server_round: int, given: Grid) -> dict[str, object]:
+        done.append((server_round, given))
+        return {}
+
+    monkeypatch.setattr(Rounds, "_round", note)
+    rounds.start(cast(Grid, grid))
+    assert done == [(t, grid) for t in range(1, rounds.config.run.rounds + 1)]

@@ -72,6 +72,12 @@ def test_methods_are_the_modules_but_the_base() -> None:
             strategies.strategy(wrong)
 
 
+def test_settings_are_checked_by_the_method_that_they_name() -> None:
+    strategies.validate(tiny(strategy__name="fedavg", aggregation__rule="median"))
+    with pytest.raises(FedjetsError, match="SCAFFOLD needs 'mean'"):
+        strategies.validate(tiny(strategy__name="scaffold", aggregation__rule="median"))
+
+
 @pytest.mark.parametrize(
     ("name", "local", "reading", "drawn", "routed", "private", "experts", "served", "moved"),
     [
@@ -358,11 +364,12 @@ def test_who_could_not_be_prepared_is_left_out_of_the_messages_and_counts_as_fai
     lost = [anchors[0], normals[1]]
     for client in lost:
         del method.strategy.num_samples[client]
+    method.rounds.failures = {0: "from before"}
     method.rounds.configure_train(2, *NOTHING)
     assert [(kind, [job.client for job in jobs]) for kind, _, jobs in method.exchange.asked] == [
         ("query.prepare", sorted(lost)), ("query.route", [normals[0], normals[2]]), ("train.fedjets", [anchors[1]]),
     ]  # fmt: skip
-    assert method.rounds.failures == dict.fromkeys(lost, "could not be prepared")
+    assert method.rounds.failures == {0: "from before"} | dict.fromkeys(lost, "could not be prepared")
     assert method.rounds.cohort == cohort
 
 
@@ -375,18 +382,20 @@ def test_evaluate_messages_go_to_the_unseen_clients_that_were_served() -> None:
     assert [job.client for job in method.exchange.asked[0][2]] == [7, 8, 5]
     job = Job(7, ("expert.0", "expert.2", "gate"), cost=SAMPLES[7])
     assert method.exchange.asked[1] == ("evaluate", 1, [job])
+    assert method.exchange.size_of("gate") == GATE
     assert method.exchange.sent.keys() == method.vectors.keys()
 
 
 def test_answers_to_train_messages_are_folded_in_and_counted() -> None:
     method = tiny_method("fedavg")
+    method.rounds.failures = {5: "from before"}
     method.rounds._pending = CannedReplies(())  # type: ignore[assignment]
     arrays, metrics = method.rounds.aggregate_train(
         1, [reply(0, 2.0, expert_0=1.0), reply(2, float("nan"), expert_0=9.0)]
     )
     assert arrays is None
     assert dict(metrics) == {"loss": 2.0, "expert.0": 1}
-    assert set(method.rounds.failures) == {2}
+    assert set(method.rounds.failures) == {2, 5}
     assert_full(method.vectors["expert.0"], 1.0)
 
 

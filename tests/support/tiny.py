@@ -121,6 +121,7 @@ class CannedExchange:
         failures: who fails in whatever is asked.
         asked: (kind, round, jobs) of all that was.
         sent: what the last jobs could name.
+        size_of: floats of a vector, as the last request had it.
     """
 
     given: Sequence[Reply] = ()
@@ -129,6 +130,7 @@ class CannedExchange:
     asked: list[tuple[str, int, list[Job]]] = field(default_factory=list)
     sent: Mapping[str, Tensor] = field(default_factory=dict)
     refreshed: list[float] = field(default_factory=list)
+    size_of: Any = None
 
     @property
     def nodes(self) -> SimpleNamespace:
@@ -137,7 +139,7 @@ class CannedExchange:
     def request(
         self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor], size_of: Any
     ) -> CannedReplies:
-        self.sent = dict(vectors)
+        self.sent, self.size_of = dict(vectors), size_of
         self.asked.append((kind, server_round, list(jobs)))
         return CannedReplies(self.given, dict(self.failures))
 
