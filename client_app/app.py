@@ -7,16 +7,19 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.algorithms import Work, algorithms
+from client_app.algorithms import algorithms
 from client_app.attacks import poisoned
-from client_app.client import ClientContext
+from client_app.client import ClientContext, Work
 from client_app.node import Node, local_settings, read_node
+from client_app.participants import scored
 from client_app.queries import evaluate, inspect, prepare, route
 from client_app.runtime import Runtime, common_expert_path, open_runtime, vector_store
+from client_app.state import ADAPTED, TRAINED, ClientState
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert
+from fedjets_flwr.runs.private_folder import read_mark
 from fedjets_flwr.wire.messages import Job, Reply, Request, decode_request, encode_replies
 from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe
@@ -39,28 +42,30 @@ def config_of(context: Context) -> Config:
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say which clients this node can run, and whether it holds the common expert."""
-    digest = str(message.content.config_records["request"]["common-expert"])
+    request = message.content.config_records["request"]
+    digest = str(request["common-expert"])
     node = read_node(context.node_config, config_of(context), in_simulation())
     host = ConfigRecord(
         {
             "any-client": node.client is None,
             "clients": [] if node.client is None else [node.client],
-            "shared": probe(str(message.content.config_records["request"]["shared-folder"])),
+            "shared": probe(str(request["shared-folder"])),
+            "sees-private": read_mark(config_of(context), str(request.get("private", ""))),
             "has-common-expert": bool(digest) and common_expert_path(config_of(context), digest).is_file(),
         }
     )
     return Message(RecordDict({"host": host}), reply_to=message)
 
 
-def _serve(work: Work) -> Callable[[Message, Context], Message]:
-    """Return a handler that runs ``work`` for each client of the message."""
+def _serve(work: Work, stage: int | None = None) -> Callable[[Message, Context], Message]:
+    """Return a handler that runs ``work`` for each client of the message; a ``stage`` of the round may keep state."""
 
     def handle(message: Message, context: Context) -> Message:
         config = config_of(context)
         node = read_node(context.node_config, config, in_simulation())
         request = decode_request(message.content, vector_store(config, node))
         runtime = _open(config, node, request.facts, message)
-        replies = (_reply(work, runtime, request, job) for job in request.jobs)
+        replies = (_reply(work, runtime, request, job, stage) for job in request.jobs)
         # Each reply is encoded before the next client writes over the runtime's models.
         return Message(encode_replies(replies, request.transport), reply_to=message)
 
@@ -69,7 +74,7 @@ def _serve(work: Work) -> Callable[[Message, Context], Message]:
 
 def _train(train: Work) -> Callable[[Message, Context], Message]:
     """Return a handler of train messages; in a simulation some clients may be made to attack."""
-    honest, simulated = _serve(train), _serve(poisoned(train))
+    honest, simulated = _serve(train, TRAINED), _serve(poisoned(train), TRAINED)
 
     def handle(message: Message, context: Context) -> Message:
         attacked = in_simulation() and config_of(context).attack.kind != "none"
@@ -78,9 +83,15 @@ def _train(train: Work) -> Callable[[Message, Context], Message]:
     return handle
 
 
-def _reply(work: Work, runtime: Runtime, request: Request, job: Job) -> Reply:
+def _reply(work: Work, runtime: Runtime, request: Request, job: Job, stage: int | None) -> Reply:
     try:
-        update = work(ClientContext(runtime, job, request.server_round, runtime.data(job.client)), request.vectors)
+        kept = None
+        if stage is not None and (start := request.facts.get("private")):
+            kept = ClientState(runtime.config, start, job.client, (request.server_round, stage))
+        context = ClientContext(runtime, job, request.server_round, runtime.data(job.client), kept)
+        update = work(context, request.vectors)
+        if update.state:
+            context.keep(update.state)
         return Reply(job.client, update.vectors, update.numbers)
     except Exception as error:  # one client's failure must not take its node's other clients along
         log.exception("client %d failed", job.client)
@@ -102,4 +113,6 @@ app.query("route")(_serve(route))
 app.query("inspect")(_serve(inspect))
 app.evaluate()(_serve(evaluate))
 for _name, _algorithm in algorithms().items():
-    app.train(_name)(_train(_algorithm))
+    if _algorithm.train is not None:
+        app.train(_name)(_train(_algorithm.train))
+    app.evaluate(_name)(_serve(scored(_algorithm.adapt), ADAPTED))

@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from client_app.algorithms import Work
-from client_app.client import ClientContext, Update
+from client_app.client import ClientContext, Update, Work
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.seeds import numpy_generator
 

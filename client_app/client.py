@@ -1,13 +1,15 @@
 """What an algorithm gets to work with: one client's job, its data, and models that hold the vectors it was sent."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from client_app.runtime import LocalData, Runtime
+from client_app.state import ClientState
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import Inputs, Sgd, batches, rate
 from fedjets_flwr.names import expert_name
@@ -17,10 +19,32 @@ from fedjets_flwr.wire.messages import Job, Number
 
 @dataclass(frozen=True)
 class Update:
-    """What a client's work came to: the vectors and the numbers of its reply."""
+    """What a client's work came to: the vectors and the numbers of its reply, and what it keeps to itself."""
 
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Work = Callable[["ClientContext", Mapping[str, Tensor]], Update]
+"""What a client does for a message: its context and the vectors it was sent -> its reply's content."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A client's own model, ready to answer.
+
+    Attributes:
+        predict: class probabilities (n, C), on the CPU, of the samples of a context (:meth:`ClientContext.on`).
+        state: what the client keeps of it and never sends; empty: what it has stays.
+    """
+
+    predict: Callable[["ClientContext"], Tensor]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Adapt = Callable[["ClientContext", Mapping[str, Tensor]], Adapted]
+"""What a client makes of the vectors that it is sent for its own predictions."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +56,14 @@ class ClientContext:
         job: what the client is asked.
         server_round: of the run; every draw depends on it.
         data: the client's, embedded: labels (n,), the gate's input (n, d).
+        kept: the client's private state, if the method keeps any.
     """
 
     runtime: Runtime
     job: Job
     server_round: int
     data: LocalData
+    kept: ClientState | None = None
 
     @property
     def config(self) -> Config:
@@ -48,6 +74,28 @@ class ClientContext:
     def client(self) -> int:
         """Client id."""
         return self.job.client
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Named tensors that this client kept when it last worked in this run, and never sent; nothing at first."""
+        return {} if self.kept is None else self.kept.tensors
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors on this client's own disk in place of those of :attr:`state`.
+
+        Raises:
+            FedjetsError: the method keeps no state.
+        """
+        if self.kept is None:
+            raise FedjetsError("this method keeps no private state; set keeps_state in its Strategy")
+        self.kept.write(tensors)
+
+    def on(self, part: str) -> "ClientContext":
+        """Return this context with another part of the client's samples.
+
+        ``part``: ``train``, ``val``, ``test``, or ``global``, test images that are the same for all clients.
+        """
+        return replace(self, data=self.runtime.data(self.client, part))
 
     @property
     def device(self) -> torch.device:

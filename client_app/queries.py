@@ -42,26 +42,34 @@ def route(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
 def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Classify every sample with the experts that the client received; labels only score."""
     data, ids = context.data, context.job.experts
-    probs = _predict(context, vectors)
-    if "gate" in context.job.vectors:
-        sample_scores = _scores(context, vectors)
-    else:
-        sample_scores = gate_scores(None, data.embedding, max(ids) + 1, context.device)
+    probs = expert_probabilities(context, vectors)
+    weights, sample_scores = read_out_weights(context, vectors)
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
-    weights = chosen_weights(sample_scores, ids, renormalise=False)
     common, labels = data.embedded.logits.softmax(1), data.data.images.labels
     return Update(numbers=numbers | count_predictions(probs, weights, common, ids, labels, context.num_classes))
 
 
 def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Count every expert's right predictions by class: a diagnostic, not a part of any method."""
-    counts = count_inspection(_predict(context, vectors), context.data.data.images.labels, context.num_classes)
+    counts = count_inspection(
+        expert_probabilities(context, vectors), context.data.data.images.labels, context.num_classes
+    )
     return Update(numbers={"right": counts})
 
 
-def _predict(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
+def expert_probabilities(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the class probabilities of the job's experts, (K, n, C), on the CPU."""
     return predict(list(context.experts(vectors).values()), context.plain_inputs(), len(context.data))
+
+
+def read_out_weights(context: ClientContext, vectors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the weights of the job's experts, (n, K), and the scores of all, (n, M); equal ones without a gate."""
+    ids = context.job.experts
+    if "gate" in context.job.vectors:
+        sample_scores = _scores(context, vectors)
+    else:
+        sample_scores = gate_scores(None, context.data.embedding, max(ids) + 1, context.device)
+    return chosen_weights(sample_scores, ids, renormalise=False), sample_scores
 
 
 def _scores(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:

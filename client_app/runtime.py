@@ -15,7 +15,7 @@ from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_split
+from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_global, open_split
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail
@@ -76,7 +76,7 @@ class Runtime:
         self.device, self.backbone = device_of(config), Backbone(common, config.moe.trainable)
         self.task = open_dataset(config)
         self._pools: defaultdict[Architecture, list[FlatModel]] = defaultdict(list)
-        self._data: dict[int, LocalData] = {}
+        self._data: dict[tuple[int, str], LocalData] = {}
 
     def architecture(self, expert: int) -> Architecture:
         """Return the architecture of an expert."""
@@ -112,20 +112,24 @@ class Runtime:
         self._gate.load(vector)
         return self._gate
 
-    def data(self, client: int) -> LocalData:
-        """Return a client's data with its embeddings, from memory, disk or, once, the common expert."""
-        if client not in self._data:
+    def data(self, client: int, part: str = "train") -> LocalData:
+        """Return a client's data with its embeddings, from memory, disk or, once, the common expert.
+
+        ``part``: of a training client's samples, ``train``, ``val`` or ``test``; ``global``: those that all share.
+        """
+        key = (-1 if part == "global" else client, part)
+        if key not in self._data:
             c = self.config
             if len(self._data) >= KEPT_CLIENTS:
                 self._data.pop(next(iter(self._data)))
-            data = open_client(c, client, self.images)
+            data = open_global(c) if part == "global" else open_client(c, client, self.images, part)
             layer = c.common_expert.embedding
             embedded, computed = embed(self.backbone, data.images.pixels, layer, c.cache_dir, self.device)
             labels = data.images.labels.to(self.device)
             adjusted = c.train.logit_adjust and data.training
             offset = label_offset(labels, len(self.task.classes)) if adjusted else 0.0
-            self._data[client] = LocalData(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
-        return self._data[client]
+            self._data[key] = LocalData(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
+        return self._data[key]
 
     def inputs(self, data: LocalData, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get the experts' input batch; a generator turns training augmentation on."""

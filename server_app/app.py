@@ -22,6 +22,7 @@ from fedjets_flwr.names import expert_name
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.callback import Callback, installed_callbacks
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
+from fedjets_flwr.runs.private_folder import check_seen, leave_mark, new_start
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.stopping import StopRequest, error_facts
 from fedjets_flwr.runs.tensorboard import TensorBoard
@@ -70,9 +71,10 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     check_noise(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     callbacks = [tracker, checkpoints, *own, *installed_callbacks(config)]
-    exchange = Exchange(grid, config, common, request_facts(method))
+    found = newest_checkpoint(config, tracker, checkpoints)
+    exchange = Exchange(grid, config, common, request_facts(method) | private_facts(method, found, checkpoints))
     try:
-        rounds, first = begin(method, exchange, tracker, checkpoints, callbacks)
+        rounds, first = begin(method, exchange, tracker, checkpoints, callbacks, found)
         rounds.summary()
         rounds.start(grid, first=first)
     finally:
@@ -84,6 +86,8 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     if summary["accuracy"] is not None:
         common_accuracy = summary["common_expert_accuracy"]
         log.info("unseen clients: accuracy %.4f (common expert %.4f)", summary["accuracy"], common_accuracy)
+    if summary["participants"]:
+        log.info("clients' own tests: accuracy %.4f", summary["participants"]["local"])
     log.info("results in %s", config.run_dir)
     return rounds
 
@@ -94,16 +98,35 @@ def check_noise(method: Strategy) -> None:
         check_noise_fits(method.config, any(spec.size > spec.trained for spec in method.specs.values()))
 
 
+def private_facts(method: Strategy, found: Checkpoint | None, checkpoints: Checkpoints) -> dict[str, str]:
+    """Return what every request tells of a method's private states: the start that they belong to.
+
+    A resumed run goes on with those of the run that it resumes, a fresh one with none.
+    """
+    if not method.keeps_state:
+        return {}
+    checkpoints.start = (found.facts.get("start", "") if found else "") or new_start(method.config)
+    leave_mark(method.config, checkpoints.start)
+    return {"private": checkpoints.start}
+
+
 def begin(
-    method: Strategy, exchange: Exchange, tracker: Tracker, checkpoints: Checkpoints, callbacks: list[Callback]
+    method: Strategy,
+    exchange: Exchange,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+    callbacks: list[Callback],
+    found: Checkpoint | None,
 ) -> tuple[Rounds, int]:
     """Give the method its state, prepare the clients and choose anchors; return the rounds and the first one to do."""
     config = method.config
-    found = newest_checkpoint(config, tracker, checkpoints)
     method.vectors = found.vectors if found else method.state()
     method.anchors = tuple(found.facts["anchors"]) if found else ()
     choose = config.cohort.anchor_selection != "partition" and not method.anchors
     prepared = prepare_all(exchange, config, tracker.say, choose)
+    if method.keeps_state:
+        hosts = exchange.nodes.hosts.values()
+        check_seen(config, all(host.sees_private for host in hosts if host.any_client))
     tracker.set_controls(prepared.controls, prepared.per_client, prepared.computed)
     if not method.anchors:
         method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
@@ -146,9 +169,11 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "flops_per_answer": served * forward_flops(method.build(0), sample),
         "common_expert_parameters": method.common.num_parameters,
         "bytes_setup": len(method.common.as_bytes) * len(method.num_samples),
-        "serving": Serving(
-            read_out=method.read_out,
-            routed=method.routed,
-            architectures=tuple(method.architectures),
-        ).model_dump(mode="json"),
+        "serving": serving_of(method).model_dump(mode="json") if method.serves_unseen else None,
     }
+
+
+def serving_of(method: Strategy) -> Serving:
+    """Return how the method serves a client that never trained."""
+    architectures = tuple(method.architectures)
+    return Serving(read_out=method.read_out, routed=method.routed, architectures=architectures)

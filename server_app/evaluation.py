@@ -45,6 +45,40 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
     )
 
 
+def score_participants(
+    exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]]
+) -> tuple[dict[str, object], dict[int, str]]:
+    """Have clients that train adapt what they are served and score it on their own test parts.
+
+    Returns what the record says of it, and why clients failed: means over clients, and (right, total) of each, on its
+    own test part (``local``) and on test images that all share (``global``, where there are any).
+    """
+    wide = len(strategy.task.test) > 0
+    numbers = {"reading": READINGS.index(strategy.reading), "global": int(wide)}
+    jobs = [Job(c, names, (), numbers, cost=strategy.num_samples[c]) for c, names in served.items()]
+    kind = f"evaluate.{strategy.algorithm}"
+    pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
+    counts: dict[int, dict[str, list[int]]] = {}
+    for reply in pending.replies():
+        try:
+            counts[reply.client] = {
+                name: _right_of(reply, name, strategy.config.limits.max_samples)
+                for name in ("local", *(["global"] if wide else []))
+            }
+        except BadReply as error:
+            pending.reject(reply.client, str(error))
+    names = ("local", "global") if wide else ("local",)
+    means = {n: sum(c[n][0] / c[n][1] for c in counts.values()) / len(counts) for n in names} if counts else {}
+    return {**means, "clients": counts} if counts else {}, pending.failures
+
+
+def _right_of(reply: Reply, name: str, most: int) -> list[int]:
+    right, total = reply.integers(name, 2, most)
+    if not 0 < total >= right:
+        raise BadReply(f"{name}: {right} right of {total}")
+    return [right, total]
+
+
 def inspect(
     exchange: Exchange, server_round: int, strategy: Strategy, results: Mapping[int, ClientResult]
 ) -> tuple[dict[str, object], dict[int, str]]:

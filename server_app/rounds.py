@@ -2,8 +2,9 @@
 
 One round: (1) where the method routes, the gate goes to the normal clients of the cohort and the ids of their experts
 come back; (2) every client gets the vectors that its job names and trains; (3) each reply is checked and the good ones
-are averaged, vector by vector; (4) every E rounds the unseen clients are routed, served and scored. What the round was
-goes to the callbacks.
+are averaged, vector by vector; (4) every E rounds the unseen clients are routed, served and scored, and clients
+that train, where they hold test parts, adapt what they are served and are scored on those. What the round was goes to
+the callbacks.
 """
 
 import logging
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import Aggregator, PooledMeans, RunningMeans, all_finite, make_aggregator
-from fedjets_flwr.federation.cohort import Cohort
+from fedjets_flwr.federation.cohort import Cohort, draw_participants
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import read_experts, stop_if_too_many_failed
 from fedjets_flwr.moe.metrics import ClientResult, summarise
@@ -29,7 +30,7 @@ from fedjets_flwr.names import expert_ids
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
-from server_app.evaluation import inspect, read_result
+from server_app.evaluation import inspect, read_result, score_participants
 from server_app.preparation import Prepared, prepare
 from strategies.base import Routes, Strategy
 
@@ -48,6 +49,7 @@ class Rounds(FlowerStrategy):
         ledger: of what privacy counts.
         unseen: clients that never train and whose labels score the method.
         unlabelled: clients that never train and have no labels; experts are chosen for them all the same.
+        participants: clients that train and are scored on a test part of their own.
         cohort: of the current round.
         failures: of the current round, reasons by client id.
         seconds: of the run's parts so far.
@@ -63,6 +65,7 @@ class Rounds(FlowerStrategy):
         never_train = [client for client in prepared.num_samples if client >= self.config.partition.clients]
         self.unseen = [client for client in never_train if client in prepared.right]
         self.unlabelled = [client for client in never_train if client not in prepared.right]
+        self.participants = draw_participants(self.config) if self.config.partition.test_share > 0 else []
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -173,7 +176,7 @@ class Rounds(FlowerStrategy):
 
     def _round(self, server_round: int, grid: Grid) -> dict[str, object]:
         """Do one round and return its record."""
-        c, arrays, settings = self.config, ArrayRecord(), ConfigRecord()
+        c, strategy, arrays, settings = self.config, self.strategy, ArrayRecord(), ConfigRecord()
         started, before = time.monotonic(), self.exchange.traffic.copy()
         timed, self.failures = self.seconds.copy(), {}
         messages = self.configure_train(server_round, arrays, settings, grid)
@@ -183,12 +186,16 @@ class Rounds(FlowerStrategy):
         record: dict[str, object] = {"round": server_round, "loss": trained.pop("loss")}
         record |= {"cohort": self.cohort.clients, "trained": trained}
         merged = time.monotonic()
-        if metrics := self.strategy.after_merge(server_round):
+        if metrics := strategy.after_merge(server_round):
             self.seconds["server"] += time.monotonic() - merged
             record["metrics"] = dict(metrics)
         last = server_round == c.run.rounds
-        if last or server_round % c.run.evaluate_every == 0:
+        if strategy.serves_unseen and (last or server_round % c.run.evaluate_every == 0):
             record |= self._evaluate(server_round, arrays, settings, grid, last)
+        every = c.participants.evaluate_every
+        if self.participants and (last or (every and server_round % every == 0)):
+            record |= self._score_participants(server_round)
+        record |= strategy.score.of(record)
         self.seconds["transport"] = self.exchange.coding_seconds
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
         record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
@@ -215,14 +222,27 @@ class Rounds(FlowerStrategy):
             self.failures |= failed
         return found
 
+    def _score_participants(self, server_round: int) -> dict[str, object]:
+        """Score the clients that train on their own test parts and return what the round's record says of it."""
+        strategy = self.strategy
+        present = [client for client in self.participants if client in strategy.num_samples]
+        with self.clock("participants"):
+            routes = self.route(server_round, present, served=True) if strategy.routed else {}
+            found, failed = score_participants(
+                self.exchange, server_round, strategy, strategy.personal(present, routes)
+            )
+        lost = set(self.participants) - set(present)
+        self.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
+        return {"participants": found} if found else {}
+
     # Parts of a round ------------------------------------------------------------------------------------------------
 
-    def request(self, kind: str, server_round: int, jobs: Sequence[Job]) -> PendingExchange:
-        """Return an exchange of the method's vectors."""
+    def request(self, kind: str, server_round: int, jobs: Sequence[Job], served: bool = False) -> PendingExchange:
+        """Return an exchange of the method's vectors; ``served``: for predictions of the clients' own."""
         size_of = partial(_size, self.strategy)  # no reference to the rounds: with them the run folder's lock goes
-        return self.exchange.request(kind, server_round, jobs, self.strategy.outgoing(jobs), size_of)
+        return self.exchange.request(kind, server_round, jobs, self.strategy.outgoing(jobs), size_of, served)
 
-    def route(self, server_round: int, clients: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    def route(self, server_round: int, clients: Sequence[int], served: bool = False) -> dict[int, tuple[int, ...]]:
         """Ask clients which experts the current gate picks for their data; a client that fails is left out."""
         if not clients:
             return {}
@@ -232,7 +252,7 @@ class Rounds(FlowerStrategy):
             self.ledger.routes(server_round, clients, epsilon)
         routes = {}
         with self.clock("select"):
-            pending = self.request("query.route", server_round, jobs)
+            pending = self.request("query.route", server_round, jobs, served)
             for reply in pending.replies():
                 try:
                     routes[reply.client] = read_experts(reply, self.config.moe.top_k, strategy.num_experts)
@@ -268,7 +288,7 @@ class Rounds(FlowerStrategy):
                 averages = self._averages(server_round, aggregator)
                 self._replaced |= {name: strategy.vectors[name] for name in averages}
                 strategy.merge(averages, kept)
-        else:
+        elif self.cohort.clients:
             log.warning("round %d: %d replies, fewer than limits.min-replies; weights stay", server_round, answered)
         return {"loss": losses / samples_seen if samples_seen else float("nan"), **aggregator.counts}
 

@@ -23,6 +23,7 @@ from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.expert import build_expert, builds_own_experts, expert_architecture, expert_specs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.names import expert_name
+from fedjets_flwr.runs.score import UNSEEN_ACCURACY, Score
 from fedjets_flwr.wire.messages import Job, Reply
 
 Routes = Mapping[int, tuple[int, ...]]
@@ -39,6 +40,9 @@ class Strategy(ABC):
         init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.
         routed: whether the gate picks ``moe.top-k`` experts for an unseen client; otherwise it is served all.
         private: whether clipping and noise on the averages protect all that the method keeps.
+        serves_unseen: whether a client that never trained can be served.
+        keeps_state: whether clients keep tensors of their own between rounds, on their own disks.
+        score: what the method is judged by.
         vectors: the state, float32; the rounds set it at the start and on resume.
         num_samples: of each client that could be prepared, by client id.
         anchors: client ids of the anchors; the m-th is bound to expert m.
@@ -50,6 +54,9 @@ class Strategy(ABC):
     init: ClassVar[str] = ""
     routed: ClassVar[bool] = False
     private: ClassVar[bool] = True
+    serves_unseen: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = False
+    score: ClassVar[Score] = UNSEEN_ACCURACY
 
     def __init__(self, config: Config, common: CommonExpert, task: Dataset) -> None:
         self.config, self.common, self.task = config, common, task
@@ -151,11 +158,15 @@ class Strategy(ABC):
         """Do what the server does by itself after a round (train a model of its own, distil); return its metrics."""
         return {}
 
-    # Unseen clients --------------------------------------------------------------------------------------------------
+    # Predictions ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return the vectors that each unseen client receives for its predictions."""
+
+    def personal(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
+        """Return the vectors that clients which train receive for their own predictions; they may adapt them first."""
+        return self.serve(clients, routes)
 
     @property
     def drawn(self) -> str:

@@ -1,21 +1,32 @@
-"""Client algorithms, one module each; the name of a module is the name of its train message's action.
+"""Client algorithms, one module each; the name of a module is the name of its messages' action.
 
-Each has ``train(context, vectors) -> Update``: what a client makes of the vectors that its job names.
+A module has one or both of
+
+- ``train(context, vectors) -> Update``: what a client makes of the vectors that its job names, in a round;
+- ``adapt(context, vectors) -> Adapted``: what it makes of them for its own predictions, before it is scored on its own
+  test part; without one they answer as they came.
 """
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 
-from torch import Tensor
-
-from client_app.client import ClientContext, Update
-
-Work = Callable[[ClientContext, Mapping[str, Tensor]], Update]
-"""What a client does for a message: its context and the vectors it was sent -> its reply's content."""
+from client_app.client import Adapt, Work
+from client_app.participants import as_received
 
 
-def algorithms() -> dict[str, Work]:
-    """Return every algorithm's ``train`` by name."""
-    names = sorted(module.name for module in iter_modules(__path__))
-    return {name: import_module(f"{__name__}.{name}").train for name in names}
+@dataclass(frozen=True)
+class Algorithm:
+    """A method's client half; one that trains nothing in a round has no ``train``."""
+
+    train: Work | None
+    adapt: Adapt
+
+
+def algorithms() -> dict[str, Algorithm]:
+    """Return every algorithm by name."""
+    modules = {module.name: import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
+    return {
+        name: Algorithm(getattr(module, "train", None), getattr(module, "adapt", as_received))
+        for name, module in sorted(modules.items())
+    }

@@ -190,6 +190,8 @@ class Line:
     over_common: list[float]
     over_em: list[float]
     facts: Mapping[str, float]
+    own_test: Sequence[float] = ()
+    all_classes: Sequence[float] = ()
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
@@ -212,6 +214,10 @@ def lines_of(experiment: Experiment) -> list[Line]:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
         if not runs:
             continue
+        if runs[0][0]["accuracy"] is None:
+            own_tests = (_own_tests(runs, kind) for kind in ("local", "global"))
+            lines.append(Line(row.name, [], [], [], [], [], _facts(runs), *own_tests))
+            continue
         own = runs[0][0]["reading"]
         for reading in [own, *(r for r in row.readings if r != own)]:
             lines.append(_line(row.name if reading == own else f"{row.name}, {reading}", reading, runs))
@@ -226,21 +232,15 @@ def _control(name: str, values: Sequence[tuple[float, Mapping[str, float]]]) -> 
     return Line(name, accuracy, accuracy, masked, over_common, over_em, {})
 
 
-def _line(name: str, reading: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> Line:
+Runs = Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
+"""(summary, records) of a row's finished runs."""
+
+
+def _line(name: str, reading: str, runs: Runs) -> Line:
     def values(records: Sequence[Mapping[str, Any]]) -> list[float]:
         return [r["evaluation"]["readings"][reading] for r in records if "evaluation" in r]
 
     last = [s["readings"][reading] for s, _ in runs]
-    visits = [s["client_rounds"] for s, _ in runs]
-    mean = statistics.fmean
-    facts = {
-        "down": mean(s["bytes_down"] / n for (s, _), n in zip(runs, visits, strict=True)),
-        "up": mean(s["bytes_up"] / n for (s, _), n in zip(runs, visits, strict=True)),
-        "seconds": mean(s["seconds"]["round"] for s, _ in runs),
-        "parameters": runs[0][0]["trained_parameters"],
-        "flops": runs[0][0]["flops_per_answer"],
-        "epsilon": epsilon_of(runs[0][0]),
-    }
     masked = f"{reading.split('/')[0]}/masked"
     return Line(
         name,
@@ -249,11 +249,34 @@ def _line(name: str, reading: str, runs: Sequence[tuple[Mapping[str, Any], Seque
         [s["readings"][masked] for s, _ in runs],
         [value - s["controls"]["common_expert"] for value, (s, _) in zip(last, runs, strict=True)],
         [value - s["controls"]["common_expert_em"] for value, (s, _) in zip(last, runs, strict=True)],
-        facts,
+        _facts(runs),
+        *(_own_tests(runs, kind) if reading == runs[0][0]["reading"] else [] for kind in ("local", "global")),
     )
 
 
+def _own_tests(runs: Runs, kind: str) -> list[float]:
+    """Return means over clients that train, of the runs that scored them."""
+    found = [s.get("participants") or {} for s, _ in runs]
+    return [own[kind] for own in found if kind in own]
+
+
+def _facts(runs: Runs) -> dict[str, float]:
+    """Return what a row's runs cost."""
+    visits = [max(1, s["client_rounds"]) for s, _ in runs]
+    mean = statistics.fmean
+    return {
+        "down": mean(s["bytes_down"] / n for (s, _), n in zip(runs, visits, strict=True)),
+        "up": mean(s["bytes_up"] / n for (s, _), n in zip(runs, visits, strict=True)),
+        "seconds": mean(s["seconds"]["round"] for s, _ in runs),
+        "parameters": runs[0][0]["trained_parameters"],
+        "flops": runs[0][0]["flops_per_answer"],
+        "epsilon": epsilon_of(runs[0][0]),
+    }
+
+
 def _spread(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return "–"
     mean = f"{100 * statistics.fmean(values):{sign}.2f}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
@@ -280,7 +303,8 @@ def markdown(experiment: Experiment) -> str:
     """Return the table: percentages, mean ± standard deviation over seeds."""
     lines = lines_of(experiment)
     private = any(line.facts.get("epsilon") for line in lines)
-    headings = [*HEADINGS, "ε"] if private else HEADINGS
+    personal = any(line.own_test for line in lines)
+    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["ε"] if private else [])]
     columns = len(headings) - 1
     text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
     for line in lines:
@@ -291,9 +315,11 @@ def markdown(experiment: Experiment) -> str:
             if f else ["", "", "", "", ""]
         )  # fmt: skip
         cells = [
-            line.name, str(len(line.last)), _spread(line.last), _spread(line.best), _spread(line.masked),
-            _spread(line.over_common, "+"), _spread(line.over_em, "+"), *cost,
+            line.name, str(max(len(line.last), len(line.own_test))), _spread(line.last), _spread(line.best),
+            _spread(line.masked), _spread(line.over_common, "+"), _spread(line.over_em, "+"), *cost,
         ]  # fmt: skip
+        if personal:
+            cells += [_spread(line.own_test), _spread(line.all_classes)]
         if private:
             cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
         text.append("| " + " | ".join(cells) + " |")
@@ -305,6 +331,12 @@ def markdown(experiment: Experiment) -> str:
         " that a served client holds; MFLOPs: their forward pass, one sample.",
         "",
     ]
+    if personal:
+        text += [
+            "Own tests: accuracy of clients that train, on test samples of their own, after adapting the model where"
+            " the method does; all classes: of the same models on test images of all classes. Means over clients.",
+            "",
+        ]
     if private:
         text += [
             "ε: of the client with the largest one, for a reader who knows the cohorts, at the `privacy.delta` of the"

@@ -20,12 +20,14 @@ def draw(title: str, rows: Runs, folder: Path) -> None:
     import seaborn
 
     seaborn.set_theme(style="whitegrid", context="notebook")
-    pictures = {
-        "accuracy": _by_round(title, rows),
-        "bytes": _by_bytes(title, rows),
-        "experts": _experts(title, rows),
-        "privacy": _by_epsilon(title, rows),
-    }
+    pictures = {"participants": _participants(title, rows)}
+    if unseen := {name: runs for name, runs in rows.items() if all(s["accuracy"] is not None for s, _ in runs)}:
+        pictures |= {
+            "accuracy": _by_round(title, unseen),
+            "bytes": _by_bytes(title, unseen),
+            "experts": _experts(title, unseen),
+            "privacy": _by_epsilon(title, unseen),
+        }
     for name, figure in pictures.items():
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
@@ -80,6 +82,29 @@ def _by_bytes(title: str, rows: Runs) -> Any:
         )
     axes.set_xscale("log")
     return _finish(figure, axes, rows)
+
+
+def _participants(title: str, rows: Runs) -> Any:
+    """Accuracy of clients that train on their own tests and on all classes, a row each; spread over seeds."""
+    scored = {n: found for n, runs in rows.items() if (found := [p for s, _ in runs if (p := s.get("participants"))])}
+    if not scored:
+        return None
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(scored) + 1.8))
+    kinds = {"local": "test samples of their own", "global": "test images of all classes"}
+    for number, (kind, label) in enumerate(kinds.items()):
+        values = [[p[kind] for p in found if kind in p] for found in scored.values()]
+        places = [place + 0.2 * (2 * number - 1) for place, of in enumerate(values) if of]
+        spread = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in values if of]
+        axes.barh(
+            places, [np.mean(of) for of in values if of], 0.38, xerr=spread, color=("C0", "0.65")[number], label=label
+        )
+    axes.set_yticks(range(len(scored)), list(scored))
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel="accuracy of clients that train", xlim=(0, 1))
+    legend_beside(axes)
+    return figure
 
 
 def _by_epsilon(title: str, rows: Runs) -> Any:

@@ -77,6 +77,12 @@ class Partition(Section):
     samples_per_client: int = Field(100, ge=0, description="samples of a training client; 0: its share of each label")
     unseen_samples: int = Field(0, ge=0, description="samples of an unseen client; 0: all test images of its labels")
     alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
+    val_share: float = Field(
+        0.0, ge=0, lt=1, description="share of a training client's samples that stops its own adaptation"
+    )
+    test_share: float = Field(
+        0.0, ge=0, lt=1, description="share of a training client's samples that scores it; 0: only unseen clients are"
+    )
 
 
 class Model(Section):
@@ -219,6 +225,23 @@ class Transport(Section):
     )
 
 
+class Participants(Section):
+    clients: int = Field(0, ge=0, description="training clients that are scored on their own test part; 0: all")
+    evaluate_every: int = Field(0, ge=0, description="rounds between their evaluations; 0: after the last round only")
+    global_samples: int = Field(
+        1000, ge=0, description="test images of all classes on which each is scored besides; 0: all of the test split"
+    )
+
+
+class Adapt(Section):
+    lr: float = Field(1e-3, gt=0, description="Adam's rate where a client trains a model of its own (local, finetune)")
+    batch_size: int = Field(10, ge=1, description="its batch size")
+    max_epochs: int = Field(60, ge=0, description="epochs at most; 0: the model stays as it was")
+    check_every: int = Field(5, ge=1, description="epochs between two looks at the validation part; first after one")
+    min_fall: float = Field(0.01, ge=0, description="fall of the validation loss that counts as better")
+    patience: int = Field(10, ge=1, description="looks without one after which it stops; the best weights are kept")
+
+
 class Personalize(Section):
     read_out: Literal["", "top-1", "mixture", "blend", "mean"] = Field(
         "", description="how K experts answer; blend: mixture x common expert; empty: the method's own way"
@@ -249,6 +272,8 @@ class Config(Section):
     limits: Limits = Limits()
     transport: Transport = Transport()
     personalize: Personalize = Personalize()
+    participants: Participants = Participants()
+    adapt: Adapt = Adapt()
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Scalar]) -> "Config":
@@ -309,6 +334,16 @@ class Config(Section):
                 self.aggregation.bn == "mean" or self.aggregation.rule == "mean",
                 f"aggregation.bn = 'pooled': only with aggregation.rule = 'mean', not {self.aggregation.rule!r};"
                 " set one of them to 'mean'",
+            ),
+            (
+                partition.val_share + partition.test_share < 1,
+                f"partition.val-share + partition.test-share = {partition.val_share + partition.test_share:g}: nothing"
+                " is left to train on; lower one of them",
+            ),
+            (
+                self.participants.clients <= partition.clients,
+                f"participants.clients = {self.participants.clients}: only {partition.clients} training clients exist;"
+                " lower it",
             ),
             (
                 self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,

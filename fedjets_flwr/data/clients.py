@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import (
     CIFAR_MEAN,
@@ -16,8 +18,9 @@ from fedjets_flwr.data.datasets import (
     no_images,
 )
 from fedjets_flwr.data.image_folder import cached_images, read_folder
-from fedjets_flwr.data.partition import Split, make_split
+from fedjets_flwr.data.partition import Split, make_split, own_part
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.seeds import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,14 @@ def open_split(config: Config) -> Split:
 
 
 @lru_cache(maxsize=256)
-def open_client(config: Config, client: int, folder: Path | None = None) -> ClientData:
+def open_client(config: Config, client: int, folder: Path | None = None, part: str = "train") -> ClientData:
     """Return the data of one client: its own ``folder`` of images, or its part of the shared data set.
+
+    Args:
+        config: the settings.
+        client: its id.
+        folder: of a deployed site's own images.
+        part: of a training client's samples, ``train``, ``val``, ``test`` or ``all``; an unseen client's are not split.
 
     Raises:
         FedjetsError: there are no images, or a training client's have no labels.
@@ -61,11 +70,30 @@ def open_client(config: Config, client: int, folder: Path | None = None) -> Clie
         own = ClientData(client, cached_images(folder, dataset.classes, dataset.shape, config.cache_dir), training)
         if training and not own.images.labelled:
             raise FedjetsError(f"{folder}: a training client's images lie in one folder for each class, named as it")
-        return own
+        everything = np.arange(len(own.images))
+        chosen = own_part(config, everything, len(everything), part, client) if training else everything
+        return own if chosen is everything else ClientData(client, own.images.subset(chosen), training)
     if not len(dataset.train):
         raise FedjetsError(
             "--node-config: give data-path, this site's folder of images, e.g. 'client-id=0 data-path=\"/data/site0\"'"
         )
     split = open_split(config)
-    images = (dataset.train if training else dataset.test).subset(split.samples[client])
-    return ClientData(client, images, training)
+    samples = split.samples[client]
+    if training:
+        return ClientData(client, dataset.train.subset(own_part(config, samples, len(dataset.train), part)), True)
+    return ClientData(client, dataset.test.subset(samples), False)
+
+
+def open_global(config: Config) -> ClientData:
+    """Return test images of all classes, the same for every client (``participants.global-samples``).
+
+    Raises:
+        FedjetsError: there are none here.
+    """
+    images, count = open_dataset(config).test, config.participants.global_samples
+    if not len(images):
+        raise FedjetsError("participants.global-samples: there is no shared test split here")
+    if not 0 < count < len(images):
+        return ClientData(-1, images, False)
+    drawn = numpy_generator(config.run.seed, "global test").choice(len(images), count, replace=False)
+    return ClientData(-1, images.subset(np.sort(drawn)), False)

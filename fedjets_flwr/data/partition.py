@@ -150,6 +150,48 @@ def _draw(units: Sequence[Labels], count: int, rng: np.random.Generator) -> Labe
     return frozenset().union(*(units[i] for i in rng.choice(len(units), count, replace=False)))
 
 
+def check_own_parts(config: Config) -> None:
+    """Raise FedjetsError unless training clients hold validation and test parts of their own."""
+    for name, share in (("val-share", config.partition.val_share), ("test-share", config.partition.test_share)):
+        if share == 0:
+            raise FedjetsError(
+                f"partition.{name} = 0: strategy.name = {config.strategy.name!r} trains models of the clients' own,"
+                " which need that part of their samples; set it to 0.2, say"
+            )
+
+
+def own_part(config: Config, samples: Indices, of: int, part: str, *ids: int) -> Indices:
+    """Return one of the disjoint parts of a training client's samples, ``train``, ``val`` or ``test``; or ``all``.
+
+    A sample falls to one part for everybody: the partitions draw with replacement between clients, and what scores one
+    client trains no other. So the sizes of a client's parts are near the shares, not equal to them.
+
+    Args:
+        config: ``partition.val-share``, ``partition.test-share`` and the seed.
+        samples: the client's indices; their order stays.
+        of: how many samples there are to fall to parts.
+        part: which one.
+        ids: what tells the set of samples from others of the same seed; none: the shared data set.
+
+    Raises:
+        FedjetsError: a part that the settings ask for is empty.
+    """
+    shares = {"val": config.partition.val_share, "test": config.partition.test_share}
+    if part == "all" or not any(shares.values()):
+        return samples if part in ("all", "train") else samples[:0]
+    order = numpy_generator(config.run.seed, "own parts", *ids).permutation(of)
+    stops = np.cumsum([round(share * of) for share in shares.values()])
+    fallen = dict(zip((*shares, "train"), np.split(order, stops), strict=True))
+    own = {name: samples[np.isin(samples, indices)] for name, indices in fallen.items()}
+    for name, indices in own.items():
+        if len(indices) == 0 and shares.get(name, 1):
+            raise FedjetsError(
+                f"partition.val-share = {shares['val']:g}, partition.test-share = {shares['test']:g}: none of a"
+                f" client's {len(samples)} samples falls to {name}; change them, or raise partition.samples-per-client"
+            )
+    return own[part]
+
+
 def _by_label(labels: np.ndarray) -> list[Indices]:
     return [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
 

@@ -26,6 +26,14 @@ class Cohort:
         return sorted([*self.anchors, *self.normals])
 
 
+def draw_participants(config: Config) -> list[int]:
+    """Return the training clients that are scored on their own test parts, in ascending order (``participants.*``)."""
+    training, count = config.partition.clients, config.participants.clients
+    if not 0 < count < training:
+        return list(range(training))
+    return sorted(numpy_generator(config.run.seed, "participants").choice(training, count, replace=False).tolist())
+
+
 def draw_cohort(
     config: Config, server_round: int, sampling: str, all_anchors: Sequence[int], member: int = 0
 ) -> Cohort:

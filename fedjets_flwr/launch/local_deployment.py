@@ -72,7 +72,7 @@ def as_sites(config: Config, folder: Path, console: Console) -> tuple[Config, Si
 
 def write_images(config: Config, client: int, folder: Path) -> None:
     """Write a client's images as PNG files below one folder per class."""
-    images, classes = open_client(config, client).images, open_dataset(config).classes
+    images, classes = open_client(config, client, part="all").images, open_dataset(config).classes
     for position, (pixels, label) in enumerate(zip(images.pixels, images.labels.tolist(), strict=True)):
         path = folder / classes[label] / f"{position:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import add
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from fedjets_flwr.config.schema import Train
@@ -34,6 +36,13 @@ def rate(train: Train, server_round: int, rounds: int) -> float:
     return train.lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / rounds))
 
 
+class Optimizer(Protocol):
+    """What changes a model's weights by their gradients."""
+
+    def step(self) -> None:
+        """Do it once."""
+
+
 class Sgd:
     """SGD on the weights of one model; momentum begins empty.
 
@@ -54,6 +63,24 @@ class Sgd:
         )  # fmt: skip
 
 
+class Adam:
+    """Adam (Kingma and Ba 2015) with its usual constants, on the weights of one model; torch's own step, as above."""
+
+    def __init__(self, model: FlatModel, lr: float) -> None:
+        self._model, self._lr = model, lr
+        self._means, self._squares = ([torch.zeros_like(p) for p in model.parameters] for _ in range(2))
+        self._steps = [torch.tensor(0.0) for _ in model.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change the weights by their gradients."""
+        adam(
+            list(self._model.parameters), self._model.gradients, self._means, self._squares, [], self._steps,
+            foreach=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=self._lr, weight_decay=0.0, eps=1e-8,
+            maximize=False,
+        )  # fmt: skip
+
+
 LossesOf = Callable[[Tensor], Sequence[Tensor]]
 """Sample indices -> the losses of a step, scalars that share no weight; the first one is what is reported."""
 Correction = Callable[[], None]
@@ -62,7 +89,7 @@ Correction = Callable[[], None]
 
 def fit(
     models: Sequence[FlatModel],
-    optimizers: Sequence[Sgd],
+    optimizers: Sequence[Optimizer],
     order: Iterator[Tensor],
     losses_of: LossesOf,
     correct: Correction | None = None,

@@ -18,7 +18,7 @@ from fedjets_flwr.report.example_images import Samples, find_samples
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
 
 MOST_FAILURES = 200
-UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading"), "") | dict.fromkeys(
+UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading", "serving"), "") | dict.fromkeys(
     ("seed", "rounds", "best_accuracy", "best_round", "trained_parameters", "gate_collapsed", "versions", "privacy")
 )
 """What the templates read of results and an unfinished run, or one of another version, may not tell."""
@@ -68,6 +68,7 @@ def render(recorded: Recorded, samples: Samples) -> str:
         ],
         experts=_experts(r),
         clients=_clients(r),
+        participants=_participants(r),
         readings=_readings(r),
         cost=_cost(r),
         failures=_failures(recorded.records),
@@ -157,6 +158,16 @@ def _clients(r: Mapping[str, Any]) -> list[dict[str, Any]]:
             "experts": chosen.get(client, []),
         })  # fmt: skip
     return rows
+
+
+def _participants(r: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the means over clients that train, and (client, own test, all classes) of each, as shares."""
+    own = r.get("participants") or {}
+    rows = [
+        (client, *(counts[kind][0] / counts[kind][1] if kind in counts else None for kind in ("local", "global")))
+        for client, counts in (own.get("clients") or {}).items()
+    ]
+    return {"rows": rows, "local": own.get("local"), "global": own.get("global")}
 
 
 def _readings(r: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from fedjets_flwr.runs.tracking import read_metrics
 def draw_plots(folder: StrPath) -> list[Path]:
     """Draw every picture that a finished run's files allow into ``plots/`` and return their paths.
 
-    Without a label at any unseen client nothing was measured, and there is nothing to draw.
+    Without a label at any client that is scored nothing was measured, and there is nothing to draw.
     """
     folder = Path(folder)
     summary = json.loads((folder / "summary.json").read_text())
-    if summary["accuracy"] is None:
+    if summary["score"] is None:
         return []
     import matplotlib
 
@@ -28,12 +28,16 @@ def draw_plots(folder: StrPath) -> list[Path]:
     seaborn.set_theme(style="whitegrid", context="notebook")
     records = read_metrics(folder)
     (folder / "plots").mkdir(exist_ok=True)
-    pictures = {
-        "accuracy": _accuracy(records, summary),
-        "experts": _experts(summary),
-        "load": _load(records),
-        "clients": _clients(summary),
-    }
+    pictures: dict[str, Any] = {}
+    if summary["accuracy"] is not None:
+        pictures |= {
+            "accuracy": _accuracy(records, summary),
+            "experts": _experts(summary),
+            "load": _load(records),
+            "clients": _clients(summary),
+        }
+    if summary["participants"]:
+        pictures["participants"] = _participants(summary)
     paths = []
     for name, figure in pictures.items():
         path = folder / "plots" / f"{name}.png"
@@ -122,5 +126,23 @@ def _clients(summary: Mapping[str, Any]) -> Any:
     axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
     axes.set_xticks(x, clients)
     axes.set(xlabel="unseen client", ylabel="accuracy", ylim=(0, 1), title="each unseen client")
+    legend_beside(axes)
+    return figure
+
+
+def _participants(summary: Mapping[str, Any]) -> Any:
+    clients = summary["participants"]["clients"]
+    figure, axes = _axes(max(6, 0.35 * len(clients) + 3))
+    kinds = {"local": "its own test part", "global": "test images of all classes"}
+    shown = [kind for kind in kinds if kind in summary["participants"]]
+    x, width = np.arange(len(clients)), 0.8 / len(shown)
+    for position, kind in enumerate(shown):
+        values = [right / total for right, total in (counts[kind] for counts in clients.values())]
+        place = x + width * (position - (len(shown) - 1) / 2)
+        axes.bar(place, values, width, color=("C0", "0.6")[position], label=kinds[kind])
+        axes.axhline(summary["participants"][kind], color=("C0", "0.4")[position], linestyle=":", linewidth=1.5)
+    axes.set_xticks(x, list(clients), fontsize="x-small", rotation=90 if len(clients) > 40 else 0)
+    title = f"clients that train: {summary['strategy']} (dotted: means)"
+    axes.set(xlabel="client", ylabel="accuracy", ylim=(0, 1), title=title)
     legend_beside(axes)
     return figure

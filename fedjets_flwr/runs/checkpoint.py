@@ -21,6 +21,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.runs.score import improves
 
 log = logging.getLogger("flwr")
 
@@ -94,8 +95,8 @@ class Checkpoints(Callback):
         self.config, self.folder = config, config.run_dir / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(config).__enter__()
-        self._best = -1.0
-        self.common = ""
+        self._best: float | None = None
+        self.common, self.start = "", ""
         self.anchors: tuple[int, ...] = ()
         for cut_off in self.folder.glob(".*"):
             cut_off.unlink()
@@ -109,15 +110,15 @@ class Checkpoints(Callback):
         self.save(server_round, vectors, {}, last=True)
 
     def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
-        """Write the state if the round is due, or if it is the best so far on the unseen clients."""
-        accuracy = record.get("evaluation", {}).get("accuracy", -1.0)
-        better = accuracy > self._best
-        self._best = max(self._best, accuracy)
+        """Write the state if the round is due, or if it is the best so far by the method's score."""
+        better = "score" in record and improves(record["score"], self._best)
+        if better:
+            self._best = record["score"]["value"]
         due = last or server_round % self.config.run.checkpoint_every == 0
         if not (better or due):
             return
         facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
-        facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors}
+        facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors, "start": self.start}
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
             name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
@@ -151,7 +152,7 @@ class Checkpoints(Callback):
                     f"run.rounds = {self.config.run.rounds}: the checkpoint in {self.folder} is of round"
                     f" {server_round}; raise it, or start afresh without run.resume"
                 )
-            self._best = facts["best"]
+            self._best = facts["best"] if facts["best"] != -1.0 else None  # -1: nothing yet, in older files
             return Checkpoint(server_round, safetensors.torch.load(data), facts)
         return None
 

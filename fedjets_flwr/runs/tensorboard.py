@@ -10,7 +10,7 @@ from fedjets_flwr.runs.callback import Callback
 
 
 class TensorBoard(Callback):
-    """Writes loss, accuracy, gate entropy and seconds; needs the extra ``tensorboard``."""
+    """Writes loss, accuracy, score, gate entropy and seconds; needs the extra ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -33,4 +33,4 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
     scalars |= record.get("metrics", {})
     if "evaluation" in record:
         scalars |= {name: record["evaluation"][name] for name in ("accuracy", "gate_entropy")}
-    return scalars
+    return scalars | ({"score": record["score"]["value"]} if "score" in record else {})

@@ -15,6 +15,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.files import written
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.remote_log import Announcer
+from fedjets_flwr.runs.score import best_of
 
 log = logging.getLogger("flwr")
 
@@ -52,7 +53,9 @@ def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
     loss = records[-1]["loss"]
     facts = f"loss {loss:.3f}" if loss is not None else "loss -"
     evaluations = [r["evaluation"] for r in records if "evaluation" in r]
-    return facts + (f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else "")
+    facts += f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else ""
+    own = [r["participants"] for r in records if "participants" in r]
+    return facts + (f", clients' own tests {own[-1]['local']:.3f}" if own else "")
 
 
 class Tracker(Callback):
@@ -135,6 +138,8 @@ def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "rounds": len(records),
         **_measured(records),
+        "participants": next((r["participants"] for r in reversed(records) if "participants" in r), {}),
+        "score": best_of(records),
         "client_rounds": sum(len(r["cohort"]) for r in records),
         **{name: sum(r.get(name, 0) for r in records) for name in BYTES},
         "failures": sum(len(r["failures"]) for r in records),

@@ -100,6 +100,11 @@ def _serving(
     summary: dict[str, Any], config: Config, common: CommonExpert, task: Dataset, experts: int, folder: Path
 ) -> Serving:
     try:
+        if summary.get("serving", "") is None:
+            raise FedjetsError(
+                f"{folder}: strategy.name = {config.strategy.name!r} keeps no model at the server; every client has its"
+                " own, and one that never trained cannot be served"
+            )
         if "serving" in summary:
             found = Serving.model_validate_json(json.dumps(summary["serving"]))
             if len(found.architectures) != experts:

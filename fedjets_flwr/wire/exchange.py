@@ -25,7 +25,8 @@ log = logging.getLogger("flwr")
 class Traffic:
     """Encoded bytes as if each client were alone on its node, and what physically moved.
 
-    ``down`` and ``up`` are those of training clients, ``served`` what unseen clients got. A vector that a client holds
+    ``down`` and ``up`` are those of training, ``served`` what clients got for predictions of their own: unseen ones,
+    and training clients that are scored. A vector that a client holds
     already counts for nothing, also in a simulation, where nobody keeps it and it moves all the same.
     """
 
@@ -163,14 +164,21 @@ class Exchange:
         self._grid = grid
         self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
-        self.nodes = Nodes(grid, {"common-expert": common.digest, "shared-folder": folder})
+        told = {"common-expert": common.digest, "shared-folder": folder, "private": facts.get("private", "")}
+        self.nodes = Nodes(grid, told)
 
     def wait_for_nodes(self, clients: Iterable[int]) -> None:
         """Return when the nodes host ``clients``, or enough of them (see :meth:`Nodes.wait_for`)."""
         self.nodes.wait_for(clients, self.config.limits)
 
     def request(
-        self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor], size_of: SizeOf
+        self,
+        kind: str,
+        server_round: int,
+        jobs: Iterable[Job],
+        vectors: Mapping[str, Tensor],
+        size_of: SizeOf,
+        served: bool = False,
     ) -> PendingExchange:
         """Return an exchange that is ready to be sent.
 
@@ -180,6 +188,7 @@ class Exchange:
             jobs: at most one for a client.
             vectors: what jobs may name.
             size_of: of the vectors that the replies must hold.
+            served: whether clients get the vectors for predictions of their own; unseen ones get none for another end.
         """
         jobs = list(jobs)
         pending = PendingExchange(self, size_of, jobs={job.client: job for job in jobs})
@@ -191,7 +200,7 @@ class Exchange:
                 pending.fail(client, "no SuperNode hosts this client")
             for node, share in shares.items():
                 host = self.nodes.hosts[node]
-                versions, missing = self._count_down(share, vectors)
+                versions, missing = self._count_down(share, vectors, served)
                 names = sorted(versions if host.any_client else missing)
                 transport, arrays = encode(host, names)
                 keep = {} if host.any_client else versions
@@ -207,7 +216,9 @@ class Exchange:
                 pending.transports |= {job.client: transport for job in share}
         return pending
 
-    def _count_down(self, share: Sequence[Job], vectors: Mapping[str, Tensor]) -> tuple[dict[str, str], set[str]]:
+    def _count_down(
+        self, share: Sequence[Job], vectors: Mapping[str, Tensor], served: bool
+    ) -> tuple[dict[str, str], set[str]]:
         """Note what goes to each client; return the versions of a node's vectors, and the names not held there."""
         versions = {n: self.held.version(n, vectors[n]) for job in share for n in job.vectors}
         everything: set[str] = set()
@@ -215,10 +226,10 @@ class Exchange:
             wanted = {name: versions[name] for name in job.vectors}
             missing = self.held.missing(job.client, wanted)
             count = sum(self._width * vectors[name].numel() for name in missing)
-            if job.client < self.config.partition.clients:
-                self.traffic.down += count
-            else:
+            if served or job.client >= self.config.partition.clients:
                 self.traffic.served += count
+            else:
+                self.traffic.down += count
             self.held.sent(job.client, wanted)
             everything.update(missing)
         return versions, everything

@@ -26,12 +26,13 @@ SETTLE_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Host:
-    """What a SuperNode can run: any client (simulation), or the ones that it names."""
+    """What a SuperNode can run: any client (simulation), or the ones that it names; and which folders it sees."""
 
     any_client: bool
     clients: frozenset[int]
     has_common_expert: bool
     shared_token: str
+    sees_private: bool
 
 
 class Nodes:
@@ -39,7 +40,8 @@ class Nodes:
 
     Attributes:
         hosts: what each hosts.
-        facts: what every describe request carries: the common expert's digest, the folder in shared memory.
+        facts: what every describe request carries: the common expert's digest, the folder in shared memory, and what
+            names the clients' private state.
     """
 
     def __init__(self, grid: Grid, facts: dict[str, str]) -> None:
@@ -136,14 +138,14 @@ def read_host(content: RecordDict) -> Host:
     try:
         record = content.config_records["host"]
         clients, any_client, token = record["clients"], record["any-client"], str(record["shared"])
-        has_common = bool(record["has-common-expert"])
+        has_common, sees_private = bool(record["has-common-expert"]), bool(record["sees-private"])
     except (KeyError, TypeError):
         raise BadReply("it speaks another version; install the same release") from None
     if not isinstance(clients, list) or not all(isinstance(c, int) and c >= 0 for c in clients):
         raise BadReply("its clients are not ids")
     if any_client and not in_simulation():
         raise BadReply("it claims to host any client, outside a simulation")
-    return Host(bool(any_client), frozenset(clients), has_common, token)  # type: ignore[arg-type]
+    return Host(bool(any_client), frozenset(clients), has_common, token, sees_private)  # type: ignore[arg-type]
 
 
 def stream(grid: Grid, messages: Sequence[Message], seconds: float) -> Iterator[Message]:

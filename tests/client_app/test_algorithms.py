@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client_app.algorithms import algorithms, fedavg, fedjets, fedmix, fedprox, scaffold
+from client_app.algorithms import algorithms, fedavg, fedjets, fedmix, fedprox, finetune, local, scaffold
+from client_app.participants import as_received
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.data.clients import open_client
@@ -59,10 +60,13 @@ def test_the_clients_here_hold_unequal_numbers_of_samples_that_fill_no_whole_bat
 
 
 def test_every_local_algorithm_is_found_by_its_name() -> None:
-    assert algorithms() == {
+    found = algorithms()
+    assert {name: algorithm.train for name, algorithm in found.items()} == {
         "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train, "fedprox": fedprox.train,
-        "scaffold": scaffold.train,
+        "finetune": fedavg.train, "local": None, "scaffold": scaffold.train,
     }  # fmt: skip
+    own = {name: algorithm.adapt for name, algorithm in found.items() if algorithm.adapt is not as_received}
+    assert own == {"finetune": finetune.adapt, "local": local.adapt}
 
 
 @each_client

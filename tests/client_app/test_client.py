@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from client_app import queries
-from client_app.algorithms import Work, fedjets
-from client_app.client import ClientContext
+from client_app.algorithms import fedjets
+from client_app.client import ClientContext, Work
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_dataset

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-import strategies
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.models.flat_model import FlatModel
@@ -27,6 +26,7 @@ from tests.support.faults import (
     tampering,
 )
 from tests.support.in_process import Finished
+from tests.support.methods import TRAINED, needed
 
 Change = Callable[[RecordDict, int], None]
 BAD_ROUND = 2
@@ -392,7 +392,7 @@ def test_a_client_that_prepares_badly_is_left_out(run: Runner, client: int, chan
     check_left_out(run, "fedavg", client, change)
 
 
-@pytest.mark.parametrize("strategy", [s for s in strategies.names() if s not in {"fedavg", "ensembles"}])
+@pytest.mark.parametrize("strategy", [s for s in TRAINED if s not in {"fedavg", "ensembles"}])
 def test_every_method_goes_on_without_an_unprepared_client(run: Runner, strategy: str) -> None:
     check_left_out(run, strategy, 3, reported("OSError: no data"))
 
@@ -422,13 +422,14 @@ def test_a_late_client_that_only_a_later_member_draws_is_prepared(run: Runner) -
 
 
 def check_left_out(run: Runner, strategy: str, client: int, change: Change) -> None:
-    found = run(change_one("query.prepare", client, change, server_round=0), strategy__name=strategy)
+    found = run(change_one("query.prepare", client, change, server_round=0), **needed(strategy))
     assert client not in found.num_samples
     assert all_weights_finite(found)
     records = read_metrics(found.config.run_dir)
     assert [r["round"] for r in records] == [1, 2, 3]
     for record in records:
-        assert set(record["failures"]) == {str(client)} & {str(c) for c in record["cohort"]}
+        scored = found.rounds.participants if "participants" in record else []
+        assert set(record["failures"]) == {str(client)} & {str(c) for c in [*record["cohort"], *scored]}
 
 
 class LyingHost(OneClientANode):

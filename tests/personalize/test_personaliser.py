@@ -19,7 +19,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import strategies
 from fedjets_flwr.cli.app import main
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
@@ -29,6 +28,7 @@ from fedjets_flwr.moe.label_prior import correct
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
 from strategies.fedjets import FedJets
+from tests.support.methods import SERVED, needed
 from tests.support.personal import finish
 
 UNSEEN = 8
@@ -82,11 +82,11 @@ def check_like_the_run(run: TrainedRun, folder: Path) -> None:
         assert int((found.classes == images.labels).sum()) / len(images) == accuracy
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", SERVED)
 def test_every_method_answers_as_in_its_run(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, name: str
 ) -> None:
-    check_like_the_run(finish(tmp_path_factory, strategy__name=name, ensembles__members=3), tmp_path)
+    check_like_the_run(finish(tmp_path_factory, **needed(name), ensembles__members=3), tmp_path)
 
 
 def test_experts_of_different_sizes_answer_as_in_their_run(

@@ -29,7 +29,7 @@ def vectors(server_round: int) -> dict[str, Tensor]:
 
 
 def record(accuracy: float) -> dict[str, Any]:
-    return {"evaluation": {"accuracy": accuracy}}
+    return {"score": {"name": "accuracy", "better": "higher", "value": accuracy}}
 
 
 def save_rounds(c: Config, *rounds: int) -> None:
@@ -128,6 +128,21 @@ def test_the_best_is_kept_besides(tmp_path: Path) -> None:
         checkpoints.save(server_round, vectors(server_round), record(accuracy), False)
     assert best_value(c) == 2
     assert kept_rounds(c) == [4]
+
+
+def test_the_best_of_a_loss_is_the_lowest(tmp_path: Path) -> None:
+    c = config(tmp_path)
+    checkpoints = Checkpoints(c)
+    for server_round, loss in enumerate([2.5, 1.5, 1.75, 1.5], start=1):
+        told = {"score": {"name": "bits per byte", "better": "lower", "value": loss}}
+        checkpoints.save(server_round, vectors(server_round), told, False)
+    assert best_value(c) == 2
+
+
+def test_a_round_that_was_not_scored_is_never_the_best(tmp_path: Path) -> None:
+    c = config(tmp_path)
+    Checkpoints(c).save(1, vectors(1), {}, True)
+    assert not (c.run_dir / "checkpoints" / "best.safetensors").exists()
 
 
 def test_a_resumed_run_knows_the_best_so_far(tmp_path: Path) -> None:

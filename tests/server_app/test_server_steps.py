@@ -37,6 +37,8 @@ ALL = ("expert.0", "expert.1", "expert.2", "gate")
 NOTHING: tuple[Any, Any, Any] = (None, None, None)
 """What hooks get that the state's own strategy has no use for."""
 NAMES = ("ensembles", "fedavg", "fedjets", "fedmix", "fedprox", "scaffold")
+OWN = ("finetune", "local")
+"""Methods of the clients' own models, whose steps are in ``tests/strategies/test_own_models.py``."""
 
 
 def flat(value: float, size: int = EXPERT) -> Tensor:
@@ -65,7 +67,7 @@ def assert_full(vector: Tensor, value: float) -> None:
 
 
 def test_methods_are_the_modules_but_the_base() -> None:
-    assert strategies.names() == list(NAMES)
+    assert strategies.names() == sorted((*NAMES, *OWN))
     assert [strategies.strategy(name).__name__.lower() for name in NAMES] == list(NAMES)
     for wrong in ("base", "fedjet"):
         with pytest.raises(FedjetsError, match=rf"strategy.name = '{wrong}': no such method; .* ensembles, fedavg, .*"):

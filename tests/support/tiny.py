@@ -137,7 +137,13 @@ class CannedExchange:
         return SimpleNamespace(refresh=self.refreshed.append)
 
     def request(
-        self, kind: str, server_round: int, jobs: Iterable[Job], vectors: Mapping[str, Tensor], size_of: Any
+        self,
+        kind: str,
+        server_round: int,
+        jobs: Iterable[Job],
+        vectors: Mapping[str, Tensor],
+        size_of: Any,
+        served: bool = False,
     ) -> CannedReplies:
         self.sent, self.size_of = dict(vectors), size_of
         self.asked.append((kind, server_round, list(jobs)))

@@ -1,0 +1,18 @@
+"""What each method needs of the settings, for tests that go over all methods."""
+
+import strategies
+from client_app.algorithms import algorithms
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sources import read_preset
+
+
+def needed(name: str) -> dict[str, Scalar]:
+    """Return a method, and what its preset says of the clients' data (``partition__test_share=..``)."""
+    preset = {key: value for key, value in read_preset(name).items() if key.startswith("partition.")}
+    return {"strategy__name": name} | {k.replace(".", "__").replace("-", "_"): v for k, v in preset.items()}
+
+
+TRAINED = [name for name in strategies.names() if algorithms()[strategies.strategy(name).algorithm].train]
+"""Methods that have rounds to do."""
+SERVED = [name for name in strategies.names() if strategies.strategy(name).serves_unseen]
+"""Methods that serve a client which never trained."""
