@@ -8,11 +8,15 @@ import pytest
 from rich.console import Console
 
 import fedjets_flwr.compare.experiment
-from fedjets_flwr.compare.experiment import markdown, read_experiment, run_experiment
+from fedjets_flwr.compare.experiment import done, markdown, read_experiment, run_experiment
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.simulation import Resources
+from fedjets_flwr.runs.checkpoint import Checkpoints
+from server_app.app import run
 from strategies import validate
-from tests.end_to_end.test_simulation import TINY
+from tests.support.in_process import InProcessGrid, configure
+from tests.support.started import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -123,3 +127,46 @@ def test_a_run_that_dies_before_it_can_say_why_is_failed_in_the_table(
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| FedAvg | 1 | failed |" in table
     assert "FedJETs: Flower's SuperLink did not start" in table
+
+
+PERSONAL = """
+title: "own tests"
+preset: digits
+seeds: [1]
+settings: {
+  run.rounds: 1, partition.val-share: 0.2, partition.test-share: 0.2, adapt.max-epochs: 2, moe.trainable: head,
+  moe.init: common, common-expert.target-accuracy: 0.1, partition.clients: 8, cohort.normals: 2,
+  participants.clients: 3,
+}
+rows:
+  - {name: "alone", settings: {strategy.name: local}}
+  - {name: "FedAvg", settings: {strategy.name: fedavg}}
+"""
+
+
+def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that serves nobody else leaves the columns of the unseen clients empty."""
+    configure(tmp_path, monkeypatch)
+
+    def in_this_process(config: Config, *_: object) -> None:
+        checkpoints = Checkpoints(config)
+        run(InProcessGrid(config), config, checkpoints)
+        checkpoints._lock.__exit__()
+
+    monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", in_this_process)
+    extra = [f"run.cache-dir={tmp_path / 'cache'}"]
+    experiment = read_experiment(small(tmp_path, PERSONAL), extra, tmp_path / "runs")
+    run_experiment(experiment, tmp_path / "results", Resources(), Console(quiet=True), validate)
+    rows = {
+        line.split(" | ")[0].strip("| "): line for line in (tmp_path / "results" / "table.md").read_text().splitlines()
+    }
+    assert rows["method"].endswith("| own tests | all classes |")
+    summaries = [done(c.run_dir) for _, configs in experiment.rows for c in configs]
+    for name, summary in zip(("alone", "FedAvg"), summaries, strict=True):
+        assert summary is not None
+        own = summary["participants"]
+        assert rows[name].endswith(f"| {100 * own['local']:.2f} | {100 * own['global']:.2f} |")
+        assert len(own["clients"]) == 3
+    assert rows["alone"].startswith("| alone | 1 | – | – | – | – | – | 0.0 | 0.0 |")
+    figures = {path.name for path in (tmp_path / "results").glob("*.png")}
+    assert figures == {"accuracy.png", "bytes.png", "participants.png"}

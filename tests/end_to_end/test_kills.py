@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_simulation import finish, start
 from tests.support.processes import descendants
+from tests.support.started import finish, start
 
 LONG = ("-c", "run.rounds=60", "-c", "run.evaluate-every=20", "-c", "run.checkpoint-every=2")
 

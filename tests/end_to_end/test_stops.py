@@ -14,10 +14,10 @@ from fedjets_flwr.config.sources import parse_pairs
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.launch.superlink import to_toml
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
-from tests.end_to_end.test_simulation import TINY, finish, start
 from tests.support.deployed import ONE_EACH, QUICK
 from tests.support.in_process import run_in_process
 from tests.support.processes import descendants, heed_signals, wait_until_gone
+from tests.support.started import TINY, finish, start
 
 ENDLESS = ("-c", "run.rounds=100000", "-c", "run.evaluate-every=100000", "-c", "run.checkpoint-every=100000")
 DOCKER = 10.0

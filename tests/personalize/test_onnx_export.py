@@ -16,8 +16,7 @@ from fedjets_flwr.personalize import onnx_export
 from fedjets_flwr.personalize.onnx_export import export_onnx
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
-from tests.personalize.test_personaliser import call
-from tests.support.personal import finish
+from tests.support.personal import call, finish
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

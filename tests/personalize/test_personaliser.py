@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedjets_flwr.cli.app import main
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
@@ -29,7 +27,7 @@ from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
 from strategies.fedjets import FedJets
 from tests.support.methods import SERVED, needed
-from tests.support.personal import finish
+from tests.support.personal import call, finish
 
 UNSEEN = 8
 
@@ -376,13 +374,6 @@ def test_a_mangled_bundle_loads_or_is_one_line(made: Personaliser, tmp_path: Pat
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedjets", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 def test_personalize_and_predict(

@@ -14,6 +14,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.report import charts
 from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.page import write_report
+from fedjets_flwr.report.plots import draw_plots
 from tests.support.in_process import run_in_process
 
 VOID = {"meta", "img", "br", "path", "rect"}
@@ -176,6 +177,25 @@ def test_one_model_has_no_experts_to_tell_apart(tmp_path: Path, monkeypatch: pyt
     shown = page(tmp_path / "runs" / "tiny")
     assert "The model" in shown.text and "Who answers" not in shown.text
     assert len(shown.images()) > 8 and "Images and their answers" in shown.text
+
+
+@pytest.mark.parametrize("name", ["local", "finetune"])
+def test_clients_that_train_are_shown_with_their_own_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    own = {"partition__val_share": 0.25, "partition__test_share": 0.25, "adapt__max_epochs": 1, "strategy__name": name}
+    run_in_process(tmp_path, monkeypatch, **TINY | own | {"partition__samples_per_client": 40})
+    recorded = tmp_path / "runs" / "tiny"
+    page = Page(write_report(recorded).read_text())
+    told = json.loads((recorded / "summary.json").read_text())["participants"]
+    assert "Clients that train" in page.text
+    assert f"{100 * told['local']:.1f}" in page.text
+    assert len(told["clients"]) == 8
+    assert ("one that never trained gets none" in page.text) == (name == "local")
+    wanted = {"participants.png"} | (
+        {"accuracy.png", "clients.png", "experts.png", "load.png"} if name != "local" else set()
+    )
+    assert {path.name for path in draw_plots(recorded)} == wanted
 
 
 def test_privacy_is_told_if_on(folder: Path) -> None:

@@ -16,15 +16,11 @@ from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.runs.tracking import read_metrics
-from tests.support.faults import OneClientANode, Runner, clients_of, failures, same, tampering
+from tests.support.faults import EIGHT, OneClientANode, Runner, checkpointed, clients_of, failures, same, tampering
 from tests.support.in_process import Finished
 from tests.support.methods import TRAINED, needed
 
 ROOT = Path(__file__).resolve().parents[2]
-EIGHT: dict[str, Scalar] = {
-    "run__rounds": 8, "run__evaluate_every": 4, "run__checkpoint_every": 1, "partition__samples_per_client": 20,
-    "cohort__anchors": 1, "cohort__normals": 2, "train__momentum": 0.0,
-}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -87,11 +83,6 @@ def check_same(run: Runner, name: str, resumed: Finished) -> None:
     assert hash_in(resumed) == digest
     assert [r["round"] for r in records_of(resumed)] == list(range(1, 9))
     assert records_of(resumed) == records
-
-
-def checkpointed(run: Runner, name: str) -> list[int]:
-    folder = run.folder / "runs" / name / "checkpoints"
-    return sorted(int(path.name.split("-")[1]) for path in folder.glob("round-*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -239,8 +230,7 @@ FILL = """
     import pytest
     import torch
     from fedjets_flwr.errors import FedjetsError
-    from tests.support.faults import OneClientANode, Runner
-    from tests.server_app.test_resume import EIGHT
+    from tests.support.faults import EIGHT, OneClientANode, Runner
 
     class Filling(OneClientANode):
         def change(self, reply):

@@ -15,8 +15,7 @@ from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.report.page import write_report
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.stopping import Stopped, StopRequest
-from tests.server_app.test_resume import EIGHT, checkpointed
-from tests.support.faults import OneClientANode, Runner
+from tests.support.faults import EIGHT, OneClientANode, Runner, checkpointed
 
 SETTINGS: dict[str, Scalar] = EIGHT | {"run__checkpoint_every": 100}
 Event = Callable[[Config, str], None]

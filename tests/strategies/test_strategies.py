@@ -1,12 +1,9 @@
 """Identities between methods, bit by bit, and what every method must come with."""
 
-import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import strategies
 from fedjets_flwr.config.schema import Train
@@ -14,36 +11,15 @@ from fedjets_flwr.config.sources import read_preset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.tracking import read_metrics
 from strategies.scaffold import effective_steps, option_two
-from tests.end_to_end.test_simulation import finish
-from tests.support.in_process import Finished, run_in_process
+from tests.support.faults import same
+from tests.support.in_process import Finished
 from tests.support.methods import TRAINED
+from tests.support.runs import Run, run
+from tests.support.started import finish
+
+__all__ = ["run"]
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {
-    "run__rounds": 3, "run__evaluate_every": 3, "partition__clients": 12, "partition__unseen_clients": 3,
-    "partition__samples_per_client": 40, "cohort__normals": 4, "common_expert__target_accuracy": 0.3,
-    "moe__init": "common",
-}  # fmt: skip
-
-Run = Callable[..., Finished]
-
-
-@pytest.fixture
-def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Run:
-    cache = tmp_path_factory.getbasetemp() / "shared-cache"
-
-    numbers = itertools.count()
-
-    def start(name: str, **changes: object) -> Finished:
-        own = {"strategy__name": name, "run__cache_dir": str(cache), "run__name": f"run{next(numbers)}"}
-        settings = SMALL | own | changes
-        return run_in_process(tmp_path, monkeypatch, **settings)  # type: ignore[arg-type]
-
-    return start
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
 def test_fedprox_without_mu_is_fedavg(run: Run) -> None:

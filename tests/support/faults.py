@@ -21,6 +21,11 @@ SMALL: dict[str, Scalar] = {
     "moe__init": "common", "transport__name": "inline",
 }  # fmt: skip
 
+EIGHT: dict[str, Scalar] = {
+    "run__rounds": 8, "run__evaluate_every": 4, "run__checkpoint_every": 1, "partition__samples_per_client": 20,
+    "cohort__anchors": 1, "cohort__normals": 2, "train__momentum": 0.0,
+}  # fmt: skip
+
 Tamper = Callable[[str, int, RecordDict], str | None]
 """Changes the content of a reply in place, given its message type and round; a text turns it into an error reply."""
 
@@ -114,3 +119,9 @@ def all_weights_finite(method: Finished) -> bool:
 def failures(method: Finished) -> list[dict[str, str]]:
     """Return the failures of each round by client id."""
     return [record["failures"] for record in read_metrics(method.config.run_dir)]
+
+
+def checkpointed(run: Runner, name: str) -> list[int]:
+    """Return the rounds of a run's checkpoints."""
+    folder = run.folder / "runs" / name / "checkpoints"
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("round-*.safetensors"))

@@ -1,7 +1,10 @@
 """A tiny real run on the digits, finished, for tests of what is made from one."""
 
+import sys
+
 import pytest
 
+from fedjets_flwr.cli.app import main
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.runs.trained_run import TrainedRun, open_run
 from tests.support.in_process import run_in_process
@@ -19,3 +22,11 @@ def finish(factory: pytest.TempPathFactory, **changes: Scalar) -> TrainedRun:
     with pytest.MonkeyPatch.context() as patch:
         run_in_process(folder, patch, **(TINY | {"run__cache_dir": str(cache)} | changes))
     return open_run(folder / "runs" / "run")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Return the exit code of a command of `fedjets`, done in this process."""
+    monkeypatch.setattr(sys, "argv", ["fedjets", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)

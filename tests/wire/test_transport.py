@@ -24,7 +24,8 @@ from fedjets_flwr.wire.transport import (
     probe,
     transport_of,
 )
-from tests.strategies.test_strategies import Run, run, same
+from tests.support.faults import same
+from tests.support.runs import Run, run
 
 __all__ = ["run"]
 
