@@ -122,6 +122,7 @@ class CannedExchange:
         asked: (kind, round, jobs) of all that was.
         sent: what the last jobs could name.
         size_of: floats of a vector, as the last request had it.
+        served: whether what was asked is for clients' own predictions.
     """
 
     given: Sequence[Reply] = ()
@@ -131,6 +132,7 @@ class CannedExchange:
     sent: Mapping[str, Tensor] = field(default_factory=dict)
     refreshed: list[float] = field(default_factory=list)
     size_of: Any = None
+    served: list[bool] = field(default_factory=list)
 
     @property
     def nodes(self) -> SimpleNamespace:
@@ -146,6 +148,7 @@ class CannedExchange:
         served: bool = False,
     ) -> CannedReplies:
         self.sent, self.size_of = dict(vectors), size_of
+        self.served.append(served)
         self.asked.append((kind, server_round, list(jobs)))
         return CannedReplies(self.given, dict(self.failures))
 
