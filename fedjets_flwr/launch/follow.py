@@ -138,7 +138,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     """Print the result beside its controls, what it took, and where the pictures are."""
     if summary["accuracy"] is not None:
         _print_accuracy(summary, console)
-    if own := summary["participants"]:
+    if own := summary.get("participants"):
         wide = f", {own['global']:.4f} on test images of all classes" if "global" in own else ""
         console.print(
             f"[bold]{len(own['clients'])} clients that train[/]: accuracy {own['local']:.4f} on test samples of their"

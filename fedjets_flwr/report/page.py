@@ -16,6 +16,7 @@ from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.charts import Chart, column_chart, line_chart
 from fedjets_flwr.report.example_images import Samples, find_samples
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
+from fedjets_flwr.runs.score import UNSEEN_ACCURACY
 
 MOST_FAILURES = 200
 UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading", "serving"), "") | dict.fromkeys(
@@ -69,6 +70,7 @@ def render(recorded: Recorded, samples: Samples) -> str:
         experts=_experts(r),
         clients=_clients(r),
         participants=_participants(r),
+        score=r.get("score"),
         readings=_readings(r),
         cost=_cost(r),
         failures=_failures(recorded.records),
@@ -122,6 +124,16 @@ def _charts(recorded: Recorded) -> dict[str, Chart]:
         if len(loads) > 1:
             layers = [(f"expert {m}", page_text.kind(m), load) for m, load in enumerate(loads)]
             charts["load"] = column_chart(at, layers, page_text.percent, page_text.percent_mark, top=1.0)
+    scored = [(record["round"], record["score"]) for record in records if "score" in record]
+    if scored and scored[-1][1]["name"] != UNSEEN_ACCURACY.name:
+        at, values = [number for number, _ in scored], [score["value"] for _, score in scored]
+        # A share reads as percent; any other number as it is.
+        kind, mark = (
+            (page_text.percent, page_text.percent_mark)
+            if all(0 <= value <= 1 for value in values) and scored[-1][1]["better"] == "higher"
+            else (page_text.number, page_text.number)
+        )
+        charts["score"] = line_chart(at, (str(scored[-1][1]["name"]), values), [], kind, mark)
     if any(record["loss"] is not None for record in records):
         losses = [record["loss"] for record in records]
         charts["loss"] = line_chart(rounds, ("training loss", losses), [], page_text.number, page_text.number)

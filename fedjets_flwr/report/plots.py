@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjets_flwr.files import StrPath
+from fedjets_flwr.runs.score import UNSEEN_ACCURACY
 from fedjets_flwr.runs.tracking import read_metrics
 
 
@@ -18,7 +19,8 @@ def draw_plots(folder: StrPath) -> list[Path]:
     """
     folder = Path(folder)
     summary = json.loads((folder / "summary.json").read_text())
-    if summary["score"] is None:
+    score = summary.get("score")  # older runs were judged by accuracy alone
+    if summary["accuracy"] is None and score is None:
         return []
     import matplotlib
 
@@ -36,7 +38,9 @@ def draw_plots(folder: StrPath) -> list[Path]:
             "load": _load(records),
             "clients": _clients(summary),
         }
-    if summary["participants"]:
+    if score and score["name"] != UNSEEN_ACCURACY.name:
+        pictures["score"] = _score(records, summary)
+    if summary.get("participants"):
         pictures["participants"] = _participants(summary)
     paths = []
     for name, figure in pictures.items():
@@ -126,6 +130,17 @@ def _clients(summary: Mapping[str, Any]) -> Any:
     axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
     axes.set_xticks(x, clients)
     axes.set(xlabel="unseen client", ylabel="accuracy", ylim=(0, 1), title="each unseen client")
+    legend_beside(axes)
+    return figure
+
+
+def _score(records: list[dict[str, Any]], summary: Mapping[str, Any]) -> Any:
+    figure, axes = _axes()
+    score, scored = summary["score"], [(r["round"], r["score"]["value"]) for r in records if "score" in r]
+    axes.plot(*zip(*scored, strict=True), marker="o", color="C0")
+    axes.plot(score["best_round"], score["best"], marker="o", color="C3", label=f"best: {score['best']:.4g}")
+    axes.set(xlabel="round", ylabel=f"{score['name']} ({score['better']} is better)")
+    axes.set_title(f"{summary['strategy']} on {summary['dataset']}")
     legend_beside(axes)
     return figure
 

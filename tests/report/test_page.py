@@ -191,8 +191,9 @@ def test_clients_that_train_are_shown_with_their_own_tests(
     assert "Clients that train" in page.text
     assert f"{100 * told['local']:.1f}" in page.text
     assert len(told["clients"]) == 8
+    assert "Accuracy on clients' own tests" in page.text
     assert ("one that never trained gets none" in page.text) == (name == "local")
-    wanted = {"participants.png"} | (
+    wanted = {"participants.png", "score.png"} | (
         {"accuracy.png", "clients.png", "experts.png", "load.png"} if name != "local" else set()
     )
     assert {path.name for path in draw_plots(recorded)} == wanted
