@@ -20,9 +20,9 @@ def scored(adapt: Adapt) -> Work:
     """Return what counts a client's right predictions, once it has adapted."""
 
     def score(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-        """Count on the client's own test part and, if asked to, on the test images that all share: right, total."""
+        """Count right and total on the client's own test part and, if they are here, on test images that all share."""
         own, parts = adapt(context, vectors), {"local": "test"}
-        if context.job.numbers["global"]:
+        if context.runtime.has_global:
             parts["global"] = "global"
         counts = {name: _count(own, context.on(part)) for name, part in parts.items()}
         return Update(numbers=dict(counts), state=own.state)

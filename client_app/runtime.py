@@ -131,6 +131,11 @@ class Runtime:
             self._data[key] = LocalData(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
         return self._data[key]
 
+    @property
+    def has_global(self) -> bool:
+        """Whether test images that all clients share are here; a site with images of its own has none."""
+        return self.images is None and len(self.task.test) > 0
+
     def inputs(self, data: LocalData, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get the experts' input batch; a generator turns training augmentation on."""
         if data.embedded.features is not None:

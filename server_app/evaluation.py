@@ -51,25 +51,25 @@ def score_participants(
     """Have clients that train adapt what they are served and score it on their own test parts.
 
     Returns what the record says of it, and why clients failed: means over clients, and (right, total) of each, on its
-    own test part (``local``) and on test images that all share (``global``, where there are any).
+    own test part (``local``) and on test images that all share (``global``, where the client has them).
     """
-    wide = len(strategy.task.test) > 0
-    numbers = {"reading": READINGS.index(strategy.reading), "global": int(wide)}
+    numbers = {"reading": READINGS.index(strategy.reading)}
     jobs = [Job(c, names, (), numbers, cost=strategy.num_samples[c]) for c, names in served.items()]
     kind = f"evaluate.{strategy.algorithm}"
     pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
     counts: dict[int, dict[str, list[int]]] = {}
     for reply in pending.replies():
         try:
-            counts[reply.client] = {
-                name: _right_of(reply, name, strategy.config.limits.max_samples)
-                for name in ("local", *(["global"] if wide else []))
-            }
+            names = ("local", *(["global"] if "global" in reply.numbers else []))
+            most = strategy.config.limits.max_samples
+            counts[reply.client] = {name: _right_of(reply, name, most) for name in names}
         except BadReply as error:
             pending.reject(reply.client, str(error))
-    names = ("local", "global") if wide else ("local",)
-    means = {n: sum(c[n][0] / c[n][1] for c in counts.values()) / len(counts) for n in names} if counts else {}
-    return {**means, "clients": counts} if counts else {}, pending.failures
+    if not counts:
+        return {}, pending.failures
+    shares = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
+    means = {name: sum(values) / len(values) for name, values in shares.items() if values}
+    return {**means, "clients": counts}, pending.failures
 
 
 def _right_of(reply: Reply, name: str, most: int) -> list[int]:

@@ -34,7 +34,7 @@ START = f"{'a' * 32}/{'b' * 32}"
 
 
 def asked(runtime: Runtime, client: int = 2, server_round: int = 1, kept: bool = False) -> ClientContext:
-    context = context_of(runtime, Job(client, ("expert.0",), (), {"reading": 0, "global": 1}), server_round)
+    context = context_of(runtime, Job(client, ("expert.0",), (), {"reading": 0}), server_round)
     when = (server_round, ADAPTED)
     state = ClientState(runtime.config, START, client, when) if kept else None
     return ClientContext(runtime, context.job, server_round, context.data, state)
@@ -101,15 +101,22 @@ def test_scores_are_of_the_read_out_that_counts(tmp_path: Path) -> None:
     for position, reading in enumerate(READINGS):
         if reading.endswith("masked"):
             continue
-        job = Job(2, ("expert.0", "expert.2", "gate"), (), {"reading": position, "global": 1})
+        job = Job(2, ("expert.0", "expert.2", "gate"), (), {"reading": position})
         context = context_of(runtime, job, 1)
         numbers = scored(as_received)(context, vectors).numbers
         counted: Any = evaluate(context.on("test"), vectors).numbers["right"]
         assert numbers["local"] == [counted[position], len(context.on("test").data)]
         wide: Any = evaluate(context.on("global"), vectors).numbers["right"]
         assert numbers["global"] == [wide[position], 449]
-        narrow = context_of(runtime, Job(2, job.vectors, (), {"reading": position, "global": 0}), 1)
-        assert scored(as_received)(narrow, vectors).numbers == {"local": numbers["local"]}
+
+
+def test_a_site_with_images_of_its_own_has_no_test_images_of_all(tmp_path: Path) -> None:
+    runtime = tiny_runtime(tmp_path, **PARTS)
+    assert runtime.has_global
+    context = context_of(runtime, Job(2, ("expert.0",), (), {"reading": 0}), 1)
+    context.on("test")  # from now on its data is at hand
+    runtime.images = tmp_path
+    assert set(scored(as_received)(context, start_vectors("expert.0")).numbers) == {"local"}
 
 
 # The server's half ----------------------------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """Scoring clients that train: who is asked for what, what is made of the counts, and when."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fedjets_flwr.config.schema import Scalar
-from fedjets_flwr.data.datasets import no_images
 from fedjets_flwr.federation.cohort import draw_participants
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.wire.messages import Job, Reply
@@ -47,7 +45,7 @@ def test_all_clients_that_train_or_as_many_as_asked_for() -> None:
 def test_they_get_what_is_personal_and_their_counts_become_means() -> None:
     method = scoring("finetune", *(told(c, [c, 8], [10 * c, 449]) for c in range(1, 5)))
     found: Any = method.rounds._score_participants(3)
-    numbers = {"reading": READINGS.index("top-1/none"), "global": 1}
+    numbers = {"reading": READINGS.index("top-1/none")}
     jobs = [Job(c, ("expert.0",), (), numbers, cost=SAMPLES[c]) for c in range(7)]
     assert method.exchange.asked == [("evaluate.finetune", 3, jobs)]
     assert method.exchange.sent.keys() == {"expert.0"}
@@ -74,10 +72,7 @@ def test_the_gate_chooses_for_them_and_that_is_served_too() -> None:
 
 def test_without_shared_test_images_there_is_no_score_on_them() -> None:
     method = scoring("finetune", told(2, [1, 4]), told(3, [3, 4]))
-    empty = no_images(method.strategy.task.shape)
-    method.strategy.task = replace(method.strategy.task, test=empty)
     found: Any = method.rounds._score_participants(1)
-    assert method.exchange.asked[0][2][0].numbers["global"] == 0
     assert found == {"participants": {"local": 0.5, "clients": {2: {"local": [1, 4]}, 3: {"local": [3, 4]}}}}
 
 
@@ -92,6 +87,11 @@ def test_counts_that_cannot_be_are_refused_and_the_others_count(lie: Any, where:
     assert found["participants"]["clients"] == {2: honest}
     assert set(method.rounds.failures) == {1, 6}
     assert where in method.rounds.failures[1]
+
+
+def test_means_on_shared_images_are_over_those_who_have_them() -> None:
+    found: Any = scoring("finetune", told(2, [1, 4], [1, 2]), told(3, [3, 4])).rounds._score_participants(1)
+    assert (found["participants"]["local"], found["participants"]["global"]) == (0.5, 0.5)
 
 
 def test_a_right_answer_to_every_sample_is_believed() -> None:
