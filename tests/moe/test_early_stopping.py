@@ -53,6 +53,17 @@ def test_it_looks_after_the_first_epoch_and_every_fifth_from_there() -> None:
     assert walk.epochs == int(walk.model.vector) == 11
 
 
+def test_the_last_epoch_is_looked_at_where_a_look_is_due() -> None:
+    assert Walk(falling(60)).run(max_epochs=11).epochs == 11
+    assert Walk(falling(60)).run(max_epochs=10).epochs == 6
+
+
+def test_of_two_equal_losses_the_first_is_kept() -> None:
+    walk = Walk([9, 1, 1, 2])
+    assert walk.run(max_epochs=3, check_every=1).kept == 0
+    assert int(walk.model.vector) == 1
+
+
 def test_without_an_epoch_the_model_keeps_its_bits() -> None:
     walk = Walk([0.0])
     walk.model.load(torch.tensor([0.1]))

@@ -356,6 +356,7 @@ def test_train_messages_carry_the_jobs_of_the_cohort(name: str) -> None:
     corrections = {f"correction.{c}" for c in cohort.clients} if name == "scaffold" else set()
     assert method.exchange.sent.keys() == method.vectors.keys() | corrections
     assert method.exchange.refreshed == [45.0]
+    assert method.exchange.served == [False]
 
 
 def test_who_could_not_be_prepared_is_left_out_of_the_messages_and_counts_as_failed() -> None:
@@ -366,12 +367,12 @@ def test_who_could_not_be_prepared_is_left_out_of_the_messages_and_counts_as_fai
     lost = [anchors[0], normals[1]]
     for client in lost:
         del method.strategy.num_samples[client]
-    method.rounds.failures = {0: "from before"}
+    method.rounds.failures = {99: "from before"}
     method.rounds.configure_train(2, *NOTHING)
     assert [(kind, [job.client for job in jobs]) for kind, _, jobs in method.exchange.asked] == [
         ("query.prepare", sorted(lost)), ("query.route", [normals[0], normals[2]]), ("train.fedjets", [anchors[1]]),
     ]  # fmt: skip
-    assert method.rounds.failures == {0: "from before"} | dict.fromkeys(lost, "could not be prepared")
+    assert method.rounds.failures == {99: "from before"} | dict.fromkeys(lost, "could not be prepared")
     assert method.rounds.cohort == cohort
 
 
@@ -385,6 +386,7 @@ def test_evaluate_messages_go_to_the_unseen_clients_that_were_served() -> None:
     job = Job(7, ("expert.0", "expert.2", "gate"), cost=SAMPLES[7])
     assert method.exchange.asked[1] == ("evaluate", 1, [job])
     assert method.exchange.size_of("gate") == GATE
+    assert method.exchange.served == [False, False]
     assert method.exchange.sent.keys() == method.vectors.keys()
 
 
