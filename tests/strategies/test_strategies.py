@@ -134,7 +134,7 @@ def test_every_method_comes_with_preset_and_readme_row_and_runs(run: Run, name: 
     assert preset["strategy.name"] == name
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
     own = {key.replace(".", "__").replace("-", "_"): value for key, value in preset.items()}
-    method = run(name, **own, run__rounds=1)
+    method = run(name, **own | {"run__rounds": 1})
     assert bool(trained_in(method)) == (name in TRAINED)
 
 
