@@ -35,6 +35,6 @@ def settings(plan: Plan, name: str, changes: dict[str, Scalar], preset: str = ""
 def random_common_expert(config: Config, path: Path, architecture: Architecture | None = None) -> None:
     """Write a common expert that was never trained, of the configured architecture unless another is named."""
     dataset = open_dataset(config)
-    architecture = architecture or configured_architecture(config, dataset)
+    architecture = architecture or configured_architecture(config, dataset.spec)
     model = freeze(build(architecture, 0))
     save_common_expert(CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.1), path)

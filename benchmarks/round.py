@@ -22,11 +22,11 @@ from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, matmul_peak, ratios
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
 from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
+from fedjets_flwr.tasks import open_task
 
 VARIANTS: dict[str, dict[str, Scalar]] = {
     "head": {},
@@ -72,7 +72,7 @@ class Worker:
         for model in [*experts, self.gate]:
             model.train()
         for rows in torch.randperm(len(local)).split(c.train.batch_size):
-            loss = self._loss(c, experts, inputs(rows), local.embedding[rows], local.labels[rows], work.anchor)
+            loss = self._loss(c, experts, inputs(rows), local.embedding[rows], local.targets[rows], work.anchor)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -114,7 +114,7 @@ def _variant(plan: Plan, name: str, changes: dict[str, Scalar]) -> tuple[tuple[l
     config = settings(plan, name, changes, "cifar10-laptop")
     torch.manual_seed(0)
     common = load_common_expert(Path(config.common_expert.path))
-    runtime = Runtime(config, common, [expert_architecture(config, common, open_dataset(config), config.moe.init)])
+    runtime = Runtime(config, common, [expert_architecture(config, common, open_task(config).spec, config.moe.init)])
     block = 1 if plan.quick else {"head": 20, "all": 1}[name]
     with ExitStack() as stack:
         engine = stack.enter_context(ours(config, Resources()))

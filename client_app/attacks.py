@@ -55,7 +55,7 @@ def poisoned(train: Work) -> Work:
             return train(context, vectors)
         kind = context.config.attack.kind
         if kind == "label-flip":
-            flipped = replace(context.data, labels=flip(context.data.labels, context.num_classes))
+            flipped = replace(context.data, targets=flip(context.data.targets, context.num_classes))
             return train(replace(context, data=flipped), vectors)
         update, generator = train(context, vectors), context.generator("attack")
         poison = POISONS[kind]

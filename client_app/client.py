@@ -11,9 +11,10 @@ from client_app.state import ClientState
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.local_training import Inputs, Sgd, batches, rate
+from fedjets_flwr.moe.local_training import Sgd, batches, rate
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.seeds import torch_generator
+from fedjets_flwr.tasks.base import Inputs, Task
 from fedjets_flwr.wire.messages import Job, Number
 
 
@@ -55,7 +56,7 @@ class ClientContext:
         runtime: this process: settings, common expert, models that are used again.
         job: what the client is asked.
         server_round: of the run; every draw depends on it.
-        data: the client's, embedded: labels (n,), the gate's input (n, d).
+        data: the client's, embedded: targets (n,), the gate's input (n, d).
         kept: the client's private state, if the method keeps any.
     """
 
@@ -103,9 +104,14 @@ class ClientContext:
         return self.runtime.device
 
     @property
+    def task(self) -> Task:
+        """What a sample is and what a model's output says of it."""
+        return self.runtime.task
+
+    @property
     def num_classes(self) -> int:
         """C."""
-        return len(self.runtime.task.classes)
+        return len(self.runtime.task.spec.classes)
 
     def experts(self, vectors: Mapping[str, Tensor]) -> dict[int, FlatModel]:
         """Return models that hold the experts of the job, by id in the job's order; the next job writes over them."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from client_app.client import Adapt, Adapted, ClientContext, Update, Work
@@ -31,8 +30,7 @@ def scored(adapt: Adapt) -> Work:
 
 
 def _count(own: Adapted, context: ClientContext) -> list[int]:
-    labels = context.data.data.images.labels
-    return [int((own.predict(context).argmax(1) == labels).sum()), len(labels)]
+    return context.task.count_right(own.predict(context), context.data.samples.targets)
 
 
 def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
@@ -43,7 +41,7 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
         weights, _ = read_out_weights(at, vectors)
         common = at.data.embedded.logits.softmax(1)
         answers = READ_OUTS[read_out](expert_probabilities(at, vectors), weights, common)
-        return readings(answers, at.data.data.images.labels)[prior]
+        return readings(answers, at.data.samples.targets)[prior]
 
     return Adapted(probabilities)
 
@@ -51,7 +49,7 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
 def fit_own(context: ClientContext, model: FlatModel) -> Stopped:
     """Train a model in place on the client's train part until its validation part says stop (``adapt.*``).
 
-    Plain cross entropy: a model of one's own may learn how often one's labels occur. What comes out depends on the
+    Without an offset: a model of one's own may learn how often one's labels occur. What comes out depends on the
     model, the client's samples and the seed alone, and on no round.
     """
     rule, seed, client = context.config.adapt, context.config.run.seed, context.client
@@ -60,10 +58,10 @@ def fit_own(context: ClientContext, model: FlatModel) -> Stopped:
     inputs = context.runtime.inputs(data, torch_generator(seed, "adapt augment", client, device=context.device))
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        return [F.cross_entropy(model.module(inputs(rows)), data.labels[rows])]
+        return [context.task.loss(model.module(inputs(rows)), data.targets[rows])]
 
     def validation_loss() -> float:
-        return mean_loss(model, val.plain_inputs(), val.data.labels)
+        return mean_loss(model, val.plain_inputs(), val.data.targets, context.task.total_loss)
 
     def epoch() -> Iterator[Tensor]:
         return batches(len(data), rule.batch_size, 1, order)

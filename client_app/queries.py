@@ -20,13 +20,13 @@ def prepare(context: ClientContext, _: Mapping[str, Tensor]) -> Update:
     Its mean embedding goes along only if the server is to choose anchors by it.
     """
     data = context.data
-    labelled = data.data.images.labelled
+    labelled = data.samples.labelled
     numbers: dict[str, Number] = {
         "num-examples": len(data), "computed": int(data.computed), "labelled": int(labelled)
     }  # fmt: skip
     vectors = {"mean-embedding": data.embedding.mean(dim=0)} if "mean-embedding" in context.job.numbers else {}
-    if labelled and not data.data.training:
-        numbers["common-right"] = right_predictions(data.embedded.logits.softmax(1), data.data.images.labels)
+    if labelled and not data.samples.training:
+        numbers["common-right"] = right_predictions(data.embedded.logits.softmax(1), data.samples.targets)
     return Update(vectors, numbers)
 
 
@@ -45,15 +45,13 @@ def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     probs = expert_probabilities(context, vectors)
     weights, sample_scores = read_out_weights(context, vectors)
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
-    common, labels = data.embedded.logits.softmax(1), data.data.images.labels
+    common, labels = data.embedded.logits.softmax(1), data.samples.targets
     return Update(numbers=numbers | count_predictions(probs, weights, common, ids, labels, context.num_classes))
 
 
 def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Count every expert's right predictions by class: a diagnostic, not a part of any method."""
-    counts = count_inspection(
-        expert_probabilities(context, vectors), context.data.data.images.labels, context.num_classes
-    )
+    counts = count_inspection(expert_probabilities(context, vectors), context.data.samples.targets, context.num_classes)
     return Update(numbers={"right": counts})
 
 

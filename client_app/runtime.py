@@ -15,8 +15,6 @@ from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import ClientData, open_client, open_dataset, open_global, open_split
-from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
@@ -26,7 +24,8 @@ from fedjets_flwr.models.expert import build_configured_gate, decode_architectur
 from fedjets_flwr.models.flat_model import FlatModel, digest_of
 from fedjets_flwr.moe.embedding import Embedded, embed
 from fedjets_flwr.moe.gating import label_offset
-from fedjets_flwr.moe.local_training import Inputs
+from fedjets_flwr.tasks import open_task
+from fedjets_flwr.tasks.base import Inputs, Samples
 from fedjets_flwr.wire.vector_cache import VectorStore
 
 KEPT_CLIENTS = 256
@@ -38,23 +37,23 @@ class LocalData:
     """One client's data on this process's device.
 
     Attributes:
-        data: the images, on the CPU.
+        samples: as they lie here, on the CPU.
         embedded: what the common expert says of them, memory-mapped.
         embedding: the gate's input, (n, d) float32.
-        labels: (n,) int64; zeros where there are none.
+        targets: what the samples are labelled with, (n, ...).
         offset: of the experts' logits, (C,), for logit-adjusted training (``gating.label_offset``); or 0.
         computed: whether this process had to embed the data.
     """
 
-    data: ClientData
+    samples: Samples
     embedded: Embedded
     embedding: Tensor
-    labels: Tensor
+    targets: Tensor
     offset: Tensor | float
     computed: bool
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 class Runtime:
@@ -65,7 +64,7 @@ class Runtime:
         common: the common expert.
         architectures: of the experts, or of the models whose tails they are: one for all, or one each.
         images: the folder of a deployed site's own images.
-        task: classes and shape, and the shared data set where it lies here.
+        task: what a sample is; it opens what lies here.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Runtime:
         torch.set_num_threads(config.run.threads_per_client)
         self.config, self.common, self.architectures, self.images = config, common, list(architectures), images
         self.device, self.backbone = device_of(config), Backbone(common, config.moe.trainable)
-        self.task = open_dataset(config)
+        self.task = open_task(config)
         self._pools: defaultdict[Architecture, list[FlatModel]] = defaultdict(list)
         self._data: dict[tuple[int, str], LocalData] = {}
 
@@ -122,50 +121,44 @@ class Runtime:
             c = self.config
             if len(self._data) >= KEPT_CLIENTS:
                 self._data.pop(next(iter(self._data)))
-            data = open_global(c) if part == "global" else open_client(c, client, self.images, part)
+            samples = self.task.samples(client, self.images, part)
             layer = c.common_expert.embedding
-            embedded, computed = embed(self.backbone, data.images.pixels, layer, c.cache_dir, self.device)
-            labels = data.images.labels.to(self.device)
-            adjusted = c.train.logit_adjust and data.training
-            offset = label_offset(labels, len(self.task.classes)) if adjusted else 0.0
-            self._data[key] = LocalData(data, embedded, embedded.embedding.to(self.device), labels, offset, computed)
+            embedded, computed = embed(self.backbone, samples.stored, layer, c.cache_dir, self.device)
+            targets = samples.targets.to(self.device)
+            adjusted = c.train.logit_adjust and samples.training
+            offset = label_offset(targets, len(self.task.spec.classes)) if adjusted else 0.0
+            self._data[key] = LocalData(
+                samples, embedded, embedded.embedding.to(self.device), targets, offset, computed
+            )
         return self._data[key]
 
     @property
     def has_global(self) -> bool:
-        """Whether test images that all clients share are here; a site with images of its own has none."""
-        return self.images is None and len(self.task.test) > 0
+        """Whether test samples that all clients share are here; a site with samples of its own has none."""
+        return self.images is None and self.task.has_global
 
     def inputs(self, data: LocalData, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get the experts' input batch; a generator turns training augmentation on."""
         if data.embedded.features is not None:
             features = data.embedded.features.to(self.device)
             return lambda rows: features[rows]
-        pixels = data.data.images.pixels.to(self.device)
-        augment = AUGMENTATIONS[self.config.data.augment if generator is not None else "none"]
-        draw = generator if generator is not None else torch.Generator()
-        return lambda rows: self.common.normalise(augment(pixels[rows], draw))
+        return self.task.inputs(data.samples.stored.to(self.device), self.common, generator)
 
     def oracle_scores(self, data: LocalData) -> Tensor | None:
         """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""
         if self.config.gate.mode != "oracle":
             return None
-        one_hot = torch.nn.functional.one_hot(self.expert_of_label[data.data.images.labels], self.config.moe.experts)
+        one_hot = torch.nn.functional.one_hot(self.expert_of_label[data.samples.targets], self.config.moe.experts)
         return one_hot.float().to(self.device)
 
     @cached_property
     def expert_of_label(self) -> Tensor:
         """The expert whose anchor holds most samples of a label, (C,); only a simulation can know it."""
-        if not len(self.task.train):
+        if not self.task.simulates:
             raise FedjetsError("gate.mode = 'oracle': only a simulation knows the labels of the anchors; set 'learned'")
-        split = open_split(self.config)
-        held = torch.stack(
-            [
-                torch.bincount(open_client(self.config, m).images.labels, minlength=len(self.task.classes))
-                for m in range(split.anchors)
-            ]
-        )
-        return held.argmax(dim=0)
+        anchors = range(self.config.num_anchors)
+        counts = [torch.bincount(self.task.samples(m).targets, minlength=len(self.task.spec.classes)) for m in anchors]
+        return torch.stack(counts).argmax(dim=0)
 
 
 def common_expert_path(config: Config, digest: str) -> Path:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_dataset, open_split
+from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.federation.privacy import check_noise_fits, spent
 from fedjets_flwr.models.backbone import Backbone
@@ -28,6 +28,7 @@ from fedjets_flwr.runs.stopping import StopRequest, error_facts
 from fedjets_flwr.runs.tensorboard import TensorBoard
 from fedjets_flwr.runs.tracking import Tracker, publish
 from fedjets_flwr.runs.trained_run import Serving
+from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.exchange import Exchange
 from server_app.preparation import prepare_all
 from server_app.rounds import Rounds
@@ -61,13 +62,13 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     wanted.validate(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
-    dataset = open_dataset(config)
-    if len(dataset.train):
+    task = open_task(config)
+    if task.simulates:
         open_split(config)
     common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
     save_common_expert(common, config.run_dir / COMMON_EXPERT)
-    method = wanted(config, common, dataset)
+    method = wanted(config, common, task)
     check_noise(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     callbacks = [tracker, checkpoints, *own, *installed_callbacks(config)]
@@ -159,11 +160,11 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     """Return what ``summary.json`` says of a method besides its results."""
     served, config = method.experts_served, method.config
     gate = method.specs["gate"].size if "gate" in method.specs else 0
-    p, sample = config.privacy, Backbone(method.common, config.moe.trainable).sample_input(method.task.shape)
+    p, sample = config.privacy, Backbone(method.common, config.moe.trainable).sample_input(method.task.spec.shape)
     return {
         "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
-        "classes": list(method.task.classes),
-        "image_shape": list(method.task.shape),
+        "classes": list(method.task.spec.classes),
+        "image_shape": list(method.task.spec.shape),
         "anchors": list(method.anchors),
         "trained_parameters": served * method.specs["expert.0"].trained + gate,
         "flops_per_answer": served * forward_flops(method.build(0), sample),

@@ -130,7 +130,7 @@ class Rounds(FlowerStrategy):
         self.results = {}
         for reply in self._pending.read(replies):
             try:
-                samples, classes = self.strategy.num_samples[reply.client], len(self.strategy.task.classes)
+                samples, classes = self.strategy.num_samples[reply.client], len(self.strategy.task.spec.classes)
                 self.results[reply.client] = read_result(
                     reply, expert_ids(self._served[reply.client]), samples, classes
                 )

@@ -14,7 +14,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
 from fedjets_flwr.federation.privacy import check_private
 from fedjets_flwr.federation.reply_checks import check_trained
@@ -24,6 +23,7 @@ from fedjets_flwr.models.expert import build_expert, builds_own_experts, expert_
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.runs.score import UNSEEN_ACCURACY, Score
+from fedjets_flwr.tasks.base import Task
 from fedjets_flwr.wire.messages import Job, Reply
 
 Routes = Mapping[int, tuple[int, ...]]
@@ -58,7 +58,7 @@ class Strategy(ABC):
     keeps_state: ClassVar[bool] = False
     score: ClassVar[Score] = UNSEEN_ACCURACY
 
-    def __init__(self, config: Config, common: CommonExpert, task: Dataset) -> None:
+    def __init__(self, config: Config, common: CommonExpert, task: Task) -> None:
         self.config, self.common, self.task = config, common, task
         self.vectors: dict[str, Tensor] = {}
         self.num_samples: dict[int, int] = {}
@@ -90,7 +90,7 @@ class Strategy(ABC):
 
     def architecture(self, expert: int) -> Architecture:
         """Return the architecture of an expert, or of the model whose tail it is; experts may differ in it."""
-        return expert_architecture(self.config, self.common, self.task, self.init or self.config.moe.init)
+        return expert_architecture(self.config, self.common, self.task.spec, self.init or self.config.moe.init)
 
     @property
     def architectures(self) -> list[Architecture]:

@@ -1,8 +1,7 @@
-"""FedAvg's local training (McMahan et al. 2017): plain cross entropy on each model that the client received."""
+"""FedAvg's local training (McMahan et al. 2017): the task's plain loss on each model that the client received."""
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from client_app.client import ClientContext, Update
@@ -20,7 +19,7 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
 
 
 def train_one(context: ClientContext, model: FlatModel, member: int = 0, correct: Correction | None = None) -> float:
-    """Train one model in place on its cross entropy; return the mean loss.
+    """Train one model in place on the task's loss; return the mean loss.
 
     Args:
         context: the client's job.
@@ -31,6 +30,6 @@ def train_one(context: ClientContext, model: FlatModel, member: int = 0, correct
     data, inputs = context.data, context.inputs(member)
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        return [F.cross_entropy(model.module(inputs(rows)) + data.offset, data.labels[rows])]
+        return [context.task.loss(model.module(inputs(rows)), data.targets[rows], data.offset)]
 
     return fit([model], [context.sgd(model)], context.order(member), losses_of, correct)

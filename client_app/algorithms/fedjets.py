@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from client_app.client import ClientContext, Update
@@ -40,7 +39,7 @@ def anchor_losses(context: ClientContext, experts: Mapping[int, FlatModel], gate
     ((expert_id, expert),) = experts.items()
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        loss = F.cross_entropy(expert.module(inputs(rows)) + data.offset, data.labels[rows])
+        loss = context.task.loss(expert.module(inputs(rows)), data.targets[rows], data.offset)
         return [loss, anchor_gate_loss(gate.module(data.embedding[rows]), expert_id)]
 
     return losses_of
@@ -59,6 +58,6 @@ def normal_losses(context: ClientContext, experts: Mapping[int, FlatModel], gate
         sample_scores = scores(gate.module(data.embedding[rows])) if oracle is None else oracle[rows]
         weights = chosen_weights(sample_scores, list(experts), renormalise)
         logits = torch.stack([expert.module(x) for expert in experts.values()])
-        return [mixture_loss(logits, weights, data.labels[rows], mix, data.offset)]
+        return [mixture_loss(logits, weights, data.targets[rows], mix, data.offset)]
 
     return losses_of

@@ -7,7 +7,6 @@ that comes back and the number of steps, so that nothing but the model travels u
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from client_app.algorithms.fedavg import train_one
@@ -41,6 +40,6 @@ def _full_gradient(context: ClientContext, vector: Tensor) -> Tensor:
     model.module.eval()
     model.zero_grad()
     for rows in torch.arange(len(data)).split(context.config.train.batch_size):
-        logits = model.module(inputs(rows)) + data.offset
-        F.cross_entropy(logits, data.labels[rows], reduction="sum").div(len(data)).backward()
+        loss = context.task.total_loss(model.module(inputs(rows)), data.targets[rows], data.offset)
+        loss.div(len(data)).backward()
     return torch.cat([gradient.flatten() for gradient in model.gradients])

@@ -41,6 +41,14 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Spec:
+    """What a model must know of its samples: their shape, (channels, height, width), and the names of the classes."""
+
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A train and a test split, and what a model must know of them."""
 
@@ -56,6 +64,11 @@ class Dataset:
         """Channels, height, width."""
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and classes."""
+        return Spec(self.shape, self.classes)
 
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

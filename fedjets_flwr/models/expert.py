@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.datasets import Dataset
+from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
@@ -21,10 +21,10 @@ from fedjets_flwr.seeds import derive
 _ARCHITECTURES = TypeAdapter(list[Architecture])
 
 
-def configured_architecture(config: Config, dataset: Dataset) -> Architecture:
-    """Return the architecture that ``model.*`` describes for a data set."""
+def configured_architecture(config: Config, spec: Spec) -> Architecture:
+    """Return the architecture that ``model.*`` describes for samples of a kind."""
     m = config.model
-    return Architecture(m.name, m.width, m.norm, m.stem, dataset.shape[0], len(dataset.classes))
+    return Architecture(m.name, m.width, m.norm, m.stem, spec.shape[0], len(spec.classes))
 
 
 def builds_own_experts(config: Config, init: str) -> bool:
@@ -49,12 +49,12 @@ def decode_architectures(text: str) -> list[Architecture]:
         raise FedjetsError("the server sent malformed architectures; install the same release on both") from None
 
 
-def expert_architecture(config: Config, common: CommonExpert, dataset: Dataset, init: str) -> Architecture:
+def expert_architecture(config: Config, common: CommonExpert, spec: Spec, init: str) -> Architecture:
     """Return the architecture of an expert, or of the model whose tail it is, by the settings.
 
     A tail, or an expert that starts as the common expert (``init = "common"``), takes the common expert's.
     """
-    return configured_architecture(config, dataset) if builds_own_experts(config, init) else common.architecture
+    return configured_architecture(config, spec) if builds_own_experts(config, init) else common.architecture
 
 
 def build_expert(

@@ -82,7 +82,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
         FedjetsError: the target was not reached in ``common-expert.max-epochs``.
     """
     settings, dataset = config.common_expert, open_dataset(config)
-    architecture = configured_architecture(config, dataset)
+    architecture = configured_architecture(config, dataset.spec)
     device = device_of(config)
     model = build(architecture, derive(settings.seed, "common-expert")).to(device)
     expert = CommonExpert(model, architecture, dataset.mean, dataset.std, dataset.name, 0.0)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Adapt
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.local_training import Inputs, LossesOf, Optimizer, fit
+from fedjets_flwr.moe.local_training import LossesOf, Optimizer, fit
+from fedjets_flwr.tasks.base import Inputs, LossOf
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def fit_until_no_better(
 
 
 @torch.inference_mode()
-def mean_loss(model: FlatModel, inputs: Inputs, labels: Tensor, batch_size: int = 512) -> float:
-    """Return the mean cross entropy of a model in eval mode over all samples."""
+def mean_loss(model: FlatModel, inputs: Inputs, targets: Tensor, total_loss: LossOf, batch_size: int = 512) -> float:
+    """Return the mean over all samples of a model's loss in eval mode; ``total_loss`` sums it over a batch."""
     model.module.eval()
-    rows = torch.arange(len(labels)).split(batch_size)
-    sums = [F.cross_entropy(model.module(inputs(r)), labels[r], reduction="sum").double() for r in rows]
-    return float(torch.stack(sums).sum()) / len(labels)
+    rows = torch.arange(len(targets)).split(batch_size)
+    sums = [total_loss(model.module(inputs(r)), targets[r]).double() for r in rows]
+    return float(torch.stack(sums).sum()) / len(targets)

@@ -14,9 +14,6 @@ from torch.optim.sgd import sgd
 from fedjets_flwr.config.schema import Train
 from fedjets_flwr.models.flat_model import FlatModel
 
-Inputs = Callable[[Tensor], Tensor]
-"""Sample indices -> the experts' input batch (augmented images, or cached trunk features)."""
-
 
 def batches(count: int, size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield index batches of ``epochs`` shuffled passes over ``count`` samples; the last of a pass may be smaller."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, scores, top_1_of
-from fedjets_flwr.moe.local_training import Inputs
+from fedjets_flwr.tasks.base import Inputs
 
 
 @dataclass(frozen=True)

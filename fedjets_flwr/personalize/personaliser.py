@@ -135,7 +135,8 @@ def personalise(
         raise FedjetsError(f"--read-out {read_out}: no such read-out; choose one of {', '.join(READ_OUTS)}")
     if prior not in ("none", "em"):
         raise FedjetsError(f"--prior {prior}: no such correction; choose none or em")
-    pictures = open_pictures(images, run.task.classes, run.task.shape)
+    channels, height, width = run.spec.shape
+    pictures = open_pictures(images, run.spec.classes, (channels, height, width))
     chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
     gate = _gate(run, where)
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
@@ -190,33 +191,33 @@ def _held(run: TrainedRun, name: str, module: nn.Module, device: torch.device) -
 
 
 def _card(run: TrainedRun, chosen: tuple[int, ...], scores: Tensor, read_out: str, prior: str) -> Card:
-    c, task = run.config, run.task
+    c, spec, dataset = run.config, run.spec, run.summary["dataset"]
     models = [Model(name=a.name, width=a.width, norm=a.norm, stem=a.stem)  # type: ignore[arg-type]
               for a in (run.serving.architectures[m] for m in chosen)]  # fmt: skip
     about = (
         f"An image classifier personalised for one site without labels: {len(chosen)} of {run.num_experts} experts of"
-        f" the federated run {run.folder.name} ({c.strategy.name} on {task.name}), chosen for {len(scores)} images."
-        f" It tells {len(task.classes)} classes apart on images of {task.shape[0]} channels and {task.shape[1]} x"
-        f" {task.shape[2]} pixels. The experts answer by {read_out};"
+        f" the federated run {run.folder.name} ({c.strategy.name} on {dataset}), chosen for {len(scores)} images."
+        f" It tells {len(spec.classes)} classes apart on images of {spec.shape[0]} channels and {spec.shape[1]} x"
+        f" {spec.shape[2]} pixels. The experts answer by {read_out};"
         f" {'label_prior corrects their probabilities' if prior == 'em' else 'their probabilities are not corrected'}."
         " Use it with `fedjets predict`, `fedjets export` or fedjets_flwr.personalize.personaliser."
     )
     return Card(
         about=about,
         strategy=c.strategy.name,
-        dataset=task.name,
+        dataset=dataset,
         run=run.folder.name,
         rounds=run.summary["rounds"],
         seed=c.run.seed,
         weights_hash=run.summary["weights_hash"],
-        classes=task.classes,
-        image_shape=task.shape,  # type: ignore[arg-type]
+        classes=spec.classes,
+        image_shape=spec.shape,  # type: ignore[arg-type]
         experts=chosen,
         gated="gate" in run.vectors,
         gate_scores=tuple(scores.double().mean(dim=0).clamp(0, 1).tolist()),
         read_out=read_out,  # type: ignore[arg-type]
         prior=prior,  # type: ignore[arg-type]
-        label_prior=(1 / len(task.classes),) * len(task.classes),
+        label_prior=(1 / len(spec.classes),) * len(spec.classes),
         images=len(scores),
         trainable=c.moe.trainable,
         embedding=c.common_expert.embedding,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.datasets import Dataset, no_images
+from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import Architecture
@@ -55,7 +55,7 @@ class TrainedRun:
         summary: ``summary.json``.
         vectors: the newest checkpoint's: ``expert.0`` .., ``gate`` if the method has one, float32.
         common: its common expert.
-        task: classes and shape of the images, without images.
+        spec: classes and shape of the images.
         serving: how a client that never trained is served.
     """
 
@@ -64,7 +64,7 @@ class TrainedRun:
     summary: dict[str, Any]
     vectors: dict[str, Tensor]
     common: CommonExpert
-    task: Dataset
+    spec: Spec
     serving: Serving
 
     @property
@@ -83,8 +83,8 @@ def open_run(folder: StrPath) -> TrainedRun:
     try:
         config = Config.from_flat(json.loads((folder / "config.json").read_text()))
         summary = json.loads((folder / "summary.json").read_text())
-        images = no_images(tuple(summary["image_shape"]))
-        task = Dataset(summary["dataset"], images, images, tuple(summary["classes"]), (), ())
+        channels, height, width = map(int, summary["image_shape"])
+        spec = Spec((channels, height, width), tuple(summary["classes"]))
     except FileNotFoundError as error:
         raise FedjetsError(f"{error.filename} is missing: {folder} is no finished run; end it with --resume") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -92,12 +92,12 @@ def open_run(folder: StrPath) -> TrainedRun:
     if not (folder / COMMON_EXPERT).is_file():
         raise FedjetsError(f"{folder}: no models in it; those of a deployed run are in its folder on the server")
     common, vectors = load_common_expert(folder / COMMON_EXPERT), newest_vectors(folder / "checkpoints")
-    serving = _serving(summary, config, common, task, len(expert_ids(vectors)), folder)
-    return TrainedRun(folder, config, summary, vectors, common, task, serving)
+    serving = _serving(summary, config, common, spec, len(expert_ids(vectors)), folder)
+    return TrainedRun(folder, config, summary, vectors, common, spec, serving)
 
 
 def _serving(
-    summary: dict[str, Any], config: Config, common: CommonExpert, task: Dataset, experts: int, folder: Path
+    summary: dict[str, Any], config: Config, common: CommonExpert, spec: Spec, experts: int, folder: Path
 ) -> Serving:
     try:
         if summary.get("serving", "") is None:
@@ -114,5 +114,5 @@ def _serving(
     except (ValidationError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise FedjetsError(f"{folder / 'summary.json'}: damaged, or of another version ({reason})") from None
-    architecture = expert_architecture(config, common, task, init or config.moe.init)
+    architecture = expert_architecture(config, common, spec, init or config.moe.init)
     return Serving(read_out=read_out, routed=routed, architectures=(architecture,) * experts)

@@ -192,7 +192,7 @@ def plainly_trained(runtime: Runtime, client: int, member: int, start: Tensor) -
     order = batches(len(local), 8, 2, torch_generator(c.run.seed, "batches", ROUND, client, member))
     model.module.train()
     for rows in order:
-        loss = F.cross_entropy(model.module(inputs(rows)), local.labels[rows])
+        loss = F.cross_entropy(model.module(inputs(rows)), local.targets[rows])
         for weight, gradient in zip(model.parameters, torch.autograd.grad(loss, model.parameters), strict=True):
             weight.data -= 0.3 * gradient
     return model.vector

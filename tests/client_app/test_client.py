@@ -9,12 +9,12 @@ from client_app.algorithms import fedjets
 from client_app.client import ClientContext, Work
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.metrics import READINGS
+from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.messages import Job, Number
 
 
@@ -24,7 +24,7 @@ def make_runtime(tmp_path: Path, **changes: Scalar) -> Runtime:
     config = Config.from_flat(flat | {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()})
     architecture = Architecture("resnet8", 4, "batch", "cifar", 1, 10)
     common = CommonExpert(freeze(build(architecture, 3)), architecture, (0.3,), (0.4,), "digits", 0.5)
-    return Runtime(config, common, [expert_architecture(config, common, open_dataset(config), config.moe.init)])
+    return Runtime(config, common, [expert_architecture(config, common, open_task(config).spec, config.moe.init)])
 
 
 def start(runtime: Runtime, *experts: int) -> dict[str, torch.Tensor]:

@@ -55,11 +55,12 @@ def test_a_fine_tuned_model_is_the_global_one_trained_on_its_own_samples(tmp_pat
     context = asked(runtime)
     own = finetune.adapt(context, start).predict(context)
     model = context.expert(0, start["expert.0"])
-    before = mean_loss(model, context.plain_inputs(), context.data.labels)
+    before = mean_loss(model, context.plain_inputs(), context.data.targets, context.task.total_loss)
     stopped = fit_own(context, model)
-    assert mean_loss(model, context.plain_inputs(), context.data.labels) < before - 0.1
+    assert mean_loss(model, context.plain_inputs(), context.data.targets, context.task.total_loss) < before - 0.1
     val = context.on("val")
-    assert mean_loss(model, val.plain_inputs(), val.data.labels) == pytest.approx(min(stopped.losses))
+    after = mean_loss(model, val.plain_inputs(), val.data.targets, context.task.total_loss)
+    assert after == pytest.approx(min(stopped.losses))
     with torch.inference_mode():
         wanted = model.module.eval()(context.plain_inputs()(torch.arange(len(context.data)))).softmax(1)
     torch.testing.assert_close(own, wanted)

@@ -151,13 +151,13 @@ def test_experts_that_start_from_the_common_expert(tmp_path: Path, trainable: st
 def test_random_experts_differ_and_take_their_own_architecture(tmp_path: Path) -> None:
     dataset, common = load_dataset("digits", tmp_path, False), common_expert()
     config = Config.from_flat({"model.name": "resnet8", "model.width": 4})
-    own = expert_architecture(config, common, dataset, "random")
+    own = expert_architecture(config, common, dataset.spec, "random")
     experts = [build_expert(config, common, own, m, "random") for m in (0, 1)]
     states = [torch.cat([p.flatten() for p in expert.parameters()]) for expert in experts]
     assert not torch.equal(*states)
     assert "layer3" in dict(experts[0].named_children())
     heads = config.model_copy(update={"moe": Config.from_flat({"moe.trainable": "head"}).moe})
-    tail = build_expert(heads, common, expert_architecture(heads, common, dataset, "random"), 0, "random")
+    tail = build_expert(heads, common, expert_architecture(heads, common, dataset.spec, "random"), 0, "random")
     assert [tuple(p.shape) for p in tail.parameters()] == [(10, 8), (10,)]
 
 

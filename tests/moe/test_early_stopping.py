@@ -1,6 +1,7 @@
 """Early stopping: when it looks, when it stops, and that the lowest loss is what stays."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -119,7 +120,8 @@ def test_the_mean_loss_is_over_samples_and_in_eval_mode() -> None:
     x, y = torch.randn(7, 3), torch.randint(2, (7,))
     with torch.no_grad():
         wanted = float(F.cross_entropy(model.module[0](x), y))  # type: ignore[index]
-    assert mean_loss(model, lambda rows: x[rows], y, batch_size=3) == pytest.approx(wanted, abs=1e-6)
+    total = partial(F.cross_entropy, reduction="sum")
+    assert mean_loss(model, lambda rows: x[rows], y, total, batch_size=3) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_defaults_are_those_of_the_published_code_but_for_rate_and_length() -> None:

@@ -19,11 +19,12 @@ import strategies
 from client_app.client import ClientContext
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.clients import open_client, open_dataset
+from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.models.expert import expert_architecture
+from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.messages import Job, Reply
 from server_app.preparation import Prepared
 from server_app.rounds import Rounds
@@ -56,7 +57,7 @@ def common_expert() -> CommonExpert:
 def tiny_runtime(folder: Path, **changes: Scalar) -> Runtime:
     """Return a process that serves the clients."""
     config = tiny(run__cache_dir=str(folder), **changes)
-    architecture = expert_architecture(config, common_expert(), open_dataset(config), config.moe.init)
+    architecture = expert_architecture(config, common_expert(), open_task(config).spec, config.moe.init)
     return Runtime(config, common_expert(), [architecture])
 
 
@@ -204,7 +205,7 @@ class TinyMethod:
 def tiny_method(name: str, replies: Sequence[Reply] = (), **changes: Scalar) -> TinyMethod:
     """Return a method before its first round, with its initial state, whose clients gave ``replies``."""
     config = tiny(strategy__name=name, **changes)
-    made = strategies.strategy(name)(config, common_expert(), open_dataset(config))
+    made = strategies.strategy(name)(config, common_expert(), open_task(config))
     made.vectors = made.state()
     made.anchors = tuple(range(config.num_anchors))
     clients = range(config.partition.clients + config.partition.unseen_clients)

@@ -1,0 +1,80 @@
+"""The contract of a task: all that the paper, the federation and the wire need to know of the samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedjets_flwr.data.datasets import Spec
+from fedjets_flwr.models.common_expert import CommonExpert
+
+Inputs = Callable[[Tensor], Tensor]
+"""Sample indices -> the models' input batch (augmented images, or cached trunk features)."""
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
+"""Outputs and targets of a batch -> a scalar."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one client holds, on the CPU.
+
+    Attributes:
+        client: its id.
+        stored: n samples as they lie here, (n, ...), before any preprocessing: what an embedding is a function of.
+        targets: (n, ...).
+        labelled: whether the targets are known.
+        training: false for an unseen client, whose targets, if known, only score.
+    """
+
+    client: int
+    stored: Tensor
+    targets: Tensor
+    labelled: bool
+    training: bool
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class Task(Protocol):
+    """What a sample is and what a model's output says of it."""
+
+    @property
+    def spec(self) -> Spec:
+        """Shape of a sample and names of the classes."""
+
+    @property
+    def simulates(self) -> bool:
+        """Whether the samples of all clients lie here, as in a simulation."""
+
+    @property
+    def has_global(self) -> bool:
+        """Whether test samples that all clients share lie here."""
+
+    def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
+        """Return what a client holds.
+
+        Args:
+            client: its id.
+            folder: of a deployed site's own samples.
+            part: of a training client's, ``train``, ``val``, ``test`` or ``all``; ``global``: those that all share.
+
+        Raises:
+            FedjetsError: there are none, or a training client's have no targets.
+        """
+
+    def inputs(self, stored: Tensor, common: CommonExpert, generator: torch.Generator | None = None) -> Inputs:
+        """Return how to get the input batch of whole models; a generator turns training augmentation on."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return the mean loss of a batch, a scalar; ``offset`` is added to the logits of each class, (C,)."""
+
+    def total_loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return the sum of the samples' losses, a scalar."""
+
+    def count_right(self, probs: Tensor, targets: Tensor) -> list[int]:
+        """Return how many predictions are right, and of how many."""

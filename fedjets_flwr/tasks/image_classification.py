@@ -1,0 +1,60 @@
+"""Images of one class each: crops and flips, cross entropy, right answers."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.clients import open_client, open_dataset, open_global
+from fedjets_flwr.data.datasets import Dataset, Spec
+from fedjets_flwr.data.transforms import AUGMENTATIONS
+from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.tasks.base import Inputs, Samples
+
+
+class ImageClassification:
+    """The images of ``data.*``, as ``partition.*`` deals them to clients, or a site's own."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.dataset: Dataset = open_dataset(config)
+
+    @property
+    def spec(self) -> Spec:
+        """Shape of an image and names of the classes."""
+        return self.dataset.spec
+
+    @property
+    def simulates(self) -> bool:
+        """Whether the images of all clients lie here."""
+        return len(self.dataset.train) > 0
+
+    @property
+    def has_global(self) -> bool:
+        """Whether test images that all clients share lie here."""
+        return len(self.dataset.test) > 0
+
+    def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
+        """Return a client's images, uint8 (n, c, h, w), and labels, (n,) int64."""
+        data = open_global(self.config) if part == "global" else open_client(self.config, client, folder, part)
+        return Samples(data.client, data.images.pixels, data.images.labels, data.images.labelled, data.training)
+
+    def inputs(self, stored: Tensor, common: CommonExpert, generator: torch.Generator | None = None) -> Inputs:
+        """Return how to get normalised images, float32 (b, c, h, w), cropped and flipped as ``data.augment`` says."""
+        augment = AUGMENTATIONS[self.config.data.augment if generator is not None else "none"]
+        draw = generator if generator is not None else torch.Generator()
+        return lambda rows: common.normalise(augment(stored[rows], draw))
+
+    def loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return the mean cross entropy of logits (b, C) and labels (b,)."""
+        return F.cross_entropy(outputs + offset, targets)
+
+    def total_loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return the sum of the cross entropies."""
+        return F.cross_entropy(outputs + offset, targets, reduction="sum")
+
+    def count_right(self, probs: Tensor, targets: Tensor) -> list[int]:
+        """Return right answers and samples."""
+        return [int((probs.argmax(1) == targets).sum()), len(targets)]
