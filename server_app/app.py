@@ -29,6 +29,7 @@ from fedjets_flwr.runs.tensorboard import TensorBoard
 from fedjets_flwr.runs.tracking import Tracker, publish
 from fedjets_flwr.runs.trained_run import Serving
 from fedjets_flwr.tasks import open_task
+from fedjets_flwr.wire.binding import PINS, Binding, read_roster
 from fedjets_flwr.wire.exchange import Exchange
 from server_app.preparation import prepare_all
 from server_app.rounds import Rounds
@@ -60,6 +61,7 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = strategy(config.strategy.name)
     wanted.validate(config)
+    roster = read_roster(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     task = open_task(config)
@@ -73,7 +75,9 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     callbacks = [tracker, checkpoints, *own, *installed_callbacks(config)]
     found = newest_checkpoint(config, tracker, checkpoints)
-    exchange = Exchange(grid, config, common, request_facts(method) | private_facts(method, found, checkpoints))
+    binding = Binding(roster, config.run_dir / PINS, resume=config.run.resume)
+    told = request_facts(method) | private_facts(method, found, checkpoints)
+    exchange = Exchange(grid, config, common, told, binding)
     try:
         rounds, first = begin(method, exchange, tracker, checkpoints, callbacks, found)
         rounds.summary()

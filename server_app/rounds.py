@@ -28,6 +28,7 @@ from fedjets_flwr.federation.reply_checks import read_experts, stop_if_too_many_
 from fedjets_flwr.moe.metrics import ClientResult, summarise
 from fedjets_flwr.names import expert_ids
 from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from server_app.evaluation import inspect, read_result, score_participants
@@ -52,6 +53,7 @@ class Rounds(FlowerStrategy):
         participants: clients that train and are scored on a test part of their own.
         cohort: of the current round.
         failures: of the current round, reasons by client id.
+        resting: clients that the current round does not ask, since they were late before.
         seconds: of the run's parts so far.
     """
 
@@ -68,6 +70,9 @@ class Rounds(FlowerStrategy):
         self.participants = draw_participants(self.config) if self.config.partition.test_share > 0 else []
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
+        self.resting: list[int] = []
+        self._late: Backoff[int] = Backoff()
+        self._node_seconds = min(self.config.limits.node_seconds, self.config.limits.exchange_seconds)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.results: dict[int, ClientResult] = {}
         self._pending: PendingExchange
@@ -84,10 +89,12 @@ class Rounds(FlowerStrategy):
     ) -> list[Message]:
         """Return the train messages of a round; asks the cohort's clients for their experts before."""
         strategy = self.strategy
-        self.cohort = strategy.cohort(server_round)
-        self.exchange.nodes.refresh(self.config.limits.exchange_seconds)
-        if late := [client for client in self.cohort.clients if client not in strategy.num_samples]:
-            strategy.num_samples |= prepare(self.exchange, self.config, late).num_samples
+        drawn = strategy.cohort(server_round)
+        self.resting = [client for client in drawn.clients if self._late.resting(client, server_round)]
+        self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
+        self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
+        if unknown := [client for client in self.cohort.clients if client not in strategy.num_samples]:
+            strategy.num_samples |= prepare(self.exchange, self.config, unknown).num_samples
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
         self.failures |= dict.fromkeys(sorted(lost), "could not be prepared")
@@ -108,6 +115,7 @@ class Rounds(FlowerStrategy):
             FedjetsError: too many clients failed; the state is as before.
         """
         self._metrics = self.merge(server_round, self._usable(self._pending.read(replies)))
+        self._note_late(server_round, self._pending)
         return None, MetricRecord(dict(self._metrics))
 
     def configure_evaluate(
@@ -200,6 +208,11 @@ class Rounds(FlowerStrategy):
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
         record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
         record["failures"] = {str(client): reason for client, reason in self.failures.items()}
+        if self.resting:
+            record["resting"] = self.resting
+        if refused := self.exchange.nodes.refused:
+            record["refused_nodes"] = dict(refused)
+            refused.clear()
         return record
 
     def _evaluate(
@@ -259,7 +272,21 @@ class Rounds(FlowerStrategy):
                 except BadReply as error:
                     pending.reject(reply.client, str(error))
         self.failures |= pending.failures
+        self._note_late(server_round, pending)
         return routes
+
+    def _note_late(self, server_round: int, pending: PendingExchange) -> None:
+        """Ask clients that did not answer in time less often."""
+        for client in pending.jobs:
+            if client in pending.late:
+                self._late.silent(client, server_round)
+            elif client not in pending.failures:
+                self._late.answered(client)
+
+    def _asked_in(self, server_round: int) -> list[int]:
+        """Return the clients that a round asks, unseen ones where it evaluates."""
+        evaluates = self.strategy.serves_unseen and server_round % self.config.run.evaluate_every == 0
+        return [*self.cohort.clients, *([*self.unseen, *self.unlabelled] if evaluates else [])]
 
     def merge(self, server_round: int, replies: Iterable[Reply]) -> dict[str, float]:
         """Make the next state of usable replies.

@@ -89,15 +89,16 @@ def credentials(
     host: Annotated[list[str] | None, typer.Option(help="name or address of the SuperLink; repeatable")] = None,
     sites: Annotated[int, typer.Option(help="key pairs of sites to make")] = 0,
     first: Annotated[int, typer.Option(help="client id of the first of them")] = 0,
+    unseen: Annotated[int, typer.Option(min=0, help="how many of them, the last ones, never train")] = 0,
     days: Annotated[int, typer.Option(min=1, help="how long the certificates are valid")] = 825,
 ) -> None:
-    """Make a certificate authority and the SuperLink's certificate (--host), and keys of sites (--sites)."""
+    """Make a certificate authority and the SuperLink's certificate (--host), keys and a roster of sites (--sites)."""
     from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
 
     if not host and sites < 1:
         raise FedjetsError("give --host NAME for the SuperLink's certificate, --sites N for keys of sites, or both")
     made = make_server_credentials(output, host, days) if host else []
-    made += make_site_keys(output, range(first, first + sites))
+    made += make_site_keys(output, range(first, first + sites), unseen) if sites > 0 else []
     for path in made:
         console.print(str(path), soft_wrap=True)
 

@@ -208,12 +208,24 @@ class Attack(Section):
 class Limits(Section):
     exchange_seconds: float = Field(3600, gt=0, description="deadline of one exchange with the clients")
     node_seconds: float = Field(120, gt=0, description="how long to wait for SuperNodes at the start")
+    enough_share: float = Field(
+        1.0, gt=0, le=1, description="share of an exchange's SuperNodes whose good answers are enough; 1: wait for all"
+    )
+    grace_seconds: float = Field(30, ge=0, description="how long the others are then waited for, before all goes on")
     lock_seconds: float = Field(30, ge=0, description="how long to wait for a killed run to let go of the run folder")
     min_replies: int = Field(1, ge=1, description="good answers below which a round leaves all weights as they were")
     min_replies_per_expert: int = Field(1, ge=1, description="the same for each vector by itself")
     max_update_norm: float = Field(0.0, ge=0, description="updates of a larger norm are refused; 0: no bound")
     max_samples: int = Field(10_000_000, ge=1, description="samples of a client above which it is refused")
     max_failure_share: float = Field(0.5, ge=0, le=1, description="a run stops when more of a round's clients failed")
+
+
+class Nodes(Section):
+    roster: str = Field(
+        "",
+        description="file on the server's machine that binds each site's public key to its client id, from"
+        " fedjets credentials; empty: the key that first claims a client keeps it for the run and its resumes",
+    )
 
 
 class Transport(Section):
@@ -270,6 +282,7 @@ class Config(Section):
     privacy: Privacy = Privacy()
     attack: Attack = Attack()
     limits: Limits = Limits()
+    nodes: Nodes = Nodes()
     transport: Transport = Transport()
     personalize: Personalize = Personalize()
     participants: Participants = Participants()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
+from fedjets_flwr.launch.credentials import ROSTER, make_server_credentials, make_site_keys
 from fedjets_flwr.launch.daemons import (
     flower_environment,
     free_ports,
@@ -54,7 +54,8 @@ class Deployment(SuperLink):
         for name in ("flwr", "keys", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         make_server_credentials(self.folder / "keys", ["127.0.0.1"], days=30)
-        make_site_keys(self.folder / "keys", list(self.sites))
+        never_train = sum(site.get("role") == "unseen" for site in self.sites.values())
+        make_site_keys(self.folder / "keys", list(self.sites), never_train)
         (self.folder / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "127.0.0.1:{self.port}"\n'
             f"root-certificates = {json.dumps(str(self.keys / 'ca.crt'))}\n"
@@ -76,6 +77,11 @@ class Deployment(SuperLink):
     def keys(self) -> Path:
         """Folder of keys and certificates."""
         return self.folder / "keys"
+
+    @property
+    def roster(self) -> Path:
+        """File that binds the sites' keys to their client ids (``nodes.roster``)."""
+        return self.keys / ROSTER
 
     def log(self, name: str = "superlink") -> Path:
         """Return the log of a daemon: the SuperLink, or a SuperNode with its ClientApps."""

@@ -35,7 +35,8 @@ def rehearse(config: Config, console: Console) -> dict[str, Any]:
             try:
                 deployment.wait_for_sites()
                 console.print(f"{len(sites)} SuperNodes on 127.0.0.1:{deployment.port}, TLS, registered keys")
-                return follow_to_the_end(deployment.submit(deployed, folder), deployed, console)
+                bound = Config.from_flat(deployed.flat() | {"nodes.roster": str(deployment.roster)})
+                return follow_to_the_end(deployment.submit(bound, folder), bound, console)
             finally:
                 keep_logs(deployment, folder)
 

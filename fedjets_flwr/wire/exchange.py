@@ -1,6 +1,7 @@
 """The server's side of an exchange: requests, each vector encoded once, and replies in client order."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.wire.binding import Binding
 from fedjets_flwr.wire.messages import BadReply, Job, Reply, decode_reply, encode_request
 from fedjets_flwr.wire.nodes import Host, Nodes, last_line, stream
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Shared, SharedFolder, Transport, byte_array
@@ -61,6 +63,7 @@ class PendingExchange:
         messages: one for each node that has a job, the longest jobs handed out first.
         jobs: what was asked, by client id.
         failures: why a client's reply does not count, by client id; complete once the replies were read to their end.
+        late: those of them that did not answer in time.
     """
 
     exchange: "Exchange"
@@ -68,6 +71,7 @@ class PendingExchange:
     messages: list[Message] = field(default_factory=list)
     jobs: dict[int, Job] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    late: list[int] = field(default_factory=list)
     shares: list[tuple[Message, tuple[Job, ...]]] = field(default_factory=list)
     transports: dict[int, Transport] = field(default_factory=dict)
 
@@ -107,7 +111,8 @@ class PendingExchange:
                 position += 1
         for client in order[position:]:
             if client not in arrived and client not in self.failures:
-                self.fail(client, f"no reply within limits.exchange-seconds = {self.exchange.deadline:g}")
+                self.late.append(client)
+                self.fail(client, self.exchange.why_late)
             yield from self._decode(self.jobs[client], arrived.pop(client, None))
         self.exchange.reusable = not self.failures
 
@@ -150,22 +155,25 @@ class Exchange:
         coding_seconds: spent on encoding and decoding.
         moved: bytes that all exchanges so far physically moved, the ones that no result counts too.
         deadline: seconds of one exchange.
+        why_late: what to say of who did not answer in the last one.
         reusable: nobody reads the last exchange's shared memory any more, and it may be written over.
     """
 
-    def __init__(self, grid: Grid, config: Config, common: CommonExpert, facts: Mapping[str, str]) -> None:
+    def __init__(
+        self, grid: Grid, config: Config, common: CommonExpert, facts: Mapping[str, str], binding: Binding | None = None
+    ) -> None:
         self.config, self.common = config, common
         self.facts = {"common-expert": common.digest, **facts}
         self.traffic = Traffic()
         self.coding_seconds = 0.0
         self.moved = 0
         self.held = VectorLedger()
-        self.deadline, self.reusable = config.limits.exchange_seconds, False
+        self.deadline, self.reusable, self.why_late = config.limits.exchange_seconds, False, ""
         self._grid = grid
         self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
         told = {"common-expert": common.digest, "shared-folder": folder, "private": facts.get("private", "")}
-        self.nodes = Nodes(grid, told)
+        self.nodes = Nodes(grid, told, binding)
 
     def wait_for_nodes(self, clients: Iterable[int]) -> None:
         """Return when the nodes host ``clients``, or enough of them (see :meth:`Nodes.wait_for`)."""
@@ -210,7 +218,7 @@ class Exchange:
                     self._move(len(self.common.as_bytes))
                     self.nodes.got_common_expert(node)
                 self._move(sum(len(array.data) for array in arrays.values()))
-                message = Message(content, node, kind)
+                message = Message(content, node, kind, ttl=self.deadline)  # nobody starts on what is given up
                 pending.messages.append(message)
                 pending.shares.append((message, share))
                 pending.transports |= {job.client: transport for job in share}
@@ -269,8 +277,25 @@ class Exchange:
         return encode
 
     def stream(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """Send, and yield replies as they arrive, until all are there or the deadline has passed."""
-        return stream(self._grid, messages, self.deadline)
+        """Send, and yield replies as they arrive, until all are there, the deadline has passed, or enough are there.
+
+        Enough is ``limits.enough-share`` of the nodes, and ``limits.grace-seconds`` for the others after that.
+        """
+        limits = self.config.limits
+        wanted, good, since = math.ceil(limits.enough_share * len(messages)), 0, math.inf
+        self.why_late = f"no reply within limits.exchange-seconds = {self.deadline:g}"
+
+        def settled() -> bool:
+            if not time.monotonic() > since + limits.grace_seconds:
+                return False
+            self.why_late = f"no reply limits.grace-seconds = {limits.grace_seconds:g} after {good} others"
+            return True
+
+        for reply in stream(self._grid, messages, self.deadline, settled):
+            good += not reply.has_error()
+            if good == wanted:
+                since = min(since, time.monotonic())
+            yield reply
 
     def count_up(self, reply: Reply, transport: Transport) -> None:
         """Count what a reply cost."""

@@ -3,8 +3,7 @@
 import logging
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -12,6 +11,8 @@ from flwr.serverapp import Grid
 
 from fedjets_flwr.config.schema import Limits
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.wire.backoff import Backoff
+from fedjets_flwr.wire.binding import Binding, key_of
 from fedjets_flwr.wire.messages import BadReply, Job
 
 log = logging.getLogger("flwr")
@@ -42,66 +43,104 @@ class Nodes:
         hosts: what each hosts.
         facts: what every describe request carries: the common expert's digest, the folder in shared memory, and what
             names the clients' private state.
+        binding: which key speaks for which client.
+        refused: why nodes are not used, by the fingerprint of their keys; whoever reads it clears it.
     """
 
-    def __init__(self, grid: Grid, facts: dict[str, str]) -> None:
-        self.grid, self.facts = grid, facts
+    def __init__(self, grid: Grid, facts: dict[str, str], binding: Binding | None = None) -> None:
+        self.grid, self.facts, self.binding = grid, facts, binding or Binding()
         self.hosts: dict[int, Host] = {}
+        self.refused: dict[str, str] = {}
+        self._asked: dict[str, int] = {}  # describe requests without an answer yet: message id -> node
+        self._mute: Backoff[int] = Backoff()
+        self._turn = 0
 
     def wait_for(self, clients: Iterable[int], limits: Limits) -> None:
         """Return when the nodes host ``clients``, or, after ``limits.node-seconds``, enough of them.
 
         Raises:
-            FedjetsError: too few came, or two nodes claim one client.
+            FedjetsError: too few came.
         """
         wanted, start = set(clients), time.monotonic()
         while True:
             known = len(self.hosts)
-            self.refresh(min(limits.node_seconds, limits.exchange_seconds))
-            missing = wanted - {client for host in self.hosts.values() for client in host.clients}
+            self.refresh(wanted, min(limits.node_seconds, limits.exchange_seconds))
+            missing = self.missing(wanted)
             # A simulation registers its nodes while this runs: go on once no new one appears.
-            if any(host.any_client for host in self.hosts.values()):
-                missing = set()
             if not missing and known == len(self.hosts):
-                break
+                return
             if time.monotonic() - start > limits.node_seconds:
                 if len(missing) > limits.max_failure_share * len(wanted):
+                    why = "".join(f"; one was refused: {reason}" for reason in list(self.refused.values())[:1])
                     raise FedjetsError(
                         f"limits.node-seconds = {limits.node_seconds:g}: no SuperNode hosts client {min(missing)}"
-                        f" ({len(missing)} of {len(wanted)} clients missing); start it, or raise the setting"
+                        f" ({len(missing)} of {len(wanted)} clients missing); start it, or raise the setting{why}"
                     )
                 log.warning("%d of %d clients have no SuperNode yet", len(missing), len(wanted))
-                break
+                return
             time.sleep(SETTLE_SECONDS)
-        owners = Counter(client for host in self.hosts.values() for client in host.clients)
-        for client, count in owners.items():
-            if client not in wanted:
-                raise FedjetsError(
-                    f"client-id={client}: not a client of this run (0 to {max(wanted)}); mend --node-config"
-                )
-            if count > 1:
-                raise FedjetsError(f"client-id={client}: {count} SuperNodes claim it; give each its own --node-config")
 
-    def refresh(self, seconds: float) -> None:
-        """Ask the nodes that are new what they host, and forget the ones that left."""
-        present = set(self.grid.get_node_ids())
+    def missing(self, clients: Iterable[int]) -> set[int]:
+        """Return the clients that no node hosts."""
+        if any(host.any_client for host in self.hosts.values()):
+            return set()
+        return set(clients) - {client for host in self.hosts.values() for client in host.clients}
+
+    def refresh(self, wanted: Iterable[int], seconds: float) -> None:
+        """Ask the nodes that are new what they host, forget the ones that left, and take the answers that are there.
+
+        It waits for answers where a client of ``wanted`` has no node, ``seconds`` at most, and the less often for a
+        node the longer that has been mute.
+        """
+        self._turn += 1
+        present = {node.node_id: key_of(node) for node in self.grid.get_nodes()}
         self.hosts = {node: host for node, host in self.hosts.items() if node in present}
-        new = sorted(present - self.hosts.keys())
-        messages = [Message(RecordDict({"request": ConfigRecord({**self.facts})}), n, "query.describe") for n in new]
-        for reply in stream(self.grid, messages, seconds):
-            try:
-                if reply.has_error():
-                    raise BadReply(last_line(reply.error.reason))
-                host = read_host(reply.content)
-            except BadReply as error:
-                log.warning("a SuperNode did not describe itself: %s", error)
-                continue
-            # A node that restarted under a new id takes its clients over from the old one.
-            for node, other in list(self.hosts.items()):
-                if node not in new and (taken := other.clients & host.clients):
-                    log.warning("another SuperNode now hosts %s", sorted(taken))
-                    self.hosts[node] = replace(other, clients=other.clients - host.clients)
-            self.hosts[reply.metadata.src_node_id] = host
+        self._asked = {name: node for name, node in self._asked.items() if node in present}
+        known = {*self.hosts, *self._asked.values()}
+        self._ask([node for node in sorted(present) if node not in known and self._awake(node)], seconds)
+
+        def settled() -> bool:
+            simulated = any(host.any_client for host in self.hosts.values())  # each node more is a process more
+            return not (simulated or self.missing(wanted)) or not any(map(self._awake, self._asked.values()))
+
+        for reply in replies_to(self.grid, self._asked, seconds, settled):
+            node = self._asked.pop(reply.metadata.reply_to_message_id)
+            self._describe(node, present[node], reply)
+        if not settled():
+            for node in filter(self._awake, list(self._asked.values())):
+                self._refuse(node, present[node], f"it did not say within {seconds:g} s what it hosts")
+
+    def _awake(self, node: int) -> bool:
+        return not self._mute.resting(node, self._turn)
+
+    def _ask(self, nodes: Sequence[int], seconds: float) -> None:
+        """Ask nodes what they host."""
+        request = RecordDict({"request": ConfigRecord({**self.facts})})
+        names = self.grid.push_messages([Message(request, n, "query.describe", ttl=seconds) for n in nodes])
+        self._asked |= {name: node for name, node in zip(names, nodes, strict=True) if name}
+
+    def _describe(self, node: int, key: str, reply: Message) -> None:
+        """Note what a node hosts, or why it is not used."""
+        try:
+            if reply.has_error():
+                raise BadReply(last_line(reply.error.reason))
+            host = read_host(reply.content)
+            if why := self.binding.refusal(key, host.clients):
+                raise BadReply(why)
+        except BadReply as error:
+            self._refuse(node, key, str(error))
+            return
+        self._mute.answered(node)
+        # A site that restarted under a new id, but with its key, takes its client over from the old one.
+        for other, old in self.hosts.items():
+            self.hosts[other] = replace(old, clients=old.clients - host.clients)
+        self.hosts[node] = host
+
+    def _refuse(self, node: int, key: str, reason: str) -> None:
+        """Note why a node is not used; it is asked again later, and less and less often."""
+        log.warning("a SuperNode is not used: %s (its key: %s)", reason, key)
+        self.refused[key] = reason
+        self._mute.silent(node, self._turn)
 
     def hand_out(self, jobs: Sequence[Job]) -> tuple[dict[int, tuple[Job, ...]], list[int]]:
         """Return the jobs of each node, the longest handed out first, and the clients that no node hosts."""
@@ -148,21 +187,36 @@ def read_host(content: RecordDict) -> Host:
     return Host(bool(any_client), frozenset(clients), has_common, token, sees_private)  # type: ignore[arg-type]
 
 
-def stream(grid: Grid, messages: Sequence[Message], seconds: float) -> Iterator[Message]:
-    """Send, and yield replies as they arrive, until all are there or ``seconds`` have passed."""
+def stream(
+    grid: Grid, messages: Sequence[Message], seconds: float, settled: Callable[[], bool] = lambda: False
+) -> Iterator[Message]:
+    """Send, and yield replies as they arrive, until all are there, ``seconds`` have passed, or the rest can go."""
     if not messages:
         return
-    start = time.monotonic()
     # Flower gives no id to a message that it could not store.
-    waiting = {name for name in grid.push_messages(messages) if name}
-    while waiting and time.monotonic() - start < seconds:
-        for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield reply
-        if waiting:
-            # Deployed, each look is an HTTP request: look less often the longer it takes.
-            least, most = POLL_SECONDS
-            time.sleep(min(most, max(least, POLL_SHARE * (time.monotonic() - start))))
+    waiting = dict.fromkeys(name for name in grid.push_messages(messages) if name)
+    for reply in replies_to(grid, waiting, seconds, settled):
+        waiting.pop(reply.metadata.reply_to_message_id)
+        yield reply
+
+
+def replies_to(
+    grid: Grid, waiting: Mapping[str, object], seconds: float, settled: Callable[[], bool]
+) -> Iterator[Message]:
+    """Yield replies to the messages of ``waiting``, from which whoever reads them takes those that came.
+
+    It ends when none is left, when ``seconds`` have passed, or, once it has looked, when the rest need not be waited
+    for.
+    """
+    start = time.monotonic()
+    while waiting:
+        yield from grid.pull_messages(set(waiting))
+        passed = time.monotonic() - start
+        if not waiting or settled() or passed > seconds:
+            return
+        # Deployed, each look is an HTTP request: look less often the longer it takes.
+        least, most = POLL_SECONDS
+        time.sleep(min(most, max(least, POLL_SHARE * passed)))
 
 
 def in_simulation() -> bool:

@@ -8,8 +8,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
+from fedjets_flwr.wire.binding import fingerprint, read_roster
 
 
 def mode(path: Path) -> int:
@@ -58,13 +60,28 @@ def test_another_name_and_another_authority_are_refused(tmp_path: Path) -> None:
 
 def test_site_keys_are_p384_in_openssh_format(tmp_path: Path) -> None:
     make_site_keys(tmp_path, range(3, 5))
-    assert {path.name for path in tmp_path.iterdir()} == {"site-3", "site-3.pub", "site-4", "site-4.pub"}
+    assert {path.name for path in tmp_path.iterdir()} == {"site-3", "site-3.pub", "site-4", "site-4.pub", "roster"}
     private = load_ssh_private_key((tmp_path / "site-3").read_bytes(), None)
     public = load_ssh_public_key((tmp_path / "site-3.pub").read_bytes())
     assert isinstance(private, ec.EllipticCurvePrivateKey)
     assert isinstance(private.curve, ec.SECP384R1)
     assert private.public_key() == public
     assert public != load_ssh_public_key((tmp_path / "site-4.pub").read_bytes())
+
+
+def test_the_roster_has_a_line_for_every_site_and_is_read_back(tmp_path: Path) -> None:
+    make_site_keys(tmp_path, range(2))
+    make_site_keys(tmp_path, range(2, 5), unseen=2)
+    lines = (tmp_path / "roster").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["0", "train"], ["1", "train"], ["2", "train"], ["3", "unseen"], ["4", "unseen"]
+    ]  # fmt: skip
+    three = {"partition.clients": 3, "partition.unseen-clients": 2, "partition.name": "quantity", "moe.experts": 2}
+    few = {"moe.top-k": 1, "cohort.anchors": 2, "cohort.normals": 1, "nodes.roster": str(tmp_path / "roster")}
+    found = read_roster(Config.from_flat(three | few))
+    assert found is not None
+    keys = {fingerprint((tmp_path / f"site-{client}.pub").read_bytes()): client for client in range(5)}
+    assert found == keys
 
 
 def test_private_keys_are_their_owners_alone(tmp_path: Path) -> None:

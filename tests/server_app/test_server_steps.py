@@ -355,7 +355,7 @@ def test_train_messages_carry_the_jobs_of_the_cohort(name: str) -> None:
     assert method.exchange.asked == [(f"train.{name}", 2, jobs)]
     corrections = {f"correction.{c}" for c in cohort.clients} if name == "scaffold" else set()
     assert method.exchange.sent.keys() == method.vectors.keys() | corrections
-    assert method.exchange.refreshed == [45.0]
+    assert method.exchange.refreshed == [(cohort.clients, 45.0)]
     assert method.exchange.served == [False]
 
 

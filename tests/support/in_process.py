@@ -30,7 +30,10 @@ NODE = 7
 class InProcessGrid(Grid):
     """One node that can run any client."""
 
+    simulated = True
+
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.context = Context(1, NODE, {"partition-id": 0}, RecordDict(), config.flat())
         self.replies: dict[str, Message] = {}
         self.sent = 0
@@ -44,11 +47,15 @@ class InProcessGrid(Grid):
             self.sent += 1
             name = str(self.sent)
             vars(message.metadata)["_message_id"] = name
-            reply = client_app(message, self.context)
+            reply = self.answer(message)
             vars(reply.metadata).update(_reply_to_message_id=name, _src_node_id=NODE)
             self.replies[name] = self.change(reply)
             ids.append(name)
         return ids
+
+    def answer(self, message: Message) -> Message:
+        """Return what a node answers."""
+        return client_app(message, self.context)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
@@ -61,7 +68,7 @@ class InProcessGrid(Grid):
         raise NotImplementedError
 
     run = property(lambda self: None)
-    create_message = get_nodes = send_and_receive = None  # type: ignore[assignment]
+    create_message = send_and_receive = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ def run_in_process(
 ) -> Finished:
     """Do a run of the given settings (``moe__top_k=2`` means ``moe.top-k = 2``)."""
     config = configure(folder, monkeypatch, **changes)
+    monkeypatch.setattr(ray, "is_initialized", lambda: grid.simulated)
     checkpoints = Checkpoints(config)
     return Finished(run(grid(config), config, checkpoints), checkpoints)
 

@@ -102,6 +102,8 @@ class CannedReplies:
     given: Sequence[Reply]
     failures: dict[int, str] = field(default_factory=dict)
     messages: tuple[str, ...] = ("the messages",)
+    jobs: Mapping[int, Job] = field(default_factory=dict)
+    late: Sequence[int] = ()
 
     def replies(self) -> list[Reply]:
         return list(self.given)
@@ -131,13 +133,13 @@ class CannedExchange:
     common: CommonExpert = field(default_factory=lambda: common_expert())
     asked: list[tuple[str, int, list[Job]]] = field(default_factory=list)
     sent: Mapping[str, Tensor] = field(default_factory=dict)
-    refreshed: list[float] = field(default_factory=list)
+    refreshed: list[tuple[list[int], float]] = field(default_factory=list)
     size_of: Any = None
     served: list[bool] = field(default_factory=list)
 
     @property
     def nodes(self) -> SimpleNamespace:
-        return SimpleNamespace(refresh=self.refreshed.append)
+        return SimpleNamespace(refresh=lambda clients, seconds: self.refreshed.append((clients, seconds)), refused={})
 
     def request(
         self,
