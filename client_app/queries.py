@@ -7,6 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from client_app.client import ClientContext, Update
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.privacy import randomise
 from fedjets_flwr.moe.gating import chosen_weights, entropy, top_k_experts
 from fedjets_flwr.moe.metrics import count_inspection, count_predictions, right_predictions
@@ -57,7 +59,10 @@ def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
 
 def expert_probabilities(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the class probabilities of the job's experts, (K, n, C), on the CPU."""
-    return predict(list(context.experts(vectors).values()), context.plain_inputs(), len(context.data))
+    probs = predict(list(context.experts(vectors).values()), context.plain_inputs(), len(context.data))
+    if not all_finite(probs):
+        raise FedjetsError(f"an expert among {list(context.job.experts)} answers with numbers that are not finite")
+    return probs
 
 
 def read_out_weights(context: ClientContext, vectors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

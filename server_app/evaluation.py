@@ -31,13 +31,16 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
         or bool((answered_right > answered).any())
     ):
         raise BadReply("answered, answered-right and classes do not add up")
+    right = reply.integers("right", len(READINGS), samples)
+    if right[READINGS.index("top-1/none")] != int(answered_right.sum()):
+        raise BadReply("right and answered-right do not add up")
     entropy = reply.number("gate-entropy")
     if not -1e-6 <= entropy <= 1 + 1e-6:
         raise BadReply("gate-entropy: expected a number from 0 to 1")
     return ClientResult(
         experts=experts,
         samples=samples,
-        right=reply.integers("right", len(READINGS), samples),
+        right=right,
         answered=answered,
         answered_right=answered_right,
         classes=held,

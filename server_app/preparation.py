@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.anchors import select_anchors
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.moe.metrics import PRIORS
 from fedjets_flwr.seeds import derive
+from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import BadReply, Job
 
@@ -80,6 +82,12 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     return prepared
 
 
+def most_samples(config: Config, client: int) -> int:
+    """Return how many samples a client can have; where the partition is known here, those of its part."""
+    most, known = config.limits.max_samples, open_task(config).simulates
+    return min(most, len(open_split(config).samples[client])) if known else most
+
+
 def prepare(
     exchange: Exchange,
     config: Config,
@@ -103,7 +111,7 @@ def prepare(
     pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
     for reply in pending.replies():
         try:
-            count = reply.count("num-examples", config.limits.max_samples)
+            count = reply.count("num-examples", most_samples(config, reply.client))
             if count == 0:
                 raise BadReply("num-examples = 0")
             computed = reply.count("computed", 1)

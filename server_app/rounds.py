@@ -21,10 +21,18 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.federation.aggregation import Aggregator, PooledMeans, RunningMeans, all_finite, make_aggregator
+from fedjets_flwr.federation.aggregation import (
+    Aggregator,
+    PooledMeans,
+    RunningMeans,
+    all_finite,
+    bounded_weights,
+    grew,
+    make_aggregator,
+)
 from fedjets_flwr.federation.cohort import Cohort, draw_participants
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
-from fedjets_flwr.federation.reply_checks import read_experts, stop_if_too_many_failed
+from fedjets_flwr.federation.reply_checks import bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.moe.metrics import ClientResult, summarise
 from fedjets_flwr.names import expert_ids
 from fedjets_flwr.runs.callback import Callback
@@ -63,7 +71,7 @@ class Rounds(FlowerStrategy):
         self.strategy, self.exchange, self.callbacks = strategy, exchange, list(callbacks)
         self.config = strategy.config
         self.ledger = Ledger(self.config.run_dir)
-        strategy.num_samples = dict(prepared.num_samples)
+        self.take(prepared)
         never_train = [client for client in prepared.num_samples if client >= self.config.partition.clients]
         self.unseen = [client for client in never_train if client in prepared.right]
         self.unlabelled = [client for client in never_train if client not in prepared.right]
@@ -77,10 +85,18 @@ class Rounds(FlowerStrategy):
         self.results: dict[int, ClientResult] = {}
         self._pending: PendingExchange
         self._metrics: dict[str, float] = {}
+        self._left: dict[str, str] = {}  # vectors that a round leaves as they were, and why
         self._evaluation: dict[str, object] = {}
         self._served: dict[int, tuple[str, ...]] = {}
         self._ahead: Routes = {}  # of the next cohort, asked along with the unseen clients: the gate is the same
         self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
+
+    def take(self, prepared: Prepared) -> None:
+        """Note what clients hold that were prepared, and how much it counts."""
+        strategy, training = self.strategy, self.config.partition.clients
+        strategy.num_samples |= prepared.num_samples
+        held = {client: count for client, count in strategy.num_samples.items() if client < training}
+        strategy.weights = bounded_weights(held, self.config.aggregation.max_weight)
 
     # Flower's hooks --------------------------------------------------------------------------------------------------
 
@@ -94,7 +110,7 @@ class Rounds(FlowerStrategy):
         self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
         if unknown := [client for client in self.cohort.clients if client not in strategy.num_samples]:
-            strategy.num_samples |= prepare(self.exchange, self.config, unknown).num_samples
+            self.take(prepare(self.exchange, self.config, unknown))
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
         self.failures |= dict.fromkeys(sorted(lost), "could not be prepared")
@@ -186,7 +202,7 @@ class Rounds(FlowerStrategy):
         """Do one round and return its record."""
         c, strategy, arrays, settings = self.config, self.strategy, ArrayRecord(), ConfigRecord()
         started, before = time.monotonic(), self.exchange.traffic.copy()
-        timed, self.failures = self.seconds.copy(), {}
+        timed, self.failures, self._left = self.seconds.copy(), {}, {}
         messages = self.configure_train(server_round, arrays, settings, grid)
         with self.clock("train"):
             self.aggregate_train(server_round, self.exchange.stream(messages))
@@ -208,6 +224,8 @@ class Rounds(FlowerStrategy):
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
         record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
         record["failures"] = {str(client): reason for client, reason in self.failures.items()}
+        if self._left:
+            record["left"] = self._left
         if self.resting:
             record["resting"] = self.resting
         if refused := self.exchange.nodes.refused:
@@ -297,16 +315,15 @@ class Rounds(FlowerStrategy):
             FedjetsError: too many clients failed; the state is as before.
         """
         strategy, aggregator = self.strategy, self.aggregator()
-        losses, samples_seen, answered, kept = 0.0, 0, 0, dict[str, Tensor]()
+        losses, weights, kept = list[float](), list[float](), dict[str, Tensor]()
         for reply in replies:
-            samples, loss = int(reply.number("num-examples")), reply.number("loss")
             with self.clock("aggregate"):
                 for name, vector in strategy.averaged(reply).items():
                     aggregator.add(name, vector, strategy.weight_of(name, reply))
                 kept |= strategy.kept(server_round, reply)
-            losses += samples * loss
-            samples_seen += samples
-            answered += 1
+            losses.append(reply.number("loss"))
+            weights.append(strategy.weights[reply.client])
+        answered = len(losses)
         stop_if_too_many_failed(server_round, self.cohort.clients, self.failures, self.config.limits)
         if answered >= self.config.limits.min_replies:
             if aggregator.counts and self.config.privacy.noise_multiplier > 0:
@@ -317,7 +334,7 @@ class Rounds(FlowerStrategy):
                 strategy.merge(averages, kept)
         elif self.cohort.clients:
             log.warning("round %d: %d replies, fewer than limits.min-replies; weights stay", server_round, answered)
-        return {"loss": losses / samples_seen if samples_seen else float("nan"), **aggregator.counts}
+        return {"loss": bounded_mean(losses, weights), **aggregator.counts}
 
     def aggregator(self) -> Aggregator:
         """Return what combines this round's vectors: private, robust, or the running mean."""
@@ -334,13 +351,19 @@ class Rounds(FlowerStrategy):
 
     def _averages(self, server_round: int, aggregator: Aggregator) -> dict[str, Tensor]:
         """Return the averages that may take the place of the state's vectors."""
-        quorum, found = self.config.limits.min_replies_per_expert, {}
+        limits, old, found = self.config.limits, self.strategy.vectors, {}
         for name, vector in aggregator.result().items():
             if not all_finite(vector):  # finite replies can still overflow together
-                log.warning("round %d: the mean of %s is not finite; it stays as it was", server_round, name)
-            elif aggregator.counts[name] >= quorum:
+                self._leave(server_round, name, "its mean is not finite")
+            elif grew(vector, old[name], limits.max_growth):  # no reply need be bad by itself
+                self._leave(server_round, name, f"its mean is over {limits.max_growth:g} times as long as it was")
+            elif aggregator.counts[name] >= limits.min_replies_per_expert:
                 found[name] = vector
         return found
+
+    def _leave(self, server_round: int, name: str, reason: str) -> None:
+        log.warning("round %d: %s stays as it was: %s", server_round, name, reason)
+        self._left[name] = reason
 
     def _usable(self, replies: Iterable[Reply]) -> Iterator[Reply]:
         for reply in replies:

@@ -45,6 +45,7 @@ class Strategy(ABC):
         score: what the method is judged by.
         vectors: the state, float32; the rounds set it at the start and on resume.
         num_samples: of each client that could be prepared, by client id.
+        weights: the same as they count in averages: no training client's is far above the others' median.
         anchors: client ids of the anchors; the m-th is bound to expert m.
     """
 
@@ -62,6 +63,7 @@ class Strategy(ABC):
         self.config, self.common, self.task = config, common, task
         self.vectors: dict[str, Tensor] = {}
         self.num_samples: dict[int, int] = {}
+        self.weights: dict[int, float] = {}
         self.anchors: tuple[int, ...] = ()
 
     # What there is ---------------------------------------------------------------------------------------------------
@@ -112,6 +114,12 @@ class Strategy(ABC):
         specs = expert_specs(self.architectures, self.config.moe.trainable)
         return {expert_name(m): spec for m, spec in enumerate(specs)}
 
+    @cached_property
+    def variances(self) -> Mapping[str, Tensor]:
+        """Positions of the running variances in each vector that has some."""
+        found = {name: spec.positions("running_var") for name, spec in self.specs.items()}
+        return {name: places for name, places in found.items() if len(places)}
+
     def spec_of(self, name: str) -> VectorSpec:
         """Return the layout of any vector that travels."""
         return self.specs[name]
@@ -136,7 +144,7 @@ class Strategy(ABC):
 
     def check(self, reply: Reply) -> None:
         """Raise BadReply if a reply to a train message must not be used."""
-        check_trained(reply, self.num_samples[reply.client], self.vectors, self.config.limits)
+        check_trained(reply, self.num_samples[reply.client], self.vectors, self.variances, self.config.limits)
 
     def averaged(self, reply: Reply) -> Mapping[str, Tensor]:
         """Return the vectors of a usable reply that go into the averages."""
@@ -144,7 +152,7 @@ class Strategy(ABC):
 
     def weight_of(self, name: str, reply: Reply) -> float:
         """Return the weight of one vector of a reply in its average."""
-        return self.num_samples[reply.client] if self.config.aggregation.weighting == "samples" else 1.0
+        return self.weights[reply.client] if self.config.aggregation.weighting == "samples" else 1.0
 
     def kept(self, server_round: int, reply: Reply) -> Mapping[str, Tensor]:
         """Return what the state takes from a usable reply as it is; the reply's own vectors do not outlive it."""

@@ -67,8 +67,8 @@ class FedMix(FedJets):
             return super().weight_of(name, reply)
         mass = reply.numbers["mass"]
         assert isinstance(mass, list)
-        share = float(mass[expert_id(name)])
-        return share if share > 1e-6 * self.num_samples[reply.client] else 0.0
+        stake, samples = float(mass[expert_id(name)]), self.num_samples[reply.client]
+        return stake * (self.weights[reply.client] / samples) if stake > 1e-6 * samples else 0.0
 
     def check(self, reply: Reply) -> None:
         """Also refuse a mass that does not share the samples out over the experts."""

@@ -39,7 +39,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "model.name": BUILDERS,
     "moe.mix": ["", *MIXES],
     "cohort.anchor-selection": ["partition", *SELECTIONS],
-    "aggregation.rule": RULES,
+    "aggregation.rule": ["mean", *RULES],
     "attack.kind": ["none", *POISONS, "label-flip"],
     "transport.dtype": WIDTHS,
     "personalize.read-out": ["", *READ_OUTS],

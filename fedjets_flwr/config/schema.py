@@ -176,8 +176,13 @@ class Cohort(Section):
 
 class Aggregation(Section):
     weighting: Literal["samples", "equal"] = Field("samples", description="weights of the average")
+    max_weight: float = Field(
+        5.0, ge=0, description="a client's weight counts as this many times the clients' median at most; 0: as it is"
+    )
     rule: Literal["mean", "clip", "median", "trimmed-mean", "krum"] = Field(
-        "mean", description="how each vector's updates are combined; where too few clients hold one: clip"
+        "mean",
+        description="how each vector's updates are combined; all but mean weigh clients the same; where too few clients"
+        " hold a vector: clip",
     )
     bn: Literal["mean", "pooled"] = Field(
         "mean",
@@ -216,7 +221,14 @@ class Limits(Section):
     min_replies: int = Field(1, ge=1, description="good answers below which a round leaves all weights as they were")
     min_replies_per_expert: int = Field(1, ge=1, description="the same for each vector by itself")
     max_update_norm: float = Field(0.0, ge=0, description="updates of a larger norm are refused; 0: no bound")
-    max_samples: int = Field(10_000_000, ge=1, description="samples of a client above which it is refused")
+    max_growth: float = Field(
+        1000.0, ge=0, description="a vector that becomes this many times longer in a round is refused; 0: never"
+    )
+    max_samples: int = Field(
+        10_000_000,
+        ge=1,
+        description="samples of a client above which it is refused; a simulation knows its number",
+    )
     max_failure_share: float = Field(0.5, ge=0, le=1, description="a run stops when more of a round's clients failed")
 
 
@@ -410,7 +422,9 @@ class Config(Section):
         flat = {key: value for key, value in self.flat().items() if value != defaults[key]}
         free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
         free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
-        free |= {"limits.max-failure-share", "limits.max-samples"} | {k for k in flat if k.endswith("-seconds")}
+        free |= {"limits.max-failure-share", "limits.max-samples", "limits.enough-share", "nodes.roster"} | {
+            k for k in flat if k.endswith("-seconds")
+        }
         free |= {key for key in flat if key.startswith(("transport.name", "personalize."))}
         if self.train.schedule == "constant":
             free.add("run.rounds")

@@ -6,6 +6,7 @@ from the result, so the old one stays bit-identical.
 
 import hashlib
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Protocol
@@ -117,15 +118,13 @@ class Robust:
         self.counts: dict[str, int] = {}
         self._old, self._settings = old, settings
         self._updates: dict[str, list[Tensor]] = {}
-        self._weights: dict[str, list[float]] = {}
 
     def add(self, name: str, vector: Tensor, weight: float) -> None:
-        """Hold one client's update."""
+        """Hold one client's update; all count the same, since a weight is what a client says of itself."""
         if weight == 0:
             return
         self.counts[name] = self.counts.get(name, 0) + 1
         self._updates.setdefault(name, []).append(vector - self._old[name])
-        self._weights.setdefault(name, []).append(weight)
 
     def result(self) -> dict[str, Tensor]:
         """Return old + combined update."""
@@ -137,16 +136,17 @@ class Robust:
             # One client's own norm is no bound: experts share the (low) median norm of all experts' updates.
             bound = self._settings.clip_norm or max(statistics.median_low(norms[name.split(".")[0]]), 1e-12)
             settings = self._settings.model_copy(update={"clip_norm": bound})
-            updates, weights = torch.stack(held), torch.tensor(self._weights[name], dtype=torch.float64)
+            updates = torch.stack(held)
             rule, needed = RULES[self._settings.rule], clients_needed(self._settings)
             if len(updates) < needed:
                 log.info("%s: %s needs %d clients, %d came: clipping", name, self._settings.rule, needed, len(updates))
                 rule = clipped_mean
-            combined[name] = self._old[name] + rule(updates, weights, settings)
+            combined[name] = self._old[name] + rule(updates, settings)
         return combined
 
 
-Rule = Callable[[Tensor, Tensor, Aggregation], Tensor]
+Rule = Callable[[Tensor, Aggregation], Tensor]
+"""Updates (n, d) of one vector and the settings -> the combined one, (d,)."""
 
 
 def clients_needed(settings: Aggregation) -> int:
@@ -154,45 +154,52 @@ def clients_needed(settings: Aggregation) -> int:
     return {"mean": 1, "clip": 1, "median": 3, "trimmed-mean": 3, "krum": 2 * settings.byzantine + 3}[settings.rule]
 
 
-def clipped_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
-    """Return the weighted mean of updates (n, d) cut to the norm ``aggregation.clip-norm``, 0: their median norm."""
+def clipped_mean(updates: Tensor, settings: Aggregation) -> Tensor:
+    """Return the mean of updates (n, d) cut to the norm ``aggregation.clip-norm``, 0: their median norm."""
     norms = updates.norm(dim=1)
     bound = settings.clip_norm or float(norms.median())
-    shares = weights / weights.sum() * (bound / norms.double().clamp_min(1e-12)).clamp(max=1.0)
-    mean: Tensor = (shares.float().unsqueeze(1) * updates).sum(dim=0)
+    factors = (bound / norms.double().clamp_min(1e-12)).clamp(max=1.0).float()
+    mean: Tensor = (factors.unsqueeze(1) * updates).mean(dim=0)
     return mean
 
 
-def coordinate_median(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
-    """Return the coordinate-wise median (Yin et al. 2018), for even numbers the mean of the middle two; unweighted."""
+def coordinate_median(updates: Tensor, settings: Aggregation) -> Tensor:
+    """Return the coordinate-wise median (Yin et al. 2018), for even numbers the mean of the middle two."""
     ordered, middle = updates.sort(dim=0).values, len(updates) // 2
     return ordered[middle] if len(updates) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def trimmed_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
-    """Return the mean without a share ``aggregation.trim`` at both ends of a coordinate, one at least; unweighted."""
+def trimmed_mean(updates: Tensor, settings: Aggregation) -> Tensor:
+    """Return the mean without a share ``aggregation.trim`` at both ends of a coordinate, one at least."""
     cut = min(max(1, int(settings.trim * len(updates))), (len(updates) - 1) // 2)
     return updates.sort(dim=0).values[cut : len(updates) - cut].mean(dim=0)
 
 
-def krum(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
+def krum(updates: Tensor, settings: Aggregation) -> Tensor:
     """Return the update that is closest to its n - f - 2 nearest neighbours (Blanchard et al. 2017)."""
     distances = torch.cdist(updates, updates, compute_mode="donot_use_mm_for_euclid_dist").square()
     nearest = distances.sort(dim=1).values[:, 1 : len(updates) - settings.byzantine - 1]
     return updates[nearest.sum(dim=1).argmin()]
 
 
-def _weighted_mean(updates: Tensor, weights: Tensor, settings: Aggregation) -> Tensor:
-    return ((weights / weights.sum()).float().unsqueeze(1) * updates).sum(dim=0)
-
-
 RULES: dict[str, Rule] = {
-    "mean": _weighted_mean,
     "clip": clipped_mean,
     "median": coordinate_median,
     "trimmed-mean": trimmed_mean,
     "krum": krum,
 }
+
+
+def bounded_weights(samples: Mapping[int, int], times: float) -> dict[int, float]:
+    """Return each client's samples as a weight, at most ``times`` the clients' median; 0: as they are."""
+    bound = times * statistics.median(samples.values()) if samples and times else math.inf
+    return {client: float(min(count, bound)) for client, count in samples.items()}
+
+
+def grew(new: Tensor, old: Tensor, times: float) -> bool:
+    """Return whether a vector became over ``times`` as long as it was, or as 1 if that was shorter; 0: never."""
+    length = float(new.norm())
+    return length > times > 0 and length > times * float(old.norm())
 
 
 def make_aggregator(

@@ -27,8 +27,21 @@ def select_anchors(means: Mapping[int, Tensor], count: int, how: str, seed: int)
     if len(means) < count:
         raise FedjetsError(f"moe.experts = {count}: only {len(means)} clients could be prepared; lower it")
     clients = sorted(means)
-    points = torch.stack([means[client] for client in clients]).double()
+    points = bounded(torch.stack([means[client] for client in clients]).double())
     return tuple(sorted(clients[row] for row in SELECTIONS[how](points, count, seed)))
+
+
+def bounded(points: Tensor, times: float = 3.0) -> Tensor:
+    """Return points (n, d) no farther from their median than ``times`` the median of those distances.
+
+    A client tells its own mean; one that lies far out would be an anchor whatever it holds.
+    """
+    centre = points.median(dim=0).values
+    away = points - centre
+    distance = away.norm(dim=1, keepdim=True)
+    if not (bound := times * distance.median()) > 0:  # most clients are alike
+        return points
+    return torch.where(distance > bound, centre + away * (bound / distance), points)
 
 
 def _k_means(points: Tensor, count: int, seed: int) -> list[int]:

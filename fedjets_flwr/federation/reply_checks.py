@@ -1,23 +1,28 @@
 """What makes a reply unusable, and a round worth stopping for."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Limits
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.federation.aggregation import all_finite
+from fedjets_flwr.federation.aggregation import all_finite, grew
 from fedjets_flwr.wire.messages import BadReply, Reply
 
 
-def check_trained(reply: Reply, samples: int, state: Mapping[str, Tensor], limits: Limits) -> None:
+def check_trained(
+    reply: Reply, samples: int, state: Mapping[str, Tensor], variances: Mapping[str, Tensor], limits: Limits
+) -> None:
     """Check a client's reply to a train message.
 
     Args:
         reply: numbers and vectors of the expected sizes.
         samples: what the client was prepared with.
         state: the vectors that it started from.
-        limits: the norm bound.
+        variances: positions of running variances in each vector that has some, (k,) int64.
+        limits: bounds of norms.
 
     Raises:
         BadReply: the reason why it must not be used.
@@ -28,8 +33,12 @@ def check_trained(reply: Reply, samples: int, state: Mapping[str, Tensor], limit
     for name, vector in reply.vectors.items():
         if not all_finite(vector):
             raise BadReply(f"{name} is not finite")
+        if name in variances and float(vector[variances[name]].min()) < 0:
+            raise BadReply(f"{name}: a running variance is negative")
         if limits.max_update_norm and name in state and float((vector - state[name]).norm()) > limits.max_update_norm:
             raise BadReply(f"the update of {name} is larger than limits.max-update-norm = {limits.max_update_norm:g}")
+        if name in state and grew(vector, state[name], limits.max_growth):
+            raise BadReply(f"{name} is over limits.max-growth = {limits.max_growth:g} times as long as it was")
 
 
 def stop_if_too_many_failed(
@@ -46,6 +55,17 @@ def stop_if_too_many_failed(
             f"round {server_round}: {len(failed)} of {len(cohort)} clients failed, more than limits.max-failure-share ="
             f" {limits.max_failure_share:g}; client {failed[0]}: {failures[failed[0]]}"
         )
+
+
+def bounded_mean(losses: Sequence[float], weights: Sequence[float], times: float = 10.0) -> float:
+    """Return the weighted mean of reported losses, each at most ``times`` their median; NaN of none.
+
+    A loss is what a client says; an absurd one must not hide what the others report.
+    """
+    if not losses:
+        return math.nan
+    bound = times * abs(statistics.median(losses))
+    return sum(weight * min(loss, bound) for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
 
 
 def read_experts(reply: Reply, count: int, num_experts: int) -> tuple[int, ...]:

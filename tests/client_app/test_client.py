@@ -7,8 +7,10 @@ import torch
 from client_app import queries
 from client_app.algorithms import fedjets
 from client_app.client import ClientContext, Work
+from client_app.queries import evaluate
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
@@ -16,6 +18,7 @@ from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.messages import Job, Number
+from tests.support.tiny import context_of, start_vectors, tiny_runtime
 
 
 def make_runtime(tmp_path: Path, **changes: Scalar) -> Runtime:
@@ -90,3 +93,12 @@ def test_an_oracle_also_weights_the_training(tmp_path: Path) -> None:
         trained, _ = work(fedjets.train, runtime, job, 1, vectors | {"gate": scale * vectors["gate"]})
         results.append(trained["expert.0"].clone())
     assert torch.equal(*results)
+
+
+def test_an_expert_that_answers_no_numbers_fails_its_evaluation(tmp_path: Path) -> None:
+    runtime, start = tiny_runtime(tmp_path), start_vectors("expert.0", "expert.1", "gate")
+    job = Job(7, ("expert.0", "expert.1", "gate"))
+    assert evaluate(context_of(runtime, job, 1), start).numbers["num-examples"]
+    start["expert.1"] = torch.full_like(start["expert.1"], torch.nan)
+    with pytest.raises(FedjetsError, match=r"an expert among \[0, 1\] answers with numbers that are not finite"):
+        evaluate(context_of(runtime, job, 1), start)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.federation.anchors import SELECTIONS, select_anchors
+from fedjets_flwr.federation.anchors import SELECTIONS, bounded, select_anchors
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
 
 
@@ -25,6 +25,11 @@ def test_farthest_first_by_hand() -> None:
     """The mean of 0, 1, 2, 9 on a line is 3: client 7 at 9 first, then 4 at 0, then 5 at 2."""
     means = {client: torch.tensor([at, 0.0]) for client, at in ((6, 1.0), (4, 0.0), (7, 9.0), (5, 2.0))}
     assert [select_anchors(means, count, "farthest", 1) for count in (1, 2, 3)] == [(7,), (4, 7), (4, 5, 7)]
+
+
+def test_a_mean_that_lies_far_out_is_drawn_in_and_the_others_stay() -> None:
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 1e30]], dtype=torch.float64)
+    assert bounded(points).tolist() == [[0, 0], [1, 0], [2, 0], [1, 3]]
 
 
 def test_k_means_depends_on_its_seed_alone() -> None:

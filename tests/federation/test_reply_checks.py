@@ -173,6 +173,7 @@ def mass(edit: Callable[[list[float]], Any]) -> Change:
 
 
 LIMIT: dict[str, Scalar] = {"limits__max_update_norm": 1000.0}
+WHOLE: dict[str, Scalar] = {"moe__trainable": "all", "moe__init": "random"}
 OPTION_I: dict[str, Scalar] = {"scaffold__option": "I"}
 
 TRAIN: list[Any] = [
@@ -211,6 +212,10 @@ TRAIN: list[Any] = [
     pytest.param("fedavg", {}, numbers(loss=[1.0]), "loss", id="loss as a list"),
     pytest.param("fedavg", LIMIT, scaled(1e6), "max-update-norm", id="a huge norm"),
     pytest.param("fedjets", LIMIT, filled(3e38), "max-update-norm", id="a norm beyond float32"),
+    pytest.param("fedavg", {}, scaled(1e6), "limits.max-growth = 1000 times", id="a ruinous vector"),
+    pytest.param("fedjets", {}, filled(1e30), "limits.max-growth", id="finite and ruinous"),
+    pytest.param("fedmix", {}, filled(1e30, "gate"), "gate is over limits.max-growth", id="a ruinous gate"),
+    pytest.param("fedavg", WHOLE, one_value(-1e-3), "a running variance is negative", id="a negative variance"),
     pytest.param("scaffold", {}, numbers(steps=1), "steps", id="other steps"),
     pytest.param("scaffold", {}, numbers(steps=0), "steps", id="no steps"),
     pytest.param("scaffold", {}, numbers(steps=None), "steps", id="steps are missing"),
@@ -284,14 +289,14 @@ def test_what_nobody_asked_for_is_ignored(run: Runner, strategy: str, change: Ch
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedjets", "scaffold"])
 def test_finite_but_huge_vectors_leave_finite_weights(run: Runner, strategy: str) -> None:
-    """Without limits.max-update-norm a client may send anything that float32 holds."""
+    """Without limits on norms a client may send anything that float32 holds."""
 
     def tamper(message_type: str, at: int, content: RecordDict) -> None:
         if message_type.startswith("train") and at == 3:
             for client in clients_of(content):
                 filled(3.4e38)(content, client)
 
-    assert all_weights_finite(run(tampering(tamper), strategy__name=strategy))
+    assert all_weights_finite(run(tampering(tamper), strategy__name=strategy, limits__max_growth=0.0))
 
 
 def test_an_expert_of_a_bad_client_alone_keeps_its_bits(run: Runner) -> None:
@@ -337,6 +342,7 @@ def edit_list(name: str, edit: Callable[[list[int]], Any]) -> Change:
         pytest.param(edit_list("answered-right", lambda v: [-1] * len(v)), "answered-right", id="negative"),
         pytest.param(edit_list("classes", lambda v: [40, *v[1:]]), "add up", id="classes"),
         pytest.param(edit_list("right", lambda v: [10**6, *v[1:]]), "right", id="more right than samples"),
+        pytest.param(edit_list("right", lambda v: [40] * len(v)), "add up", id="all right, but for its own details"),
         pytest.param(edit_list("right", lambda v: [float(x) for x in v]), "right", id="right as floats"),
         pytest.param(edit_list("right", lambda v: [2**62] * len(v)), "right", id="right beyond memory"),
         pytest.param(numbers(num_examples=10**12), "num-examples", id="samples"),

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization as form
-from flwr.app import Message
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.binding import PINS, fingerprint, roster_line
-from tests.support.faults import Runner, same_weights
+from tests.support.faults import Runner, clients_of, same_weights, tampering
 from tests.support.in_process import Finished
 from tests.support.sites import Site, SiteGrid, new_key
 
@@ -158,6 +158,17 @@ def test_a_bad_roster_ends_the_run_at_once_with_its_line(
     (tmp_path / "roster").write_text(text)
     with pytest.raises(FedjetsError, match=reason):
         runner(SiteGrid, nodes__roster=str(tmp_path / "roster"))
+
+
+@pytest.mark.parametrize("said", [10_000_000, 41])
+def test_a_simulation_believes_no_client_that_has_more_samples_than_the_partition(runner: Runner, said: int) -> None:
+    def tamper(message_type: str, at: int, content: RecordDict) -> None:
+        if message_type == "query.prepare" and 2 in clients_of(content):
+            content["client.2"] = MetricRecord(dict(content.metric_records["client.2"]) | {"num-examples": said})
+
+    run = runner(tampering(tamper))
+    assert 2 not in run.num_samples
+    assert {client: n for client, n in run.num_samples.items() if client < 12} == dict.fromkeys({*range(12)} - {2}, 40)
 
 
 def mute(sites: SiteGrid) -> None:

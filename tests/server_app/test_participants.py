@@ -36,6 +36,8 @@ def test_all_clients_that_train_or_as_many_as_asked_for() -> None:
         assert len(drawn) == 3
         assert set(drawn) <= set(range(7))
     assert len({tuple(drawn) for drawn in few}) > 1
+    assert few[1] == [0, 4, 6]
+    assert draw_participants(tiny(participants__clients=1, run__seed=1)) == [6]
     assert few[1] == draw_participants(tiny(participants__clients=3, run__seed=1, run__rounds=9))
     assert set().union(*(draw_participants(tiny(participants__clients=1, run__seed=s)) for s in range(60))) == set(
         range(7)
@@ -62,7 +64,7 @@ def test_the_gate_chooses_for_them_and_that_is_served_too() -> None:
     method = scoring("fedjets", *(Reply(c, {}, {"experts": [2, 0], "local": [1, 2], "global": [1, 2]}) for c in (1, 4)))
     method.rounds._score_participants(3)
     route, evaluate = method.exchange.asked
-    assert (route[0], [job.client for job in route[2]]) == ("query.route", list(range(7)))
+    assert (route[:2], [job.client for job in route[2]]) == (("query.route", 3), list(range(7)))
     assert evaluate[0] == "evaluate.fedjets"
     assert [(job.client, job.vectors) for job in evaluate[2]] == [
         (c, ("expert.2", "expert.0", "gate")) for c in (1, 4)
@@ -129,6 +131,7 @@ def test_they_are_scored_after_the_last_round_and_as_often_as_asked(
     assert [record.get("score", {}).get("value") for record in records] == [
         0.25 * t if t in wanted else None for t in range(1, 5)
     ]
+    assert [record["round"] for record in records] == [1, 2, 3, 4]
     assert not any("evaluation" in record for record in records)
 
 

@@ -20,6 +20,7 @@ from fedjets_flwr.models.expert import build_configured_gate, build_expert, deco
 from fedjets_flwr.models.flat_model import FlatModel, digest_of
 from fedjets_flwr.wire.messages import BadReply, Job, Number, Reply
 from server_app.app import check_noise, facts_of, request_facts
+from server_app.preparation import Prepared
 from tests.support.tiny import (
     CLASSES,
     EXPERTS,
@@ -484,6 +485,7 @@ def test_next_to_no_mass_counts_for_nothing() -> None:
     method = tiny_method("fedmix")
     numbers: dict[str, Number] = {"mass": [3.0, 3.5, 9e6]}
     method.strategy.num_samples[0] = 3_000_000
+    method.strategy.weights[0] = 3_000_000.0
     weights = [method.strategy.weight_of(f"expert.{m}", Reply(0, {}, numbers)) for m in range(3)]
     assert weights == [0, 3.5, 9e6]
 
@@ -519,6 +521,31 @@ def test_a_mean_that_is_not_finite_leaves_its_vector_as_it_was() -> None:
     method.merged([reply(5, **huge), reply(6, **huge)])
     assert method.vectors["expert.0"] is before
     assert method.updated == {"expert.1"}
+
+
+def test_a_mean_beyond_all_growth_leaves_its_vector_as_it_was_and_is_named() -> None:
+    method = tiny_method("fedjets")
+    before = method.vectors["expert.0"]
+    method.merged([reply(5, expert_0=1e6, expert_1=1.0)])
+    assert method.vectors["expert.0"] is before
+    assert method.updated == {"expert.1"}
+    assert method.rounds._left == {"expert.0": "its mean is over 1000 times as long as it was"}
+
+
+def test_an_absurd_loss_counts_as_ten_times_the_median() -> None:
+    method = tiny_method("fedavg")
+    found = method.merged([reply(0, 1.0, expert_0=1.0), reply(1, 2.0, expert_0=1.0), reply(2, 1e30, expert_0=1.0)])
+    weights = [method.strategy.weights[client] for client in (0, 1, 2)]
+    assert found["loss"] == pytest.approx((weights[0] * 1 + weights[1] * 2 + weights[2] * 20) / sum(weights))
+
+
+def test_one_clients_samples_count_as_five_times_the_median_at_most() -> None:
+    method = tiny_method("fedavg")
+    held = dict.fromkeys(range(7), 10) | {3: 10_000_000}
+    method.rounds.take(Prepared(num_samples=held))
+    assert method.strategy.weights == {client: 50.0 if client == 3 else 10.0 for client in range(7)}
+    found = method.strategy.weight_of("expert.0", Reply(3, {}, {"num-examples": 10_000_000}))
+    assert found == 50.0
 
 
 def test_a_round_without_answers_has_no_loss_and_changes_nothing() -> None:
