@@ -177,7 +177,7 @@ class Cohort(Section):
 class Aggregation(Section):
     weighting: Literal["samples", "equal"] = Field("samples", description="weights of the average")
     max_weight: float = Field(
-        5.0, ge=0, description="a client's weight counts as this many times the clients' median at most; 0: as it is"
+        10.0, ge=0, description="a client's weight counts as this many times the clients' median at most; 0: as it is"
     )
     rule: Literal["mean", "clip", "median", "trimmed-mean", "krum"] = Field(
         "mean",

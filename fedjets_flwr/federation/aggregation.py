@@ -158,8 +158,8 @@ def clipped_mean(updates: Tensor, settings: Aggregation) -> Tensor:
     """Return the mean of updates (n, d) cut to the norm ``aggregation.clip-norm``, 0: their median norm."""
     norms = updates.norm(dim=1)
     bound = settings.clip_norm or float(norms.median())
-    factors = (bound / norms.double().clamp_min(1e-12)).clamp(max=1.0).float()
-    mean: Tensor = (factors.unsqueeze(1) * updates).mean(dim=0)
+    shares = (bound / norms.double().clamp_min(1e-12)).clamp(max=1.0) / len(updates)
+    mean: Tensor = (shares.float().unsqueeze(1) * updates).sum(dim=0)
     return mean
 
 

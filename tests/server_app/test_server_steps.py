@@ -539,13 +539,13 @@ def test_an_absurd_loss_counts_as_ten_times_the_median() -> None:
     assert found["loss"] == pytest.approx((weights[0] * 1 + weights[1] * 2 + weights[2] * 20) / sum(weights))
 
 
-def test_one_clients_samples_count_as_five_times_the_median_at_most() -> None:
+def test_one_clients_samples_count_as_ten_times_the_median_at_most() -> None:
     method = tiny_method("fedavg")
     held = dict.fromkeys(range(7), 10) | {3: 10_000_000}
     method.rounds.take(Prepared(num_samples=held))
-    assert method.strategy.weights == {client: 50.0 if client == 3 else 10.0 for client in range(7)}
+    assert method.strategy.weights == {client: 100.0 if client == 3 else 10.0 for client in range(7)}
     found = method.strategy.weight_of("expert.0", Reply(3, {}, {"num-examples": 10_000_000}))
-    assert found == 50.0
+    assert found == 100.0
 
 
 def test_a_round_without_answers_has_no_loss_and_changes_nothing() -> None:
