@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client_app.client import ClientContext, Update, Work
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.names import expert_ids
 from fedjets_flwr.seeds import numpy_generator
 
 Poison = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -58,10 +59,24 @@ def poisoned(train: Work) -> Work:
             flipped = replace(context.data, targets=flip(context.data.targets, context.num_classes))
             return train(replace(context, data=flipped), vectors)
         update, generator = train(context, vectors), context.generator("attack")
-        poison = POISONS[kind]
-        return replace(update, vectors={n: poison(vectors[n], v.cpu(), generator) for n, v in update.vectors.items()})
+        poisoned_vectors = {
+            name: _poisoned(POISONS[kind], vectors[name], vector.cpu(), _trained(context, name, vector), generator)
+            for name, vector in update.vectors.items()
+        }
+        return replace(update, vectors=poisoned_vectors)
 
     return attack
+
+
+def _poisoned(poison: Poison, sent: Tensor, trained: Tensor, weights: int, generator: torch.Generator) -> Tensor:
+    """Return a vector whose weights are poisoned; running statistics stay, since ruined ones give an attacker away."""
+    return torch.cat([poison(sent[:weights], trained[:weights], generator), trained[weights:]])
+
+
+def _trained(context: ClientContext, name: str, vector: Tensor) -> int:
+    """Return how many numbers of a vector are weights; they come first."""
+    ids, specs = expert_ids([name]), context.runtime.specs
+    return specs[ids[0] if len(specs) > 1 else 0].trained if ids else vector.numel()
 
 
 def flip(labels: Tensor, num_classes: int) -> Tensor:

@@ -21,7 +21,7 @@ from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
 from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import build_configured_gate, decode_architectures, expert_specs
-from fedjets_flwr.models.flat_model import FlatModel, digest_of
+from fedjets_flwr.models.flat_model import FlatModel, VectorSpec, digest_of
 from fedjets_flwr.moe.embedding import Embedded, embed
 from fedjets_flwr.moe.gating import label_offset
 from fedjets_flwr.tasks import open_task
@@ -97,9 +97,14 @@ class Runtime:
         return chosen
 
     @cached_property
+    def specs(self) -> list[VectorSpec]:
+        """Layouts of the experts: one for all, or one each."""
+        return expert_specs(self.architectures, self.config.moe.trainable)
+
+    @cached_property
     def layout(self) -> str:
         """Digest of the experts' layouts, as the server has it."""
-        return digest_of(expert_specs(self.architectures, self.config.moe.trainable))
+        return digest_of(self.specs)
 
     @cached_property
     def _gate(self) -> FlatModel:

@@ -257,18 +257,20 @@ def test_a_run_with_each_rule(run: Runner, rule: str) -> None:
         assert not same(found.vectors[name], mean.vectors[name])
 
 
-def flip(content: RecordDict, client: int, start: dict[str, Tensor], factor: float) -> None:
-    """Send start - factor * update in place of start + update."""
+def flip(content: RecordDict, client: int, start: dict[str, Tensor], factor: float, weights: int) -> None:
+    """Send start - factor * update in place of start + update; running statistics, which come last, stay as trained."""
     arrays: dict[str, Array] = {}
     for name, array in content.array_records["vectors"].items():
         old = start[name.removeprefix(f"{client}.")].numpy()
         sent = np.frombuffer(array.data, np.float32)
-        arrays[name] = Array("float32", array.shape, array.stype, (old - factor * (sent - old)).tobytes())
+        flipped = np.concatenate([(old - factor * (sent - old))[:weights], sent[weights:]])
+        arrays[name] = Array("float32", array.shape, array.stype, flipped.tobytes())
     content["vectors"] = ArrayRecord(arrays)
 
 
 def moved(method: Finished, start: dict[str, Tensor]) -> Tensor:
-    return method.vectors["expert.0"] - start["expert.0"]
+    weights = method.strategy.specs["expert.0"].trained
+    return (method.vectors["expert.0"] - start["expert.0"])[:weights]
 
 
 @pytest.mark.parametrize("attackers", [1, 3])
@@ -285,7 +287,7 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
             (client,) = clients_of(content)
             if client in clean.rounds.cohort.normals[:attackers]:
                 trained.append(client)
-                flip(content, client, start, 10.0)
+                flip(content, client, start, 10.0, clean.strategy.specs["expert.0"].trained)
 
     def attacked_by(**changes: Scalar) -> Tensor:
         found = run(tampering(attack), **base, **changes)
