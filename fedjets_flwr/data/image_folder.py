@@ -19,6 +19,11 @@ from fedjets_flwr.files import written
 # Those of torchvision, whose import takes longer than torch's.
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
+# What a file may be, whatever its name says: Pillow alone would start Ghostscript for an EPS.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+MAX_BYTES = 200_000_000
+MAX_PIXELS = 50_000_000
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -105,7 +110,11 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as image:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS} pixels")
             upright = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
             if upright.size != (width, height):
                 upright = upright.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,6 +1,7 @@
 """Images of any size, kind and state of repair."""
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedjets_flwr.data.datasets import UNKNOWN
-from fedjets_flwr.data.image_folder import list_images, read_folder, read_image
+from fedjets_flwr.data.image_folder import MAX_BYTES, list_images, read_folder, read_image
 from fedjets_flwr.errors import FedjetsError
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -144,3 +145,37 @@ def test_what_is_no_image_is_told(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(FedjetsError, match=r"x.png: not a readable image \(.+\)"):
         read_image(tmp_path / "x.png", COLOUR)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "ICO", "PDF"])
+def test_a_format_outside_the_list_is_not_opened_by_whatever_name(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "x.png", format=kind)
+    with pytest.raises(FedjetsError, match=r"x\.png: not a readable image \(cannot identify"):
+        read_image(tmp_path / "x.png", GREY)
+
+
+def claim(path: Path, width: int, height: int) -> None:
+    """Write a small PNG whose header claims another size."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("width", "height"), [(50_000, 50_000), (10_000, 5_001)])
+def test_pixels_are_counted_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # the limit is ours
+    claim(tmp_path / "x.png", width, height)
+    with pytest.raises(FedjetsError, match=rf"x\.png: not a readable image \({width} x {height} are more than"):
+        read_image(tmp_path / "x.png", GREY)
+
+
+def test_a_file_of_too_many_bytes_is_not_opened(tmp_path: Path) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(FedjetsError, match=f"more than {MAX_BYTES} bytes"):
+        read_image(tmp_path / "x.png", GREY)
