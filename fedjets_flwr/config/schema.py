@@ -61,7 +61,9 @@ class Data(Section):
     )
     classes: str = Field("", description="image-folder: names of the class folders, with commas between them")
     channels: Literal[1, 3] = Field(3, description="image-folder: 3 for colour, 1 for grey; images are converted")
-    size: int = Field(32, ge=8, description="image-folder: height and width to which images are resized, in pixels")
+    size: int = Field(
+        32, ge=8, le=1024, description="image-folder: height and width to which images are resized, in pixels"
+    )
     download: bool = Field(True, description="download a missing data set")
     augment: Literal["none", "crop-flip", "crop"] = Field(
         "none", description="training augmentation, drawn per image; only whole experts (`moe.trainable = all`) see it"

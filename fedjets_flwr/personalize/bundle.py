@@ -33,10 +33,12 @@ COMMON = COMMON_EXPERT
 GATE = "gate.safetensors"
 PREDICTIONS = "predictions.csv"
 _CARD_BYTES = 10_000_000
+_FILE_BYTES = 1_000_000_000
+_HEADER_BYTES = 1_000_000
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=4, le=8192)]
+Side = Annotated[int, Field(ge=4, le=1024)]  # as data.size
 
 
 class Card(BaseModel):
@@ -154,16 +156,33 @@ def read_bundle(folder: StrPath) -> tuple[Card, dict[str, bytes]]:
     if set(card.sha256) - {PREDICTIONS} != set(card.weights):
         wanted = ", ".join(card.weights)
         raise FedjetsError(f"{folder / CARD}: damaged, or of another version (sha256: not the files {wanted})")
-    files = {name: _read(folder / name) for name in card.sha256}
+    files = {name: _read(folder / name, _most_bytes(card, name)) for name in card.sha256}
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != card.sha256[name]:
             raise FedjetsError(f"{folder / name}: altered or damaged, its digest is not that of {CARD}; make it anew")
     return card, files
 
 
-def _read(path: Path) -> bytes:
+def _most_bytes(card: Card, name: str) -> int:
+    """Return how large a file of a bundle may be: an expert's is its architecture's, of which no byte is read."""
+    experts = {expert_file(expert): expert for expert in card.experts}
+    if name not in experts:
+        return _FILE_BYTES
+    try:
+        with torch.device("meta"):
+            state = tail(build(card.architecture(experts[name]), 0), card.trainable).state_dict()
+    except (ValueError, ArithmeticError, TypeError, RuntimeError):  # no such model: told when it is built
+        return _FILE_BYTES
+    weights: int = sum(tensor.nbytes for tensor in state.values())
+    return min(weights + _HEADER_BYTES, _FILE_BYTES)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Return the bytes of a file that holds no more than ``most``; a larger one is not opened."""
     try:
         if path.is_file():
+            if (size := path.stat().st_size) > most:
+                raise FedjetsError(f"{path}: {size} bytes, more than the {most} that it may have; make it anew")
             return path.read_bytes()
     except OSError as error:
         raise FedjetsError(f"{path}: cannot be read ({error.strerror})") from None
@@ -171,10 +190,8 @@ def _read(path: Path) -> bytes:
 
 
 def _read_card(path: Path) -> Card:
-    data = _read(path)
+    data = _read(path, _CARD_BYTES)
     try:
-        if len(data) > _CARD_BYTES:
-            raise ValueError("too large")
         return Card.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]

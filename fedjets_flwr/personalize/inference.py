@@ -15,6 +15,9 @@ from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.moe.embedding import Embedded, compute, embedded
 from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict, read
 
+_FORMULA = ("=", "+", "-", "@")
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
 CHUNK = 512
 """Images in memory at a time: the batch of the run's evaluation, so that the sums are the same."""
 
@@ -48,15 +51,26 @@ class Predictions:
         return None if self.labels is None else int((self.classes == self.labels).sum()) / len(self.labels)
 
     def csv(self) -> bytes:
-        """Return the table ``file,class,probability,expert`` in UTF-8; pixels are numbered instead of named."""
+        """Return the table ``file,class,probability,expert`` in UTF-8; pixels are numbered instead of named.
+
+        Names of files and classes are text alone (:func:`_cell`).
+        """
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(("file", "class", "probability", "expert"))
         files = self.files or tuple(map(str, range(len(self))))
         top = self.probabilities.gather(1, self.classes[:, None]).flatten()
         rows = zip(files, self.classes.tolist(), top.tolist(), self.experts.tolist(), strict=True)
-        table.writerows((file, self.names[answer], f"{share:.6f}", expert) for file, answer, share, expert in rows)
+        table.writerows(
+            (_cell(file), _cell(self.names[answer]), f"{share:.6f}", expert) for file, answer, share, expert in rows
+        )
         return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be UTF-8
+
+
+def _cell(name: str) -> str:
+    r"""Return a name that no spreadsheet computes and no terminal obeys: ``'=1+1``, and ``\x1b`` for a control."""
+    plain = name.translate(_CONTROLS)
+    return f"'{plain}" if plain.lstrip().startswith(_FORMULA) else plain
 
 
 def place(device: str) -> torch.device:

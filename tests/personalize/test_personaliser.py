@@ -23,6 +23,7 @@ from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.moe.label_prior import correct
+from fedjets_flwr.personalize.inference import Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
 from strategies.fedjets import FedJets
@@ -274,6 +275,7 @@ def put(*keys: object) -> Callable[[dict[str, Any], object], None]:
         (("experts",), [-1]),
         (("experts",), []),
         (("image_shape",), [1, 8, 10**9]),
+        (("image_shape",), [1, 8192, 8192]),
         (("image_shape",), [2, 8, 8]),
         (("label_prior",), [0.5, 0.5]),
         (("label_prior", 0), float("nan")),
@@ -427,11 +429,40 @@ def test_a_wrong_command_is_one_line(
 
 
 def test_names_of_files_need_not_be_text(made: Personaliser, held: Images, tmp_path: Path) -> None:
-    """Commas, quotes, line ends and bytes that are not UTF-8 come back as they are."""
+    """Commas, quotes and bytes that are not UTF-8 come back as they are, line ends as text."""
     draw(tmp_path / "images", held.subset(np.arange(3)))
     names = [b'a,"b".png', b"line\nend.png", b"\xff\xfe.png"]
     for old, name in zip(sorted((tmp_path / "images").iterdir()), names, strict=True):
         old.rename(old.parent / name.decode("utf-8", "surrogateescape"))
     text = made.predict(tmp_path / "images").csv().decode("utf-8", "surrogateescape")
     found = [row["file"].encode("utf-8", "surrogateescape") for row in csv.DictReader(text.splitlines(keepends=True))]
-    assert sorted(found) == sorted(names)
+    assert sorted(found) == sorted(name.replace(b"\n", rb"\x0a") for name in names)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "a\x1b[31m", "b\x9bm"])
+def test_no_name_is_a_formula_or_a_control(name: str) -> None:
+    found = Predictions(torch.ones(1, 1), torch.tensor([0]), torch.tensor([0]), (name,), (f"{name}.png",))
+    row = list(csv.reader(found.csv().decode().splitlines()))[1]
+    for cell in row[:2]:
+        assert cell.isprintable()
+        assert not cell.lstrip().startswith(("=", "+", "-", "@"))
+        assert cell.startswith(("'", "a", "b", "\\x"))
+
+
+@pytest.mark.parametrize("name", ["card.json", "expert-0.safetensors", "gate.safetensors", "predictions.csv"])
+def test_a_file_larger_than_its_model_is_not_read(
+    made: Personaliser, bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    name = name.replace("expert-0", f"expert-{made.card.experts[0]}")
+    with (bundle / name).open("r+b") as file:
+        file.truncate(2**31)
+    monkeypatch.setattr(Path, "read_bytes", _no_giants(Path.read_bytes))
+    refused(bundle, name, "more than the")
+
+
+def _no_giants(read: Callable[[Path], bytes]) -> Callable[[Path], bytes]:
+    def checked(path: Path) -> bytes:
+        assert path.stat().st_size < 2**30
+        return read(path)
+
+    return checked
