@@ -257,26 +257,27 @@ def test_a_run_with_each_rule(run: Runner, rule: str) -> None:
         assert not same(found.vectors[name], mean.vectors[name])
 
 
-def flip(content: RecordDict, client: int, start: dict[str, Tensor], factor: float, weights: int) -> None:
-    """Send start - factor * update in place of start + update; running statistics, which come last, stay as trained."""
+def flip(content: RecordDict, client: int, start: dict[str, Tensor], factor: float) -> None:
+    """Send start - factor * update in place of start + update."""
     arrays: dict[str, Array] = {}
     for name, array in content.array_records["vectors"].items():
         old = start[name.removeprefix(f"{client}.")].numpy()
         sent = np.frombuffer(array.data, np.float32)
-        flipped = np.concatenate([(old - factor * (sent - old))[:weights], sent[weights:]])
-        arrays[name] = Array("float32", array.shape, array.stype, flipped.tobytes())
+        arrays[name] = Array("float32", array.shape, array.stype, (old - factor * (sent - old)).tobytes())
     content["vectors"] = ArrayRecord(arrays)
 
 
 def moved(method: Finished, start: dict[str, Tensor]) -> Tensor:
-    weights = method.strategy.specs["expert.0"].trained
-    return (method.vectors["expert.0"] - start["expert.0"])[:weights]
+    return method.vectors["expert.0"] - start["expert.0"]
 
 
 @pytest.mark.parametrize("attackers", [1, 3])
 def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, attackers: int) -> None:
-    """x10, one round, nine clients: flipped the mean points backwards; the rules keep length and direction."""
-    base: dict[str, Scalar] = {"strategy__name": "fedavg", "run__rounds": 1}
+    """x10, one round, nine clients: flipped the mean points backwards; the rules keep length and direction.
+
+    Without batch norm: flipped variances would be negative, and refused.
+    """
+    base: dict[str, Scalar] = {"strategy__name": "fedavg", "run__rounds": 1, "model__norm": "group"}
     clean = run(**base)
     start = clean.strategy.state()
     honest = moved(clean, start)
@@ -287,7 +288,7 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
             (client,) = clients_of(content)
             if client in clean.rounds.cohort.normals[:attackers]:
                 trained.append(client)
-                flip(content, client, start, 10.0, clean.strategy.specs["expert.0"].trained)
+                flip(content, client, start, 10.0)
 
     def attacked_by(**changes: Scalar) -> Tensor:
         found = run(tampering(attack), **base, **changes)
@@ -299,17 +300,16 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
 
     mean = attacked_by()
     assert len(trained) == attackers
-    assert float(mean.norm()) > attackers * float(honest.norm()) / 2 or cosine(mean) < 0.3
-    assert cosine(mean) < 0.3
+    assert cosine(mean) < 0
     rules: dict[str, dict[str, Scalar]] = {"median": {}, "trimmed-mean": {"aggregation__trim": 0.34}}
     rules |= {"krum": {"aggregation__byzantine": attackers}} if attackers < 4 else {}
     for rule, more in rules.items():
         update = attacked_by(aggregation__rule=rule, **more)
-        assert float(update.norm()) < 2 * float(honest.norm()), rule
-        assert cosine(update) > 0.3, rule
+        assert float(update.norm()) < 2.5 * float(honest.norm()), rule
+        assert cosine(update) > 0.1, rule
     clipped = attacked_by(aggregation__rule="clip")
     assert float(clipped.norm()) < 1.5 * float(honest.norm())
-    assert cosine(clipped) > (0.3 if attackers == 1 else -1)
+    assert cosine(clipped) > (0.3 if attackers == 1 else 0)
 
 
 def test_scaffold_refuses_robust_rules_that_its_variates_would_escape() -> None:
