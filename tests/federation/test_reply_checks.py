@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.runs.tracking import read_metrics
@@ -287,16 +288,22 @@ def test_what_nobody_asked_for_is_ignored(run: Runner, strategy: str, change: Ch
     ]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedjets", "scaffold"])
+def all_huge(message_type: str, at: int, content: RecordDict) -> None:
+    if message_type.startswith("train") and at == 3:
+        for client in clients_of(content):
+            filled(3.4e38)(content, client)
+
+
+def test_finite_but_huge_experts_end_the_run_where_their_answers_are_no_numbers(run: Runner) -> None:
+    """Without limits on norms: an expert that one client alone trained is as huge as that says."""
+    with pytest.raises(FedjetsError, match="round 3: no unseen client answered"):
+        run(tampering(all_huge), strategy__name="fedjets", limits__max_growth=0.0)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_finite_but_huge_vectors_leave_finite_weights(run: Runner, strategy: str) -> None:
-    """Without limits on norms a client may send anything that float32 holds."""
-
-    def tamper(message_type: str, at: int, content: RecordDict) -> None:
-        if message_type.startswith("train") and at == 3:
-            for client in clients_of(content):
-                filled(3.4e38)(content, client)
-
-    assert all_weights_finite(run(tampering(tamper), strategy__name=strategy, limits__max_growth=0.0))
+    """Without limits on norms a client may send anything that float32 holds; means that overflow stay out."""
+    assert all_weights_finite(run(tampering(all_huge), strategy__name=strategy, limits__max_growth=0.0))
 
 
 def test_an_expert_of_a_bad_client_alone_keeps_its_bits(run: Runner) -> None:
