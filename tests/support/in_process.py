@@ -120,6 +120,7 @@ def run_in_process(
 def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Scalar) -> Config:
     """Return the settings of a run in this process, which is made ready for it."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    torch.set_num_threads(1)  # as a client's process has: sums of two threads round otherwise
     # Threads of the server would be the tests' own from then on; and a process that is forked from it waits for them.
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(nodes, "SETTLE_SECONDS", 0.0)  # the nodes of a grid in this process are there at once
