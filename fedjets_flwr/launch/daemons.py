@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedjets_flwr.launch import guard
+from fedjets_flwr.launch import guard, peers
 
 SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -45,6 +45,11 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+def for_own_user(command: Sequence[str]) -> list[str]:
+    """Return the command of a Flower daemon that hangs up on other users, where the machine tells who connects."""
+    return [sys.executable, "-P", "-m", "fedjets_flwr.launch.private", *command] if peers.can_tell() else list(command)
 
 
 def start_daemon(

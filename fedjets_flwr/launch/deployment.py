@@ -12,6 +12,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.credentials import ROSTER, make_server_credentials, make_site_keys
 from fedjets_flwr.launch.daemons import (
     flower_environment,
+    for_own_user,
     free_ports,
     kill_daemon,
     start_daemon,
@@ -100,9 +101,11 @@ class Deployment(SuperLink):
             FedjetsError: it does not come up.
         """
         self._superlink = start_daemon(
-            ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
-             "--ssl-ca-certfile", "keys/ca.crt", "--ssl-certfile", "keys/server.crt",
-             "--ssl-keyfile", "keys/server.key", *(["--database", "superlink.db"] if self.durable else [])],
+            for_own_user(
+                ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
+                 "--ssl-ca-certfile", "keys/ca.crt", "--ssl-certfile", "keys/server.crt",
+                 "--ssl-keyfile", "keys/server.key", *(["--database", "superlink.db"] if self.durable else [])]
+            ),
             self.environment, self.folder, self.log(),
         )  # fmt: skip
         if not wait_for_port(self._superlink, self.port):
@@ -128,9 +131,11 @@ class Deployment(SuperLink):
         home.mkdir(exist_ok=True)
         own = {"cache-dir": str(home / "cache")} | dict(node_config)
         self._nodes[name] = start_daemon(
-            ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(keys.authority),
-             "--auth-supernode-private-key", str(keys.private), "--port", str(free_ports(1)[0]),
-             "--node-config", to_node_config(own)],
+            for_own_user(
+                ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_ports(1)[0]),
+                 "--root-certificates", str(keys.authority), "--auth-supernode-private-key", str(keys.private),
+                 "--node-config", to_node_config(own)]
+            ),
             flower_environment(home / "flwr"), home, self.log(name),
         )  # fmt: skip
         return self._nodes[name]

@@ -1,17 +1,29 @@
 """A simulation on this machine: a SuperLink of our own on a free port, with a private FLWR_HOME.
 
-``flwr run`` alone leaves a daemon behind and shares it with whoever uses the same port.
+``flwr run`` alone leaves a daemon behind and shares it with whoever uses the same port. Other users of the machine get
+nothing from ours, nor from Ray, which runs the clients: it asks for a token and listens on loopback alone.
 """
 
 import os
+import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.launch.daemons import flower_environment, free_ports, start_daemon, stop_daemons, wait_for_port
+from fedjets_flwr.launch.daemons import (
+    flower_environment,
+    for_own_user,
+    free_ports,
+    start_daemon,
+    stop_daemons,
+    wait_for_port,
+)
 from fedjets_flwr.launch.superlink import SuperLink
+
+SOCKET_FOLDER = 35
+"""Characters of a folder below which Ray's sockets have paths that are short enough for every system."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,27 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
+def ray_environment(folder: Path) -> dict[str, str]:
+    """Return the environment by which Ray serves this run alone.
+
+    The token is in no file: Ray would make one that everybody reads. Ray's files, which it lets everybody write, are in
+    the folder.
+
+    Args:
+        folder: where only this user comes.
+    """
+    return {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: a node of Ray is at 127.0.0.1
+    }  # fmt: skip
+
+
+def private_folder() -> Path:
+    """Make a folder for this user alone, where Ray's sockets fit, and return it."""
+    where = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="fedjets-", dir=where if len(where) + 17 <= SOCKET_FOLDER else "/tmp"))
+
+
 class LocalFlower(SuperLink):
     """A SuperLink of our own; it and its folder are gone after the ``with`` block."""
 
@@ -88,7 +121,7 @@ class LocalFlower(SuperLink):
 
     def switches(self, home: Path) -> dict[str, str]:
         """Return the environment of all its processes."""
-        return flower_environment(home)
+        return flower_environment(home) | ray_environment(home.parent)
 
     def __enter__(self) -> "LocalFlower":
         try:
@@ -98,7 +131,7 @@ class LocalFlower(SuperLink):
             raise
 
     def _enter(self) -> "LocalFlower":
-        self.folder = Path(tempfile.mkdtemp(prefix="fedjets-"))
+        self.folder = private_folder()
         self.environment = self.switches(self.folder / "flwr")
         (self.folder / "flwr").mkdir()
         self._log.write_bytes(b"")
@@ -109,9 +142,9 @@ class LocalFlower(SuperLink):
 
     def _start_superlink(self) -> bool:
         port = free_ports(1)[0]
+        command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
         self._superlink = start_daemon(
-            ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
-             "--port", str(port)],
+            for_own_user([*command, "--host", "127.0.0.1", "--port", str(port)]),
             self.environment, self.folder, self._log,
         )  # fmt: skip
         (self.folder / "flwr" / "config.toml").write_text(
