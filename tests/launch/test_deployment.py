@@ -1,6 +1,7 @@
 """Real daemons over TLS with registered keys; the quick tests share one small deployment."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.runs.trained_run import open_run
 from tests.support.deployed import ONE_EACH, QUICK, SIX_AND_TWO, Deployed, deployed
+from tests.support.other_users import ASK, LIST, NOBODY, check_hung_up, listeners, needs_another_user, run_as
+from tests.support.processes import descendants
 
 MESSAGE_OVERHEAD = 6000
 """Bytes of one message and its reply beside the vectors (about 4,200): digests, numbers, Flower's own fields."""
@@ -115,6 +118,18 @@ def test_a_superlink_of_another_authority_is_refused(small: Deployed, tmp_path: 
         time.sleep(0.3)
     assert "SuperNode ID" not in log.read_text()
     kill_daemon(stranger)
+
+
+@needs_another_user
+def test_another_user_of_the_machine_reaches_no_daemon(small: Deployed) -> None:
+    superlink, authority = f"127.0.0.1:{small.deployment.port}", str(small.deployment.keys / "ca.crt")
+    assert int(run_as(0, LIST, superlink, authority).stdout) >= 1
+    check_hung_up(run_as(NOBODY, LIST, superlink, authority))
+    nodes = [found for found in listeners(descendants(os.getpid())) if "flower-supernode" in found.command]
+    assert len(nodes) == len(small.deployment.sites)
+    assert all(node.host.is_loopback for node in nodes)
+    assert run_as(0, ASK, nodes[0].address, "POST /v1/runtime/acquire-task").stdout == "bytes 1\n"
+    assert run_as(NOBODY, ASK, nodes[0].address, "POST /v1/runtime/acquire-task").stdout == "bytes 0\n"
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """What another user of the machine gets from a run under way: nothing. As its own user the same commands succeed."""
 
-import re
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,20 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.other_users import NOBODY, Listener, listeners, needs_another_user, run_as
+from tests.support.other_users import ASK, LIST, NOBODY, Listener, check_hung_up, listeners, needs_another_user, run_as
 from tests.support.processes import descendants
 from tests.support.started import start
 
 pytestmark = [pytest.mark.slow, needs_another_user]
 
-LIST = """\
-from flwr.proto.control_pb2 import ListRunsRequest
-from flwr.supercore.control import ControlHttpClient
-
-become()
-client = ControlHttpClient.from_server_address(sys.argv[1], True, None, [])
-print(len(client.ListRuns(ListRunsRequest()).run_dict))
-"""
 SUBMIT = """\
 import hashlib
 from pathlib import Path
@@ -36,18 +26,6 @@ become()
 client = ControlHttpClient.from_server_address(sys.argv[1], True, None, [])
 client.StartRun(StartRunRequest(fab=Fab(hash_str=hashlib.sha256(app).hexdigest(), content=app)))
 print("started")
-"""
-ASK = """\
-import socket
-
-become()
-host, port = sys.argv[1].rsplit(":", 1)
-with socket.create_connection((host, int(port)), timeout=20) as connection:
-    try:
-        connection.sendall(f"{sys.argv[2]} HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 0\\r\\n\\r\\n".encode())
-        print("bytes", len(connection.recv(1)))
-    except ConnectionError:
-        print("bytes 0")
 """
 OVERWRITE = """\
 if sys.argv[3]:
@@ -175,13 +153,6 @@ def test_another_user_comes_by_neither_the_token_nor_the_files_of_ray(running: R
     (token,), (folder,) = running.environment("RAY_AUTH_TOKEN"), running.environment("RAY_TMPDIR")
     assert not any(token in listener.command for listener in running.listeners)
     assert run_as(NOBODY, LOOK, folder, f"{folder}/ray/session_latest/sockets").stdout == "refused\n" * 2
-
-
-def check_hung_up(attempt: "subprocess.CompletedProcess[str]") -> None:
-    """The attempt failed, for the reason that nobody spoke to it."""
-    assert attempt.returncode != 0
-    assert attempt.stdout == ""
-    assert re.search(r"^httpx\.(ReadError|RemoteProtocolError)", attempt.stderr, re.MULTILINE), attempt.stderr
 
 
 def _environment(pid: int) -> list[str]:

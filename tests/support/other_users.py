@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -24,6 +25,30 @@ def become():
     os.setresuid(user, user, user)
 
 """
+LIST = """\
+from pathlib import Path
+from flwr.proto.control_pb2 import ListRunsRequest
+from flwr.supercore.control import ControlHttpClient
+
+authority = Path(sys.argv[3]).read_bytes() if sys.argv[3:] else None
+client = ControlHttpClient.from_server_address(sys.argv[2], authority is None, authority, [])
+become()
+print(len(client.ListRuns(ListRunsRequest()).run_dict))
+"""
+"""Prints how many runs the SuperLink at an address has; a second argument names the authority of one with TLS."""
+ASK = """\
+import socket
+
+become()
+host, port = sys.argv[1].rsplit(":", 1)
+with socket.create_connection((host, int(port)), timeout=20) as connection:
+    try:
+        connection.sendall(f"{sys.argv[2]} HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 0\\r\\n\\r\\n".encode())
+        print("bytes", len(connection.recv(1)))
+    except ConnectionError:
+        print("bytes 0")
+"""
+"""Prints how much of an answer an address gives to a request without TLS: ``bytes 1`` or ``bytes 0``."""
 
 needs_another_user = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root acts as another user"
@@ -67,6 +92,13 @@ def run_as(user: int, code: str, *arguments: str) -> "subprocess.CompletedProces
         [sys.executable, "-c", BECOME + code, str(user), *arguments], cwd="/", check=False, capture_output=True,
         text=True, timeout=120, env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
+
+
+def check_hung_up(attempt: "subprocess.CompletedProcess[str]") -> None:
+    """The attempt failed, for the reason that nobody spoke to it."""
+    assert attempt.returncode != 0
+    assert attempt.stdout == ""
+    assert re.search(r"^httpx\.(ReadError|RemoteProtocolError)", attempt.stderr, re.MULTILINE), attempt.stderr
 
 
 def _listening_sockets() -> dict[str, tuple[IPv4Address | IPv6Address, int]]:
