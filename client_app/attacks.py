@@ -1,84 +1,208 @@
 """Simulated attackers, to measure what robust aggregation is worth; they exist in a simulation alone.
 
-A share of the training clients, drawn from the seed, has its data or its update swapped around every training.
+A share of the training clients does otherwise than it is asked. They know all that the server does: its settings, its
+rule and the samples that it judges by. Attackers of a smaller share are among those of a larger one, and a share of the
+anchors is among them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from client_app.client import ClientContext, Update, Work
+from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.federation.judge import Judge
+from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.names import expert_ids
 from fedjets_flwr.seeds import numpy_generator
 
-Poison = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""(what the client was sent, what honest training made of it, draws) -> what it replies."""
-
 BOOST = 10.0
 """Factor of the boosted attacks."""
+FORGED = 1000
+"""Factor of forged counts."""
+RUINED = 1e-4
+"""Factor of ruined variances."""
 
 
-def sign_flip(sent: Tensor, trained: Tensor, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Target:
+    """One vector that an attacker poisons.
+
+    Attributes:
+        context: the attacker's.
+        name: the vector's.
+        sent: what the attacker was sent.
+        trained: what honest training made of it.
+        spec: its layout.
+        generator: of the attacker's draws.
+    """
+
+    context: ClientContext
+    name: str
+    sent: Tensor
+    trained: Tensor
+    spec: VectorSpec
+    generator: torch.Generator
+
+    def with_update(self, update: Tensor) -> Tensor:
+        """Return the poisoned vector. Running statistics stay: ruined ones give an attacker away."""
+        weights = self.spec.trained
+        return torch.cat([self.sent[:weights] + update[:weights], self.trained[weights:]])
+
+    @property
+    def update(self) -> Tensor:
+        """The honest update."""
+        return self.trained - self.sent
+
+
+Poison = Callable[[Target], Tensor]
+"""What an attacker replies in place of a vector."""
+
+
+def sign_flip(target: Target) -> Tensor:
     """Return the honest update reversed and boosted."""
-    return sent - BOOST * (trained - sent)
+    return target.with_update(-BOOST * target.update)
 
 
-def gaussian(sent: Tensor, trained: Tensor, generator: torch.Generator) -> Tensor:
+def gaussian(target: Target) -> Tensor:
     """Return noise of a boosted update's size."""
-    noise = torch.randn(sent.shape, generator=generator)
-    poisoned_update: Tensor = sent + noise * (BOOST * (trained - sent).norm() / noise.norm())
-    return poisoned_update
+    noise = torch.randn(target.sent.shape, generator=target.generator)
+    return target.with_update(noise * (BOOST * target.update.norm() / noise.norm()))
 
 
-def replacement(sent: Tensor, trained: Tensor, generator: torch.Generator) -> Tensor:
-    """Return an update that, averaged with nine others, puts the attacker's model in place (Bagdasaryan 2020)."""
-    return sent + BOOST * (-trained - sent)
+def replacement(target: Target) -> Tensor:
+    """Return what, averaged with the honest, puts the attacker's model in place: the trained one's opposite.
+
+    Model replacement (Bagdasaryan et al. 2020, section 4.2), with the true boost: the number of clients in the average.
+    """
+    wanted = -target.trained
+    return target.with_update(holders(target.context.config, target.name) * (wanted - target.sent))
 
 
-POISONS: dict[str, Poison] = {"sign-flip": sign_flip, "gaussian": gaussian, "replacement": replacement}
+def adaptive(target: Target) -> Tensor:
+    """Return the honest update reversed, as far as the server takes it.
+
+    Its length is that to which the rules clip, by the attacker's own honest one; where the server judges, it is halved
+    until the judge is content.
+    """
+    config, factor = target.context.config, target.context.config.aggregation.clip_times
+    vector = target.with_update(-factor * target.update)
+    while config.aggregation.rule == "validated" and factor > 1e-3 and not _passes(target, vector):
+        factor /= 2
+        vector = target.with_update(-factor * target.update)
+    return vector
 
 
-def attackers(config: Config) -> frozenset[int]:
-    """Return the ids of the training clients that attack."""
-    clients = config.partition.clients
-    count = round(config.attack.share * clients) if config.attack.kind != "none" else 0
-    return frozenset(numpy_generator(config.run.seed, "attackers").choice(clients, count, replace=False).tolist())
+def ruined_statistics(target: Target) -> Tensor:
+    """Return the honest vector with running variances that are positive, and far too small."""
+    vector, places = target.trained.clone(), target.spec.positions("running_var")
+    vector[places] *= RUINED
+    return vector
 
 
-def poisoned(train: Work) -> Work:
-    """Return a client algorithm whose attackers poison what they reply."""
+POISONS: dict[str, Poison] = {
+    "sign-flip": sign_flip,
+    "gaussian": gaussian,
+    "replacement": replacement,
+    "adaptive": adaptive,
+    "ruined-statistics": ruined_statistics,
+}
+
+
+def poisoning(poison: Poison, work: Work) -> Work:
+    """Return honest work whose vectors are poisoned afterwards."""
 
     def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-        if context.client not in attackers(context.config):
-            return train(context, vectors)
-        kind = context.config.attack.kind
-        if kind == "label-flip":
-            flipped = replace(context.data, targets=flip(context.data.targets, context.num_classes))
-            return train(replace(context, data=flipped), vectors)
-        update, generator = train(context, vectors), context.generator("attack")
-        poisoned_vectors = {
-            name: _poisoned(POISONS[kind], vectors[name], vector.cpu(), _trained(context, name, vector), generator)
+        update, generator = work(context, vectors), context.generator("attack")
+        targets = [
+            Target(context, name, vectors[name].cpu(), vector.cpu(), _spec(context, name, vector), generator)
             for name, vector in update.vectors.items()
-        }
-        return replace(update, vectors=poisoned_vectors)
+        ]
+        return replace(update, vectors={target.name: poison(target) for target in targets})
 
     return attack
 
 
-def _poisoned(poison: Poison, sent: Tensor, trained: Tensor, weights: int, generator: torch.Generator) -> Tensor:
-    """Return a vector whose weights are poisoned; running statistics stay, since ruined ones give an attacker away."""
-    return torch.cat([poison(sent[:weights], trained[:weights], generator), trained[weights:]])
+def label_flip(work: Work) -> Work:
+    """Return work on samples whose labels y are C - 1 - y."""
+
+    def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+        flipped = replace(context.data, targets=flip(context.data.targets, context.num_classes))
+        return work(replace(context, data=flipped), vectors)
+
+    return attack
 
 
-def _trained(context: ClientContext, name: str, vector: Tensor) -> int:
-    """Return how many numbers of a vector are weights; they come first."""
-    ids, specs = expert_ids([name]), context.runtime.specs
-    return specs[ids[0] if len(specs) > 1 else 0].trained if ids else vector.numel()
+def forged_counts(work: Work) -> Work:
+    """Return the sign flip with a forged number of samples, and so of weight in the average."""
+    flipped = poisoning(sign_flip, work)
+
+    def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+        update = flipped(context, vectors)
+        return replace(update, numbers={**update.numbers, "num-examples": FORGED * len(context.data)})
+
+    return attack
+
+
+ATTACKS: dict[str, Callable[[Work], Work]] = {
+    **{name: partial(poisoning, poison) for name, poison in POISONS.items()},
+    "label-flip": label_flip,
+    "forged-counts": forged_counts,
+}
+"""Honest work of a training round -> the attacker's."""
+
+
+@lru_cache(maxsize=1)
+def attackers(config: Config) -> frozenset[int]:
+    """Return the ids of the training clients that attack."""
+    clients, anchors = config.partition.clients, config.num_anchors
+    count = round(config.attack.share * clients) if config.attack.kind != "none" else 0
+    bad_anchors = min(count, math.ceil(config.attack.share * anchors))
+    generator = numpy_generator(config.run.seed, "attackers")
+    drawn: Iterable[int] = generator.permutation(anchors)[:bad_anchors].tolist()
+    others: Iterable[int] = (anchors + generator.permutation(clients - anchors))[: count - bad_anchors].tolist()
+    return frozenset((*drawn, *others))
+
+
+def poisoned(train: Work) -> Work:
+    """Return a client algorithm some of whose clients attack as ``attack.kind`` says."""
+
+    def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+        bad = context.client in attackers(context.config)
+        return (ATTACKS[context.config.attack.kind](train) if bad else train)(context, vectors)
+
+    return attack
+
+
+def holders(config: Config, name: str) -> float:
+    """Return how many clients of a round train a vector, as far as one can know before."""
+    anchors, normals = config.cohort.anchors, config.cohort.normals
+    if not expert_ids([name]):
+        return anchors + normals
+    return max(1.0, (anchors + normals * config.moe.top_k) / config.moe.experts)
 
 
 def flip(labels: Tensor, num_classes: int) -> Tensor:
     """Return every label y as C - 1 - y."""
     return num_classes - 1 - labels
+
+
+def _passes(target: Target, vector: Tensor) -> bool:
+    judge = _judge(target.context.runtime)
+    return all(judge.loss(m, vector) <= judge.bound(m, target.sent) for m in expert_ids([target.name]))
+
+
+@lru_cache(maxsize=1)
+def _judge(runtime: Runtime) -> Judge:
+    count = runtime.config.moe.experts if len(runtime.architectures) == 1 else 1
+    return Judge.of(runtime.config, runtime.task, runtime.common, runtime.architectures * count)
+
+
+def _spec(context: ClientContext, name: str, vector: Tensor) -> VectorSpec:
+    ids, specs = expert_ids([name]), context.runtime.specs
+    return specs[ids[0] if len(specs) > 1 else 0] if ids else VectorSpec.plain(vector.numel())

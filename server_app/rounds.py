@@ -31,6 +31,7 @@ from fedjets_flwr.federation.aggregation import (
     make_aggregator,
 )
 from fedjets_flwr.federation.cohort import Cohort, draw_participants
+from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.moe.metrics import ClientResult, summarise
@@ -83,6 +84,7 @@ class Rounds(FlowerStrategy):
         self._node_seconds = min(self.config.limits.node_seconds, self.config.limits.exchange_seconds)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.results: dict[int, ClientResult] = {}
+        self._judge = _judge(strategy) if self.config.aggregation.rule == "validated" else None
         self._pending: PendingExchange
         self._metrics: dict[str, float] = {}
         self._left: dict[str, str] = {}  # vectors that a round leaves as they were, and why
@@ -369,6 +371,9 @@ class Rounds(FlowerStrategy):
         for reply in replies:
             try:
                 self.strategy.check(reply)
+                if self._judge is not None:
+                    with self.clock("judge"):
+                        self._judge.check(reply, self.strategy.vectors)
             except BadReply as error:
                 self._pending.reject(reply.client, str(error))
             else:
@@ -383,6 +388,10 @@ class Rounds(FlowerStrategy):
             yield
         finally:
             self.seconds[name] += time.monotonic() - start
+
+
+def _judge(strategy: Strategy) -> Judge:
+    return Judge.of(strategy.config, strategy.task, strategy.common, strategy.architectures)
 
 
 def _size(strategy: Strategy, name: str) -> int:

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from torch import nn
 
-from client_app.attacks import POISONS
+from client_app.attacks import ATTACKS
 from fedjets_flwr.config.schema import Config, Section, kebab
 from fedjets_flwr.data.datasets import LOADERS
 from fedjets_flwr.data.partition import PARTITIONS
@@ -40,7 +40,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "moe.mix": ["", *MIXES],
     "cohort.anchor-selection": ["partition", *SELECTIONS],
     "aggregation.rule": ["mean", *RULES],
-    "attack.kind": ["none", *POISONS, "label-flip"],
+    "attack.kind": ["none", *ATTACKS],
     "transport.dtype": WIDTHS,
     "personalize.read-out": ["", *READ_OUTS],
 }

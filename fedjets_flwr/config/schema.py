@@ -79,6 +79,14 @@ class Partition(Section):
     samples_per_client: int = Field(100, ge=0, description="samples of a training client; 0: its share of each label")
     unseen_samples: int = Field(0, ge=0, description="samples of an unseen client; 0: all test images of its labels")
     alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
+    public_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the training samples that no client holds: the common expert is trained on them alone"
+        " (a fifth of them stops that training), and the server may judge updates by them; 0: it is trained on the"
+        " clients' samples and stopped by the test split; 1: all clients are elsewhere",
+    )
     val_share: float = Field(
         0.0, ge=0, lt=1, description="share of a training client's samples that stops its own adaptation"
     )
@@ -181,10 +189,10 @@ class Aggregation(Section):
     max_weight: float = Field(
         10.0, ge=0, description="a client's weight counts as this many times the clients' median at most; 0: as it is"
     )
-    rule: Literal["mean", "clip", "median", "trimmed-mean", "krum"] = Field(
+    rule: Literal["mean", "clip", "median", "trimmed-mean", "krum", "validated"] = Field(
         "mean",
         description="how each vector's updates are combined; all but mean weigh clients the same; where too few clients"
-        " hold a vector: clip",
+        " hold a vector: clip; validated: clip, of replies whose experts do well on the server's public samples",
     )
     bn: Literal["mean", "pooled"] = Field(
         "mean",
@@ -192,8 +200,15 @@ class Aggregation(Section):
         " the clients' means)",
     )
     clip_norm: float = Field(
-        0.0, ge=0, description="bound of an update's norm for clip; 0: the median over the round's experts"
+        0.0, ge=0, description="bound of an update's norm for clip; 0: clip-times the median over the round's experts"
     )
+    clip_times: float = Field(
+        2.0, gt=0, description="bound of an update's norm for clip, in medians; 1 holds honest updates back"
+    )
+    tolerance: float = Field(
+        0.05, ge=0, description="share by which an expert's loss may lie above the common expert's for validated"
+    )
+    root_samples: int = Field(1000, ge=1, description="public samples at most by which validated judges")
     trim: float = Field(0.2, gt=0, lt=0.5, description="share cut off at both ends by trimmed-mean")
     byzantine: int = Field(1, ge=1, description="bad clients that krum allows for; it needs 2 f + 3 clients")
 
@@ -206,10 +221,19 @@ class Privacy(Section):
 
 
 class Attack(Section):
-    kind: Literal["none", "sign-flip", "gaussian", "label-flip", "replacement"] = Field(
-        "none", description="what simulated attackers answer, to measure aggregation.rule"
+    kind: Literal[
+        "none",
+        "sign-flip",
+        "gaussian",
+        "label-flip",
+        "replacement",
+        "adaptive",
+        "ruined-statistics",
+        "forged-counts",
+    ] = Field("none", description="what simulated attackers answer, to measure aggregation.rule")
+    share: float = Field(
+        0.0, ge=0, le=1, description="share of the training clients that attack, and of the anchors at least"
     )
-    share: float = Field(0.0, ge=0, le=1, description="share of the training clients that attack")
 
 
 class Limits(Section):
@@ -356,6 +380,11 @@ class Config(Section):
                 moe.trainable == "all" or self.data.augment == "none",
                 f"data.augment = {self.data.augment!r}: tails over a frozen trunk read cached features;"
                 " set it to 'none' or moe.trainable to 'all'",
+            ),
+            (
+                self.aggregation.rule != "validated" or partition.public_share > 0,
+                "aggregation.rule = 'validated': the server needs samples that no client holds; set"
+                " partition.public-share to 0.2, say, or to 1 where all clients are elsewhere",
             ),
             (
                 self.aggregation.bn == "mean" or self.aggregation.rule == "mean",

@@ -18,7 +18,7 @@ from fedjets_flwr.data.datasets import (
     no_images,
 )
 from fedjets_flwr.data.image_folder import cached_images, read_folder
-from fedjets_flwr.data.partition import Split, make_split, own_part
+from fedjets_flwr.data.partition import Split, make_split, own_part, public_samples
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.seeds import numpy_generator
 
@@ -82,6 +82,12 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
     if training:
         return ClientData(client, dataset.train.subset(own_part(config, samples, len(dataset.train), part)), True)
     return ClientData(client, dataset.test.subset(samples), False)
+
+
+def open_public(config: Config) -> Images:
+    """Return the labelled samples that lie at the server and no client holds, in a random order; maybe none."""
+    train = open_dataset(config).train
+    return train.subset(public_samples(config, len(train)))
 
 
 def open_global(config: Config) -> ClientData:

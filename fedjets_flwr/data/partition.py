@@ -18,6 +18,8 @@ from fedjets_flwr.seeds import numpy_generator
 
 Indices = np.ndarray
 Labels = frozenset[int]
+NOBODYS = -1
+"""In place of the label of a sample that no client may hold."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,28 @@ class Split:
         return range(self.training, len(self.samples))
 
 
+def public_samples(config: Config, of: int) -> Indices:
+    """Return the training samples that are public, in a random order; clients hold none of them.
+
+    Runs of all seeds share them, as they share the common expert that is trained on them.
+    """
+    order = numpy_generator(config.common_expert.seed, "public").permutation(of)
+    return order[: round(config.partition.public_share * of)]
+
+
 def make_split(config: Config, train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> Split:
     """Return the split that the settings describe; the same settings give the same split in every process.
 
     Raises:
         FedjetsError: the labels or samples do not suffice.
     """
+    train_labels = train_labels.copy()
+    train_labels[public_samples(config, len(train_labels))] = NOBODYS
+    if config.partition.public_share and len(np.unique(train_labels[train_labels != NOBODYS])) < num_classes:
+        raise FedjetsError(
+            f"partition.public-share = {config.partition.public_share:g}: it leaves the clients no sample of some"
+            " class; lower it"
+        )
     samples = PARTITIONS[config.partition.name](config, train_labels, test_labels, num_classes)
     for client, indices in enumerate(samples):
         if len(indices) == 0:
@@ -226,7 +244,7 @@ def _proportions(
 ) -> list[Indices]:
     """Share every label out by Dirichlet(alpha) proportions over the clients, drawing with replacement between them."""
     pool = _by_label(labels)
-    budget = (per_client * clients or len(labels)) / len(pool)
+    budget = (per_client * clients or sum(map(len, pool))) / len(pool)
     for _ in range(200):
         counts = np.rint(rng.dirichlet(np.full(clients, alpha), size=len(pool)) * budget).astype(int)
         if counts.sum(axis=0).min() >= smallest:

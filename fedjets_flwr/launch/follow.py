@@ -103,7 +103,7 @@ def check(config: Config) -> None:
     Raises:
         FedjetsError: one line that says what.
     """
-    if len(open_dataset(config).train):
+    if open_task(config).simulates:
         open_split(config)
     if config.common_expert.path:
         named_common_expert(config)

@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_dataset
+from fedjets_flwr.data.clients import open_dataset, open_public
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
@@ -62,6 +63,8 @@ def cached_path(config: Config) -> Path:
     decides = [
         (k, v) for k, v in sorted(flat.items()) if k.startswith(("model.", "common-expert.")) and k not in unused
     ]
+    if config.partition.public_share:
+        decides.append(("partition.public-share", config.partition.public_share))
     digest = derive(0, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 
@@ -72,8 +75,21 @@ def save_common_expert(expert: CommonExpert, path: StrPath) -> None:
         file.write_bytes(expert.as_bytes)
 
 
+def _parts(config: Config) -> tuple[Images, Images]:
+    """Return what a common expert is trained on, and what stops that."""
+    if not config.partition.public_share:
+        return open_dataset(config).train, open_dataset(config).test
+    public = open_public(config)
+    held_out = len(public) // 5
+    order = np.arange(len(public))
+    return public.subset(order[held_out:]), public.subset(order[:held_out])
+
+
 def pretrain(config: Config, progress: Progress) -> CommonExpert:
-    """Train on ``run.device`` until the accuracy on the test split first reaches ``common-expert.target-accuracy``.
+    """Train on ``run.device`` until the accuracy on held-out samples first reaches ``common-expert.target-accuracy``.
+
+    With ``partition.public-share`` it sees public samples alone, a fifth of them held out; otherwise it is trained on
+    the train split, which the clients share, and stopped by the test split.
 
     SGD with Nesterov momentum and a one-cycle rate. The paper states neither data nor recipe of its common experts; its
     73 % and 93 % columns are read here as two stopping points on the same pool.
@@ -90,7 +106,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     on_gpu = device.type != "cpu"
     draws = torch_generator(settings.seed, "common-expert-augment", device=device) if on_gpu else generator
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
-    train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in (dataset.train, dataset.test))
+    train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in _parts(config))
     steps = max(1, len(train) // settings.batch_size)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
@@ -115,7 +131,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
                 model.eval()
                 accuracy = accuracy_of(expert, test.pixels, test.labels)
                 best = max(best, accuracy)
-                progress(f"epoch {epoch + 1}/{settings.max_epochs}: test accuracy {accuracy:.4f}")
+                progress(f"epoch {epoch + 1}/{settings.max_epochs}: held-out accuracy {accuracy:.4f}")
                 if accuracy >= settings.target_accuracy:
                     return CommonExpert(
                         freeze(model.cpu()), architecture, dataset.mean, dataset.std, dataset.name, accuracy

@@ -1,7 +1,7 @@
 """The contract of a task: all that the paper, the federation and the wire need to know of the samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +39,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def first(self, count: int) -> "Samples":
+        """Return the first ``count`` samples, or all that there are."""
+        return replace(self, stored=self.stored[:count], targets=self.targets[:count])
+
 
 class Task(Protocol):
     """What a sample is and what a model's output says of it."""
@@ -61,7 +65,8 @@ class Task(Protocol):
         Args:
             client: its id.
             folder: of a deployed site's own samples.
-            part: of a training client's, ``train``, ``val``, ``test`` or ``all``; ``global``: those that all share.
+            part: of a training client's, ``train``, ``val``, ``test`` or ``all``; ``global``: those that all share;
+                ``public``: those that no client holds.
 
         Raises:
             FedjetsError: there are none, or a training client's have no targets.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_client, open_dataset, open_global
+from fedjets_flwr.data.clients import open_client, open_dataset, open_global, open_public
 from fedjets_flwr.data.datasets import Dataset, Spec
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.models.common_expert import CommonExpert
@@ -29,7 +29,7 @@ class ImageClassification:
     @property
     def simulates(self) -> bool:
         """Whether the images of all clients lie here."""
-        return len(self.dataset.train) > 0
+        return len(self.dataset.train) > 0 and self.config.partition.public_share < 1
 
     @property
     def has_global(self) -> bool:
@@ -38,6 +38,9 @@ class ImageClassification:
 
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return a client's images, uint8 (n, c, h, w), and labels, (n,) int64."""
+        if part == "public":
+            public = open_public(self.config)
+            return Samples(-1, public.pixels, public.labels, public.labelled, False)
         data = open_global(self.config) if part == "global" else open_client(self.config, client, folder, part)
         return Samples(data.client, data.images.pixels, data.images.labels, data.images.labelled, data.training)
 
