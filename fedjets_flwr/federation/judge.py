@@ -6,7 +6,9 @@ all classes rises. So the outputs are centred first, which takes a model's prior
 tell apart. A good specialist stays as able as the common expert that it came from, or gets better; a spoilt one not.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -16,6 +18,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.names import expert_ids
 from fedjets_flwr.tasks.base import Samples, Task
@@ -43,14 +46,18 @@ class Judge:
         """
         self.tolerance = tolerance
         self._task, self._samples, self._backbone, self._architectures = task, samples, backbone, architectures
-        self._models = {a: FlatModel(tail(build(a, 0), backbone.trainable)) for a in set(architectures)}
+        self._device = samples.stored.device
+        kinds = {a: tail(build(a, 0), backbone.trainable).to(self._device) for a in set(architectures)}
+        self._models = {architecture: FlatModel(module) for architecture, module in kinds.items()}
         self._known: dict[int, tuple[Tensor, float]] = {}
 
     @classmethod
     def of(cls, config: Config, task: Task, common: CommonExpert, architectures: Sequence[Architecture]) -> "Judge":
         """Return the judge of the settings (``aggregation.rule = "validated"``)."""
-        samples = task.samples(-1, part="public").first(config.aggregation.root_samples)
-        backbone = Backbone(common, config.moe.trainable)
+        device = device_of(config)
+        samples = task.samples(-1, part="public").first(config.aggregation.root_samples).to(device)
+        model = common.model if device.type == "cpu" else copy.deepcopy(common.model).to(device)
+        backbone = Backbone(replace(common, model=model), config.moe.trainable)
         return cls(task, samples, backbone, architectures, config.aggregation.tolerance)
 
     def check(self, reply: Reply, state: Mapping[str, Tensor]) -> None:
@@ -93,7 +100,7 @@ class Judge:
     @cached_property
     def _images(self) -> Tensor:
         inputs = self._task.inputs(self._samples.stored, self._backbone.common)
-        return inputs(torch.arange(len(self._samples)))
+        return inputs(torch.arange(len(self._samples), device=self._device))
 
     @cached_property
     def _inputs(self) -> Tensor:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_dataset, open_split
+from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
@@ -18,6 +18,7 @@ from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
 from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
+from fedjets_flwr.tasks import open_task
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
 """SystemExit is what rich makes of a closed pipe, such as that to a ``tee`` which heard the same Ctrl-C."""

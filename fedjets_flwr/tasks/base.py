@@ -20,7 +20,7 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Samples:
-    """What one client holds, on the CPU.
+    """What one client holds, on the CPU unless moved.
 
     Attributes:
         client: its id.
@@ -42,6 +42,10 @@ class Samples:
     def first(self, count: int) -> "Samples":
         """Return the first ``count`` samples, or all that there are."""
         return replace(self, stored=self.stored[:count], targets=self.targets[:count])
+
+    def to(self, device: torch.device) -> "Samples":
+        """Return the same samples on a device."""
+        return replace(self, stored=self.stored.to(device), targets=self.targets.to(device))
 
 
 class Task(Protocol):
