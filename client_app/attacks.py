@@ -194,7 +194,7 @@ def flip(labels: Tensor, num_classes: int) -> Tensor:
 
 def _passes(target: Target, vector: Tensor) -> bool:
     judge = _judge(target.context.runtime)
-    return all(judge.loss(m, vector) <= judge.bound(m, target.sent) for m in expert_ids([target.name]))
+    return all(judge.passes(m, vector, target.sent) for m in expert_ids([target.name]))
 
 
 @lru_cache(maxsize=1)

@@ -34,6 +34,7 @@ from fedjets_flwr.federation.cohort import Cohort, draw_participants
 from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import bounded_mean, read_experts, stop_if_too_many_failed
+from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
 from fedjets_flwr.names import expert_ids
 from fedjets_flwr.runs.callback import Callback
@@ -343,6 +344,8 @@ class Rounds(FlowerStrategy):
         vectors, settings = self.strategy.vectors, self.config.aggregation
         if self.config.privacy.noise_multiplier > 0:
             return PrivateMeans(vectors, self.config.privacy, self.strategy.vectors_moved)
+        if self._judge is not None:
+            return Validated(vectors, settings, self._judge)
         if settings.bn == "pooled":
             specs = self.strategy.specs
             means, variances = (

@@ -128,22 +128,31 @@ class Robust:
 
     def result(self) -> dict[str, Tensor]:
         """Return old + combined update."""
-        combined = {}
+        bounds = self.bounds()
+        return {
+            name: self._old[name] + self._combine(name, torch.stack(held), bounds[name])
+            for name, held in self._updates.items()
+        }
+
+    def bounds(self) -> dict[str, float]:
+        """Return the norm to which the updates of each vector are cut.
+
+        One client's own norm is no bound: experts share the (low) median norm of all experts' updates.
+        """
         norms: dict[str, list[float]] = {}
         for name, held in self._updates.items():
             norms.setdefault(name.split(".")[0], []).extend(float(update.norm()) for update in held)
-        for name, held in self._updates.items():
-            # One client's own norm is no bound: experts share the (low) median norm of all experts' updates.
-            median = max(statistics.median_low(norms[name.split(".")[0]]), 1e-12)
-            bound = self._settings.clip_norm or self._settings.clip_times * median
-            settings = self._settings.model_copy(update={"clip_norm": bound})
-            updates = torch.stack(held)
-            rule, needed = RULES[self._settings.rule], clients_needed(self._settings)
-            if len(updates) < needed:
-                log.info("%s: %s needs %d clients, %d came: clipping", name, self._settings.rule, needed, len(updates))
-                rule = clipped_mean
-            combined[name] = self._old[name] + rule(updates, settings)
-        return combined
+        medians = {kind: max(statistics.median_low(found), 1e-12) for kind, found in norms.items()}
+        given, times = self._settings.clip_norm, self._settings.clip_times
+        return {name: given or times * medians[name.split(".")[0]] for name in self._updates}
+
+    def _combine(self, name: str, updates: Tensor, bound: float) -> Tensor:
+        settings = self._settings.model_copy(update={"clip_norm": bound})
+        rule, needed = RULES[settings.rule], clients_needed(settings)
+        if len(updates) < needed:
+            log.info("%s: %s needs %d clients, %d came: clipping", name, settings.rule, needed, len(updates))
+            rule = clipped_mean
+        return rule(updates, settings)
 
 
 Rule = Callable[[Tensor, Aggregation], Tensor]
@@ -157,11 +166,15 @@ def clients_needed(settings: Aggregation) -> int:
 
 def clipped_mean(updates: Tensor, settings: Aggregation) -> Tensor:
     """Return the mean of updates (n, d) cut to the norm ``aggregation.clip-norm``; 0: ``clip-times`` their median."""
-    norms = updates.norm(dim=1)
-    bound = settings.clip_norm or settings.clip_times * float(norms.median())
-    shares = (bound / norms.double().clamp_min(1e-12)).clamp(max=1.0) / len(updates)
-    mean: Tensor = (shares.float().unsqueeze(1) * updates).sum(dim=0)
+    bound = settings.clip_norm or settings.clip_times * float(updates.norm(dim=1).median())
+    mean: Tensor = (clip_shares(updates, bound).div(len(updates)).float().unsqueeze(1) * updates).sum(dim=0)
     return mean
+
+
+def clip_shares(updates: Tensor, bound: float) -> Tensor:
+    """Return what is left of each of n updates (n, d) that are cut to a norm, (n,) float64 of at most 1."""
+    shares: Tensor = bound / updates.norm(dim=1).double().clamp_min(1e-12)
+    return shares.clamp(max=1.0)
 
 
 def coordinate_median(updates: Tensor, settings: Aggregation) -> Tensor:
