@@ -1,4 +1,4 @@
-"""Checkpoints: vectors as safetensors, facts as JSON inside the same file, written in one step, the last n kept.
+"""Checkpoints: vectors as safetensors, facts as JSON inside the same file, written in one step, the last n rounds kept.
 
 A file's name carries the SHA-256 of its bytes, so a truncated or altered one is known before it is read.
 """
@@ -96,6 +96,7 @@ class Checkpoints(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(config).__enter__()
         self._best: float | None = None
+        self._whole: set[Path] = set()
         self.common, self.start = "", ""
         self.anchors: tuple[int, ...] = ()
         for cut_off in self.folder.glob(".*"):
@@ -121,10 +122,10 @@ class Checkpoints(Callback):
         facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors, "start": self.start}
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
-            name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-            self._write(self.folder / name, data)
-            for _, old in checkpoint_files(self.folder)[self.config.run.keep_checkpoints :]:
-                old.unlink(missing_ok=True)
+            path = self.folder / f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+            self._write(path, data)
+            self._whole.add(path)
+            self._thin_out(server_round, path)
         if better:
             self._write(self.folder / "best.safetensors", data)
 
@@ -133,6 +134,22 @@ class Checkpoints(Callback):
         for path in self.folder.glob("*.safetensors"):
             path.unlink()
 
+    def _thin_out(self, server_round: int, newest: Path) -> None:
+        """Delete all but one whole checkpoint of each of the newest rounds; what is damaged counts for none."""
+        rounds = {server_round}
+        for at, path in checkpoint_files(self.folder):
+            if path == newest:
+                continue
+            if at not in rounds and len(rounds) < self.config.run.keep_checkpoints and self._is_whole(path):
+                rounds.add(at)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _is_whole(self, path: Path) -> bool:
+        if path not in self._whole and hashlib.sha256(path.read_bytes()).hexdigest() in path.name:
+            self._whole.add(path)
+        return path in self._whole
+
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint whose bytes are whole, or None.
 
@@ -140,11 +157,10 @@ class Checkpoints(Callback):
             FedjetsError: it is of another configuration.
         """
         for server_round, path in checkpoint_files(self.folder):
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() not in path.name:
+            if not self._is_whole(path):
                 log.warning("%s is damaged; using the one before it", path)
-                path.unlink()  # or it would count among those kept
                 continue
+            data = path.read_bytes()
             facts = self._facts(data)
             self._same_run(facts)
             if server_round > self.config.run.rounds:

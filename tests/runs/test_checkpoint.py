@@ -107,6 +107,27 @@ def test_only_the_last_are_kept(tmp_path: Path, keep: int) -> None:
     assert kept_rounds(c) == list(range(6 - keep, 6))
 
 
+def test_resumes_that_fail_at_once_push_no_round_out(tmp_path: Path) -> None:
+    """Each writes the round again that it went on from, with other facts beside it."""
+    c = config(tmp_path, run__keep_checkpoints=2)
+    save_rounds(c, 4, 5)
+    for seconds in (50.0, 60.0):
+        again = Checkpoints(config(tmp_path, run__keep_checkpoints=2, limits__node_seconds=seconds))
+        again.on_broken_off(5, vectors(5))
+        del again
+        gc.collect()
+    assert kept_rounds(c) == [4, 5]
+
+
+def test_a_damaged_checkpoint_counts_for_no_round(tmp_path: Path) -> None:
+    c = config(tmp_path, run__keep_checkpoints=2)
+    save_rounds(c, 3, 4)
+    path = next((c.run_dir / "checkpoints").glob("round-000004-*"))
+    path.write_bytes(path.read_bytes()[:-1])
+    save_rounds(c, 5)
+    assert kept_rounds(c) == [3, 5]
+
+
 def test_rounds_that_are_due(tmp_path: Path) -> None:
     c = config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=9)
     checkpoints = Checkpoints(c)
