@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedjets_flwr.errors import FedjetsError
 
 Scalar = str | int | float | bool
+LONGEST_NAME = 100
+"""Bytes of a run's name; file systems take 255, and a number or an ending is added to it."""
 
 
 def kebab(name: str) -> str:
@@ -334,6 +336,15 @@ class Config(Section):
         moe, cohort, partition = self.moe, self.cohort, self.partition
         anchors = self.num_anchors
         rules = [
+            (
+                _is_name(self.run.name),
+                f"run.name = {self.run.name[:200]!r}: give a plain name of a folder, of at most {LONGEST_NAME} bytes,"
+                " without / or \\ and not beginning with a dot; run.output-dir says where it lies",
+            ),
+            (
+                _is_name(self.strategy.name),
+                f"strategy.name = {self.strategy.name[:200]!r}: no name of a method; `fedjets presets` tells some",
+            ),
             (moe.top_k <= moe.experts, f"moe.top-k = {moe.top_k}: more than moe.experts = {moe.experts}; lower it"),
             (
                 cohort.anchors <= anchors,
@@ -462,6 +473,16 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     kind = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}[schema["type"]]
     return " ".join([kind, *bounds])
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a text is empty, or can name a folder and nothing but one below its parent."""
+    return not text or (
+        text.isprintable()
+        and len(text.encode()) <= LONGEST_NAME
+        and not text.startswith(".")
+        and not set(text) & {*"/\\"}
+    )
 
 
 def _closest(key: str, known: Mapping[str, Any]) -> str:
