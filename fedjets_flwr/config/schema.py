@@ -33,7 +33,9 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    name: str = Field("", description="folder of the run below output-dir; empty: made from the configuration")
+    name: str = Field(
+        "", description="folder of the run below output-dir; empty: made from the settings, numbered if taken"
+    )
     output_dir: str = Field("", description="where runs are written; empty: `runs/` in the caller's folder")
     cache_dir: str = Field("", description="embeddings, common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
     rounds: int = Field(40, ge=1, description="federated rounds (T)")
@@ -45,6 +47,9 @@ class Run(Section):
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best one")
     seed: int = Field(1, ge=0, description="root of every random draw")
     resume: bool = Field(False, description="go on from the newest good checkpoint of this run")
+    overwrite: bool = Field(
+        False, description="replace the results that the run's folder holds, once there is a checkpoint of this run"
+    )
     threads_per_client: int = Field(1, ge=1, description="torch threads of a client's process")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where clients compute and the common expert is trained; auto: the GPU if there is one"
@@ -332,6 +337,10 @@ class Config(Section):
         nested = self.model_dump(by_alias=True)
         return {f"{section}.{name}": value for section, values in nested.items() for name, value in values.items()}
 
+    def named(self, name: str) -> "Config":
+        """Return the same settings under another ``run.name``."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"name": name})})
+
     def _check(self) -> None:
         moe, cohort, partition = self.moe, self.cohort, self.partition
         anchors = self.num_anchors
@@ -344,6 +353,10 @@ class Config(Section):
             (
                 _is_name(self.strategy.name),
                 f"strategy.name = {self.strategy.name[:200]!r}: no name of a method; `fedjets presets` tells some",
+            ),
+            (
+                not (self.run.resume and self.run.overwrite),
+                "run.overwrite = true: not together with run.resume; leave one of them out",
             ),
             (moe.top_k <= moe.experts, f"moe.top-k = {moe.top_k}: more than moe.experts = {moe.experts}; lower it"),
             (
@@ -433,8 +446,8 @@ class Config(Section):
         """
         defaults = Config().flat()
         flat = {key: value for key, value in self.flat().items() if value != defaults[key]}
-        free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
-        free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
+        free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.overwrite", "run.tensorboard"}
+        free |= {"run.device", "run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
         free |= {"limits.max-failure-share", "limits.max-samples", "limits.enough-share", "nodes.roster"} | {
             k for k in flat if k.endswith("-seconds")
         }

@@ -21,6 +21,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.runs.claim import CHECKPOINTS, LOCK, forget_before, make_room
 from fedjets_flwr.runs.score import improves
 
 log = logging.getLogger("flwr")
@@ -60,17 +61,18 @@ def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
 class RunLock:
     """Held by the one process that may write to a run's folder; the kernel lets go when it dies."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, seconds: float | None = None) -> None:
+        """Say how long to wait for a killed run's ServerApp, which may live on; else ``limits.lock-seconds``."""
+        self._config, self._seconds = config, config.limits.lock_seconds if seconds is None else seconds
 
     def __enter__(self) -> "RunLock":
-        """Wait for a killed run's ServerApp, which may live on for some seconds.
+        """Take it.
 
         Raises:
-            FedjetsError: another run still writes there after ``limits.lock-seconds``.
+            FedjetsError: another run still writes there after the wait.
         """
-        self._file = (self._config.run_dir / ".lock").open("w")
-        deadline = time.monotonic() + self._config.limits.lock_seconds
+        self._file = (self._config.run_dir / LOCK).open("w")
+        deadline = time.monotonic() + self._seconds
         while not self._taken():
             if time.monotonic() > deadline:
                 raise FedjetsError(f"{self._config.run_dir}: another run writes there; stop it, or set run.name")
@@ -89,12 +91,18 @@ class RunLock:
 
 
 class Checkpoints(Callback):
-    """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object."""
+    """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object.
+
+    Raises:
+        FedjetsError: another run writes there, or it holds results and the run neither resumes nor overwrites.
+    """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.folder = config, config.run_dir / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config, self.folder = config, config.run_dir / CHECKPOINTS
+        config.run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(config).__enter__()
+        make_room(config)
+        self.folder.mkdir(exist_ok=True)
         self._best: float | None = None
         self._whole: set[Path] = set()
         self.common, self.start = "", ""
@@ -126,13 +134,9 @@ class Checkpoints(Callback):
             self._write(path, data)
             self._whole.add(path)
             self._thin_out(server_round, path)
+            forget_before(self.config.run_dir)
         if better:
             self._write(self.folder / "best.safetensors", data)
-
-    def clear(self) -> None:
-        """Delete all checkpoints: a fresh run must not go on from an older one later."""
-        for path in self.folder.glob("*.safetensors"):
-            path.unlink()
 
     def _thin_out(self, server_round: int, newest: Path) -> None:
         """Delete all but one whole checkpoint of each of the newest rounds; what is damaged counts for none."""

@@ -19,6 +19,7 @@ def config(tmp_path: Path, **changes: Scalar) -> Config:
         "run.output-dir": str(tmp_path),
         "run.name": "r",
         "run.checkpoint-every": 1,
+        "run.resume": True,
         "limits.lock-seconds": 0,
     }
     return Config.from_flat(flat | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()})
@@ -180,12 +181,14 @@ def test_a_resumed_run_knows_the_best_so_far(tmp_path: Path) -> None:
     assert best_value(c) == 3
 
 
-def test_a_fresh_run_does_not_meet_an_older_runs_checkpoints(tmp_path: Path) -> None:
+def test_a_run_that_overwrites_does_not_meet_an_older_runs_checkpoints(tmp_path: Path) -> None:
     c = config(tmp_path, run__keep_checkpoints=2)
     save_rounds(c, 30, 40)
-    fresh = Checkpoints(c)
-    fresh.clear()
+    fresh = Checkpoints(config(tmp_path, run__resume=False, run__overwrite=True))
+    assert kept_rounds(c) == []
+    assert len(list(c.run_dir.glob(".before/checkpoints/round-*"))) == 2  # until there is something in their place
     fresh.save(1, vectors(1), {}, False)
+    assert not (c.run_dir / ".before").exists()
     found = fresh.newest()
     assert found is not None
     assert found.server_round == 1
