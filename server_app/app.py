@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from typing import cast
 
 import torch
@@ -53,7 +54,8 @@ def main(grid: Grid, context: Context) -> None:
         run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce)
         draw_plots(config.run_dir)
     except (Exception, SystemExit) as error:  # SystemExit: Flower's way to stop a deployed ServerApp
-        put_back(config.run_dir)
+        with suppress(OSError):  # the next run does it, too; what ended this one must be told
+            put_back(config.run_dir)
         publish(config.run_dir / "error.json", error_facts(error, request.made()), announce)
         raise
 
