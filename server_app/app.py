@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_split
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.federation.privacy import check_noise_fits, spent
 from fedjets_flwr.models.backbone import Backbone
@@ -22,6 +24,7 @@ from fedjets_flwr.names import expert_name
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.callback import Callback, installed_callbacks
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
+from fedjets_flwr.runs.claim import claimed, put_back
 from fedjets_flwr.runs.private_folder import check_seen, leave_mark, new_start
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.stopping import StopRequest, error_facts
@@ -43,16 +46,32 @@ log = logging.getLogger("flwr")
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the method that the settings name; anything that fails ends the Flower run as failed."""
-    config = Config.from_flat(context.run_config)
-    checkpoints = Checkpoints(config)  # holds the lock: what is below writes to the run folder
     # Not by Ray, which a simulation may still be importing in another thread.
     announce = None if isinstance(grid, InMemoryGrid) else Announcer()
+    config, checkpoints = opened(context, announce)
     request = StopRequest(config.run_dir, str(context.run_id))
     try:
         run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce)
         draw_plots(config.run_dir)
     except (Exception, SystemExit) as error:  # SystemExit: Flower's way to stop a deployed ServerApp
+        with suppress(OSError):  # the next run does it, too; what ended this one must be told
+            put_back(config.run_dir)
         publish(config.run_dir / "error.json", error_facts(error, request.made()), announce)
+        raise
+
+
+def opened(context: Context, announce: Announcer | None) -> tuple[Config, Checkpoints]:
+    """Return the settings and the checkpoints, which hold the lock of the run's folder: it is this run's from now on.
+
+    Raises:
+        FedjetsError: the settings are wrong, or the folder is another run's; nothing is written there.
+    """
+    try:
+        config = claimed(Config.from_flat(context.run_config))
+        return config, Checkpoints(config)
+    except FedjetsError as error:
+        if announce is not None:
+            announce("error.json", error_facts(error))
         raise
 
 
@@ -69,12 +88,12 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
         open_split(config)
     common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
-    save_common_expert(common, config.run_dir / COMMON_EXPERT)
     method = wanted(config, common, task)
     check_noise(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     callbacks = [tracker, checkpoints, *own, *installed_callbacks(config)]
     found = newest_checkpoint(config, tracker, checkpoints)
+    save_common_expert(common, config.run_dir / COMMON_EXPERT)
     binding = Binding(roster, config.run_dir / PINS, resume=config.run.resume)
     told = request_facts(method) | private_facts(method, found, checkpoints)
     exchange = Exchange(grid, config, common, told, binding)
@@ -140,10 +159,8 @@ def begin(
 
 
 def newest_checkpoint(config: Config, tracker: Tracker, checkpoints: Checkpoints) -> Checkpoint | None:
-    """Return where a resumed run goes on, if there is anything; what came after it, or before a fresh run, goes."""
-    if not config.run.resume:
-        checkpoints.clear()
-    found = checkpoints.newest()
+    """Return where a resumed run goes on, if there is anything; what came after it goes."""
+    found = checkpoints.newest() if config.run.resume else None
     tracker.cut_back(found.server_round if found else 0)
     if found is not None:
         log.info("going on after round %d", found.server_round)

@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedjets_flwr.config.schema import Config, settings
+from fedjets_flwr.config.schema import Config, Scalar, settings
 from fedjets_flwr.config.sources import about_preset, local_config, preset_names, read_flat, remote_config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.interrupts import Interrupts
+from fedjets_flwr.runs.claim import agreed, claimed
 
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
@@ -26,6 +27,9 @@ SetOption = Annotated[
 ]
 GpusOption = Annotated[str, typer.Option(help="GPUs of a client's process: auto, 0, or a number; 0.5 shares one")]
 OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent folder of the run (default: runs/)")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace the results of that name, once the run has a checkpoint")
+]
 
 
 @cli.command()
@@ -38,18 +42,19 @@ def run(
     gpus: GpusOption = "auto",
     output_dir: OutputOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    overwrite: OverwriteOption = False,
     superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
 ) -> None:
     """Run a federated training through Flower and follow it to its end."""
-    written = read_flat(preset, config, [*(set_ or []), *(["run.resume=true"] if resume else [])])
+    written = read_flat(preset, config, set_ or []) | _switched(resume=resume, overwrite=overwrite)
     if superlink:
-        elsewhere, here = remote_config(written, output_dir)
+        elsewhere, here = agreed(*remote_config(written, output_dir))
         _validate(elsewhere)
         from fedjets_flwr.launch.follow import print_summary, run_elsewhere
 
         print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
         return
-    c = local_config(written, output_dir)
+    c = claimed(local_config(written, output_dir))
     _validate(c)
     from fedjets_flwr.launch.follow import print_summary, run_and_follow
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
@@ -66,6 +71,7 @@ def deploy_local(
     sites: Annotated[int, typer.Option(help="training sites, a SuperNode each")] = 6,
     unseen: Annotated[int, typer.Option(help="sites that never train, a SuperNode each")] = 2,
     output_dir: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own.
 
@@ -73,7 +79,7 @@ def deploy_local(
     """
     pairs = [*(set_ or []), f"partition.clients={sites}", f"partition.unseen-clients={unseen}"]
     few = {"run.rounds": 3, "run.evaluate-every": 1, "cohort.normals": max(0, min(5, sites - 5))}
-    c = local_config(read_flat(preset, config, pairs), output_dir, few)
+    c = claimed(local_config(read_flat(preset, config, pairs) | _switched(overwrite=overwrite), output_dir, few))
     _validate(c)
     from fedjets_flwr.launch.follow import print_summary
     from fedjets_flwr.launch.local_deployment import rehearse
@@ -184,6 +190,11 @@ def report(
     from fedjets_flwr.report.page import write_report
 
     console.print(str(write_report(folder, output)), soft_wrap=True)
+
+
+def _switched(**given: bool) -> dict[str, Scalar]:
+    """Return the settings of ``run`` that switches of the command line turned on."""
+    return {f"run.{name}": True for name, on in given.items() if on}
 
 
 def _validate(config: Config) -> None:

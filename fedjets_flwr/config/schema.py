@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedjets_flwr.errors import FedjetsError
 
 Scalar = str | int | float | bool
+LONGEST_NAME = 100
+"""Bytes of a run's name; file systems take 255, and a number or an ending is added to it."""
 
 
 def kebab(name: str) -> str:
@@ -31,7 +33,9 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    name: str = Field("", description="folder of the run below output-dir; empty: made from the configuration")
+    name: str = Field(
+        "", description="folder of the run below output-dir; empty: made from the settings, numbered if taken"
+    )
     output_dir: str = Field("", description="where runs are written; empty: `runs/` in the caller's folder")
     cache_dir: str = Field("", description="embeddings, common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
     rounds: int = Field(40, ge=1, description="federated rounds (T)")
@@ -43,6 +47,9 @@ class Run(Section):
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best one")
     seed: int = Field(1, ge=0, description="root of every random draw")
     resume: bool = Field(False, description="go on from the newest good checkpoint of this run")
+    overwrite: bool = Field(
+        False, description="replace the results that the run's folder holds, once there is a checkpoint of this run"
+    )
     threads_per_client: int = Field(1, ge=1, description="torch threads of a client's process")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where clients compute and the common expert is trained; auto: the GPU if there is one"
@@ -360,10 +367,27 @@ class Config(Section):
         nested = self.model_dump(by_alias=True)
         return {f"{section}.{name}": value for section, values in nested.items() for name, value in values.items()}
 
+    def named(self, name: str) -> "Config":
+        """Return the same settings under another ``run.name``."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"name": name})})
+
     def _check(self) -> None:
         moe, cohort, partition = self.moe, self.cohort, self.partition
         anchors = self.num_anchors
         rules = [
+            (
+                _is_name(self.run.name),
+                f"run.name = {self.run.name[:200]!r}: give a plain name of a folder, of at most {LONGEST_NAME} bytes,"
+                " without / or \\ and not beginning with a dot; run.output-dir says where it lies",
+            ),
+            (
+                _is_name(self.strategy.name),
+                f"strategy.name = {self.strategy.name[:200]!r}: no name of a method; `fedjets presets` tells some",
+            ),
+            (
+                not (self.run.resume and self.run.overwrite),
+                "run.overwrite = true: not together with run.resume; leave one of them out",
+            ),
             (moe.top_k <= moe.experts, f"moe.top-k = {moe.top_k}: more than moe.experts = {moe.experts}; lower it"),
             (
                 cohort.anchors <= anchors,
@@ -457,8 +481,8 @@ class Config(Section):
         """
         defaults = Config().flat()
         flat = {key: value for key, value in self.flat().items() if value != defaults[key]}
-        free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.tensorboard", "run.device"}
-        free |= {"run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
+        free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.overwrite", "run.tensorboard"}
+        free |= {"run.device", "run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
         free |= {"limits.max-failure-share", "limits.max-samples", "limits.enough-share", "nodes.roster"} | {
             k for k in flat if k.endswith("-seconds")
         }
@@ -497,6 +521,16 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     kind = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}[schema["type"]]
     return " ".join([kind, *bounds])
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a text is empty, or can name a folder and nothing but one below its parent."""
+    return not text or (
+        text.isprintable()
+        and len(text.encode()) <= LONGEST_NAME
+        and not text.startswith(".")
+        and not set(text) & {*"/\\"}
+    )
 
 
 def _closest(key: str, known: Mapping[str, Any]) -> str:

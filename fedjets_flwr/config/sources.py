@@ -121,6 +121,5 @@ def remote_config(written: Mapping[str, Scalar], output_dir: Path | None) -> tup
         if written.get(key) and not str(written[key]).startswith(("/", "~")):
             raise FedjetsError(f"{key} = {written[key]!r}: with --superlink a path there, not here; make it absolute")
     config = Config.from_flat(written)
-    named = config.model_copy(update={"run": config.run.model_copy(update={"name": config.run_name})})
     folder = str((output_dir or Path("runs")).expanduser().absolute())
-    return named, named.model_copy(update={"run": named.run.model_copy(update={"output_dir": folder})})
+    return config, config.model_copy(update={"run": config.run.model_copy(update={"output_dir": folder})})

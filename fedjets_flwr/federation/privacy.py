@@ -32,6 +32,7 @@ from torch import Tensor
 
 from fedjets_flwr.config.schema import Config, Privacy
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.runs.claim import LEDGER
 
 
 class PrivateMeans:
@@ -145,7 +146,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "releases.jsonl"
+        self._path = folder / LEDGER
         (folder / ".noise-key").unlink(missing_ok=True)  # it took the noise off releases of version 0.1
         if self._path.is_file() and not (text := self._path.read_text()).endswith("\n"):
             self._path.write_text(text[: text.rfind("\n") + 1])  # cut off in writing: what it counts never got out

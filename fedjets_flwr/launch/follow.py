@@ -1,7 +1,7 @@
 """One run at a terminal: checks before Flower starts, progress, summary."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from rich.table import Table
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_split
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.checkpoint import RunLock
+from fedjets_flwr.runs.claim import make_room, put_back
 from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
 from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
 from fedjets_flwr.tasks import open_task
@@ -59,13 +61,12 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
 
 @contextmanager
 def run_folder(config: Config, console: Console) -> Iterator[Path]:
-    """Yield the run folder, without what an earlier run left there; note in it that the run was stopped, if it was."""
+    """Yield the run folder, without what an earlier run said of its end; note that the run was stopped, if it was."""
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    stale = [folder / name for name in ("summary.json", "error.json", "progress.json")] + [request_file(folder)]
-    stale += [] if config.run.resume else [folder / "metrics.jsonl"]
     with RunLock(config):  # not while another run writes there
-        for path in stale:
+        make_room(config)
+        for path in (folder / "error.json", folder / "progress.json", request_file(folder)):
             path.unlink(missing_ok=True)
     console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
     try:
@@ -77,6 +78,10 @@ def run_folder(config: Config, console: Console) -> Iterator[Path]:
         done = len(read_metrics(folder))
         console.print(f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
         raise
+    finally:
+        with suppress(FedjetsError), RunLock(config, seconds=0):
+            if not read_metrics(folder):  # a run elsewhere that did rounds may have a checkpoint there
+                put_back(folder)
 
 
 def follow_to_the_end(launched: Launched, config: Config, console: Console, mirrored: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints: vectors as safetensors, facts as JSON inside the same file, written in one step, the last n kept.
+"""Checkpoints: vectors as safetensors, facts as JSON inside the same file, written in one step, the last n rounds kept.
 
 A file's name carries the SHA-256 of its bytes, so a truncated or altered one is known before it is read.
 """
@@ -21,6 +21,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.runs.claim import CHECKPOINTS, LOCK, forget_before, make_room
 from fedjets_flwr.runs.score import improves
 
 log = logging.getLogger("flwr")
@@ -60,17 +61,18 @@ def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
 class RunLock:
     """Held by the one process that may write to a run's folder; the kernel lets go when it dies."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, seconds: float | None = None) -> None:
+        """Say how long to wait for a killed run's ServerApp, which may live on; else ``limits.lock-seconds``."""
+        self._config, self._seconds = config, config.limits.lock_seconds if seconds is None else seconds
 
     def __enter__(self) -> "RunLock":
-        """Wait for a killed run's ServerApp, which may live on for some seconds.
+        """Take it.
 
         Raises:
-            FedjetsError: another run still writes there after ``limits.lock-seconds``.
+            FedjetsError: another run still writes there after the wait.
         """
-        self._file = (self._config.run_dir / ".lock").open("w")
-        deadline = time.monotonic() + self._config.limits.lock_seconds
+        self._file = (self._config.run_dir / LOCK).open("w")
+        deadline = time.monotonic() + self._seconds
         while not self._taken():
             if time.monotonic() > deadline:
                 raise FedjetsError(f"{self._config.run_dir}: another run writes there; stop it, or set run.name")
@@ -89,13 +91,20 @@ class RunLock:
 
 
 class Checkpoints(Callback):
-    """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object."""
+    """The ``checkpoints`` folder of a run, locked against a second writer for the life of this object.
+
+    Raises:
+        FedjetsError: another run writes there, or it holds results and the run neither resumes nor overwrites.
+    """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.folder = config, config.run_dir / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config, self.folder = config, config.run_dir / CHECKPOINTS
+        config.run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(config).__enter__()
+        make_room(config)
+        self.folder.mkdir(exist_ok=True)
         self._best: float | None = None
+        self._whole: set[Path] = set()
         self.common, self.start = "", ""
         self.anchors: tuple[int, ...] = ()
         for cut_off in self.folder.glob(".*"):
@@ -121,17 +130,29 @@ class Checkpoints(Callback):
         facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors, "start": self.start}
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
-            name = f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-            self._write(self.folder / name, data)
-            for _, old in checkpoint_files(self.folder)[self.config.run.keep_checkpoints :]:
-                old.unlink(missing_ok=True)
+            path = self.folder / f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+            self._write(path, data)
+            self._whole.add(path)
+            self._thin_out(server_round, path)
+            forget_before(self.config.run_dir)
         if better:
             self._write(self.folder / "best.safetensors", data)
 
-    def clear(self) -> None:
-        """Delete all checkpoints: a fresh run must not go on from an older one later."""
-        for path in self.folder.glob("*.safetensors"):
-            path.unlink()
+    def _thin_out(self, server_round: int, newest: Path) -> None:
+        """Delete all but one whole checkpoint of each of the newest rounds; what is damaged counts for none."""
+        rounds = {server_round}
+        for at, path in checkpoint_files(self.folder):
+            if path == newest:
+                continue
+            if at not in rounds and len(rounds) < self.config.run.keep_checkpoints and self._is_whole(path):
+                rounds.add(at)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _is_whole(self, path: Path) -> bool:
+        if path not in self._whole and hashlib.sha256(path.read_bytes()).hexdigest() in path.name:
+            self._whole.add(path)
+        return path in self._whole
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint whose bytes are whole, or None.
@@ -140,11 +161,10 @@ class Checkpoints(Callback):
             FedjetsError: it is of another configuration.
         """
         for server_round, path in checkpoint_files(self.folder):
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() not in path.name:
+            if not self._is_whole(path):
                 log.warning("%s is damaged; using the one before it", path)
-                path.unlink()  # or it would count among those kept
                 continue
+            data = path.read_bytes()
             facts = self._facts(data)
             self._same_run(facts)
             if server_round > self.config.run.rounds:

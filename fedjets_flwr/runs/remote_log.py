@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjets_flwr.files import written
+from fedjets_flwr.runs.claim import forget_before
 
 MARK = "fedjets-announce"
 FILES = ("config.json", "prepared.json", "progress.json", "summary.json", "error.json")
@@ -80,11 +81,14 @@ class Mirror:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(value) + "\n")
         elif kind == "cut":
+            (self.folder / "summary.json").unlink(missing_ok=True)
             with written(self.folder / "metrics.jsonl") as path:
                 path.write_text("".join(json.dumps(record) + "\n" for record in value))
         elif kind in FILES:
             with written(self.folder / kind) as path:
                 path.write_text(json.dumps(value, indent=2) + "\n")
+        if kind == "summary.json":
+            forget_before(self.folder)
 
     def _follow(self) -> None:
         """Read the stream; begin again where the connection broke, from the run's first line."""

@@ -22,7 +22,7 @@ class Recorded:
         results: ``summary.json``; without one, as much of it as the rounds so far tell.
         records: the rounds of ``metrics.jsonl``.
         finished: whether there is a ``summary.json``.
-        error: why it failed or was stopped, if it did.
+        error: why it failed or was stopped, if it did; a finished run stays one whatever fails to go on from it.
         stopped: whether it was stopped.
         progress: what it last said before its first round.
     """
@@ -55,7 +55,7 @@ def read_recorded(folder: StrPath) -> Recorded:
     if settings is None:
         raise FedjetsError(f"{folder}: no config.json there; give the folder of a run, e.g. runs/<its name>")
     records, summary = read_metrics(folder), _read(folder / "summary.json")
-    error = _read(folder / "error.json") or {}
+    error = (_read(folder / "error.json") if summary is None else None) or {}
     if (results := summary) is None:
         told = {name: settings.get(setting) for name, setting in SETTINGS.items()}
         results = told | (_read(folder / "prepared.json") or {}) | results_of(records)

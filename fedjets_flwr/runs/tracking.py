@@ -14,6 +14,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.files import written
 from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.runs.claim import holds_results
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.score import best_of
 
@@ -64,9 +65,9 @@ class Tracker(Callback):
     def __init__(self, config: Config, announce: Announcer | None = None) -> None:
         self.folder, self.config, self._announce = config.run_dir, config, announce
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "summary.json").unlink(missing_ok=True)
         self.say("starting the run")
-        self.write("config.json", config.flat())
+        if not holds_results(self.folder):
+            self.write("config.json", config.flat())
         self.prepared: dict[str, Any] = {}
 
     def write(self, name: str, value: object) -> None:
@@ -74,7 +75,9 @@ class Tracker(Callback):
         publish(self.folder / name, value, self._announce)
 
     def cut_back(self, server_round: int) -> None:
-        """Keep only the records up to a round: what a checkpoint does not hold never happened."""
+        """Keep only the records up to a round, from which the run goes on: what no checkpoint holds never happened."""
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        self.write("config.json", self.config.flat())
         kept = [record for record in read_metrics(self.folder) if record["round"] <= server_round]
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
         with written(self.folder / "metrics.jsonl") as file:

@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import re
+import resource
 import secrets
 import shutil
 import sys
@@ -103,15 +104,17 @@ class Shared:
     def encode(self, name: str, vector: Tensor) -> Array:
         """Write the file, over one that is there, and return an array without bytes."""
         path = self.path(name)
-        if path.is_file() and path.stat().st_size == WIDTHS[self.dtype] * vector.numel():
-            _view(_MAPS.open(path, writable=True), self.dtype).copy_(vector.detach())
+        held = path.is_file() and path.stat().st_size == WIDTHS[self.dtype] * vector.numel()
+        if (memory := _MAPS.open(path, writable=True) if held else None) is not None:
+            _view(memory, self.dtype).copy_(vector.detach())
         else:  # not through a map: a full memory is an error of a write, and the end of a process that touches a map
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
                 file.write(_numbers(vector, self.dtype).data)
+                file.truncate()
         return Array(dtype=self.dtype, shape=tuple(vector.shape), stype=SHARED, data=b"")
 
     def decode(self, name: str, array: Array, size: int | None = None) -> Tensor:
-        """Return a view of the file's memory, float16 as a copy; it outlives the file's deletion."""
+        """Return a view of the file's memory, float16 and what too many files hold as a copy; it outlives the file."""
         if array.stype != SHARED:
             raise ValueError(f"{name} is of {array.stype}, not in shared memory")
         path = self.path(name)
@@ -122,7 +125,8 @@ class Shared:
         width = WIDTHS[self.dtype]
         if held % width or (size is not None and held != width * size):
             raise ValueError(f"{name} has {held} bytes, not {width * (size or 0)}")
-        return _view(_MAPS.open(path, writable=False), self.dtype).float()
+        memory = _MAPS.open(path, writable=False)
+        return _view(path.read_bytes() if memory is None else memory, self.dtype).float()
 
 
 def _numbers(vector: Tensor, dtype: str) -> np.ndarray:
@@ -142,17 +146,25 @@ class _Maps:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int, bool], tuple[int, mmap.mmap]] = {}
 
-    def open(self, path: Path, writable: bool) -> mmap.mmap:
-        """Return the map of a file that is not empty, by what the file is, whatever its name was before."""
+    def open(self, path: Path, writable: bool) -> mmap.mmap | None:
+        """Return the map of a file that is not empty, by what the file is, whatever its name was before.
+
+        None: the process holds so many that it could soon open no more files.
+        """
         file = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
         facts = os.fstat(file)
         key = (facts.st_dev, facts.st_ino, writable)  # no other file gets the number while this one is held open
-        if key in self._kept:
-            os.close(file)
-        else:
+        if key not in self._kept and self._has_room():
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             self._kept[key] = file, mmap.mmap(file, facts.st_size, access=access)
-        return self._kept[key][1]
+        else:
+            os.close(file)
+        return self._kept[key][1] if key in self._kept else None
+
+    def _has_room(self) -> bool:
+        """Return whether the maps, which take two descriptors each, leave others half of those that may be open."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return limit == resource.RLIM_INFINITY or len(self._kept) < limit // 4
 
     def forget_deleted(self) -> None:
         """Let go of the files that were deleted; their memory is free when the last vector in it is."""

@@ -279,3 +279,20 @@ def test_a_broken_preset_names_its_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(FedjetsError, match=f"--config {preset}") as caught:
         local_config(read_flat("", preset, []))
     assert "\n" not in str(caught.value)
+
+
+NO_NAMES = ["../victim", "a/b", "/etc", "..", ".", ".hidden", "a\\b", "a\0b", "a\nb", "\x1b[31m", "x" * 101, "ü" * 51]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_runs_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FedjetsError, match=r"^run\.name = ") as caught:
+        Config.from_flat({"run.output-dir": str(tmp_path), "run.name": name})
+    assert str(caught.value).isprintable()
+    with pytest.raises(FedjetsError, match=r"^strategy\.name = "):
+        Config.from_flat({"run.output-dir": str(tmp_path), "strategy.name": name})
+
+
+@pytest.mark.parametrize("name", ["first", "a b", "résumé.v2", "x=1,y=2", "x" * 100, "[bold]"])
+def test_plain_names_of_runs_are_taken(tmp_path: Path, name: str) -> None:
+    assert Config.from_flat({"run.output-dir": str(tmp_path), "run.name": name}).run_dir == tmp_path / name

@@ -401,7 +401,9 @@ def ended(run: Runner, **changes: Scalar) -> tuple[Path, Tensor]:
 def test_the_same_run_again_has_other_noise_and_spends_more(run: Runner) -> None:
     """The difference of the two states is noise of both, and no client's update."""
     pytest.importorskip("dp_accounting")
-    (folder, first), (_, second) = (ended(run, run__name="again", run__rounds=1) for _ in range(2))
+    (folder, first), (_, second) = (
+        ended(run, run__name="again", run__rounds=1, run__overwrite=again) for again in (False, True)
+    )
     assert float((first - second).std()) == pytest.approx(math.sqrt(2) * 0.5 * 0.05 / 12, rel=0.1)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["privacy"]["releases"] == 2

@@ -81,6 +81,30 @@ def test_flower_counts_the_same_bytes(small: Deployed) -> None:
     check_bytes(small, messages=2 * 3 + 2 + 3)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_name_that_is_taken_on_either_machine_is_refused_in_one_line(small: Deployed, tmp_path: Path) -> None:
+    before = (small.server / "summary.json").read_bytes()
+    laptop = replace(small, here=tmp_path / small.here.name)
+    for running in (small, laptop):
+        _, errors = (process := running.start()).communicate(timeout=300)
+        assert process.returncode == 1
+        assert errors.startswith("error: run.name = 'deployed': ") and errors.count("\n") == 1
+        assert "--resume" in errors and "--overwrite" in errors
+    assert (small.server / "summary.json").read_bytes() == before
+    assert not (laptop.here / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_overwrites_replaces_results_on_both_machines(small: Deployed) -> None:
+    before = (small.server / "metrics.jsonl").read_bytes()
+    small.finish(small.start("--overwrite"))
+    check_results(small, rounds=1)
+    assert (small.server / "metrics.jsonl").read_bytes() != before
+    assert not list(small.server.glob(".before")) + list(small.here.glob(".before"))
+
+
 def check_personalised(running: Deployed, folder: Path) -> None:
     """An unseen site's images get the experts and the answers that they got in the run."""
     run = open_run(running.server)

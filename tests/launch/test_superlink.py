@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from fedjets_flwr.config.schema import flatten
+from fedjets_flwr.config.schema import Config, flatten
 from fedjets_flwr.config.sources import parse_pairs, remote_config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.deployment import to_node_config
 from fedjets_flwr.launch.superlink import NamedSuperLink, to_toml
+from fedjets_flwr.runs.claim import agreed
 
 
 @pytest.fixture
@@ -46,8 +47,19 @@ def test_paths_of_the_other_machine_stay_and_results_come_here(tmp_path: Path) -
     elsewhere, here = remote_config(parse_pairs(pairs), tmp_path)
     assert elsewhere.run.output_dir == "/srv/runs"
     assert elsewhere.common_expert.path == "~/common.safetensors"
-    assert here.run_dir == tmp_path / elsewhere.run.name
-    assert elsewhere.run.name == here.run.name != ""
+    assert here.run_dir == tmp_path / elsewhere.run_name
+
+
+@pytest.mark.parametrize(("name", "own"), [("", "-2"), ("mine", "mine")])
+def test_both_machines_have_one_name_for_the_folder(tmp_path: Path, name: str, own: str) -> None:
+    """Whatever this one holds already."""
+    elsewhere, here = remote_config({"run.name": name, "run.output-dir": "/srv/runs"}, tmp_path)
+    (tmp_path / Config().run_name).mkdir()
+    (tmp_path / Config().run_name / "summary.json").write_text("{}")
+    elsewhere, here = agreed(elsewhere, here)
+    assert elsewhere.run.name == here.run.name
+    assert here.run.name.endswith(own)
+    assert (elsewhere.run_dir.parent, here.run_dir.parent) == (Path("/srv/runs"), tmp_path)
 
 
 def test_a_path_of_the_other_machine_is_absolute() -> None:

@@ -19,6 +19,7 @@ def config(tmp_path: Path, **changes: Scalar) -> Config:
         "run.output-dir": str(tmp_path),
         "run.name": "r",
         "run.checkpoint-every": 1,
+        "run.resume": True,
         "limits.lock-seconds": 0,
     }
     return Config.from_flat(flat | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()})
@@ -107,6 +108,27 @@ def test_only_the_last_are_kept(tmp_path: Path, keep: int) -> None:
     assert kept_rounds(c) == list(range(6 - keep, 6))
 
 
+def test_resumes_that_fail_at_once_push_no_round_out(tmp_path: Path) -> None:
+    """Each writes the round again that it went on from, with other facts beside it."""
+    c = config(tmp_path, run__keep_checkpoints=2)
+    save_rounds(c, 4, 5)
+    for seconds in (50.0, 60.0):
+        again = Checkpoints(config(tmp_path, run__keep_checkpoints=2, limits__node_seconds=seconds))
+        again.on_broken_off(5, vectors(5))
+        del again
+        gc.collect()
+    assert kept_rounds(c) == [4, 5]
+
+
+def test_a_damaged_checkpoint_counts_for_no_round(tmp_path: Path) -> None:
+    c = config(tmp_path, run__keep_checkpoints=2)
+    save_rounds(c, 3, 4)
+    path = next((c.run_dir / "checkpoints").glob("round-000004-*"))
+    path.write_bytes(path.read_bytes()[:-1])
+    save_rounds(c, 5)
+    assert kept_rounds(c) == [3, 5]
+
+
 def test_rounds_that_are_due(tmp_path: Path) -> None:
     c = config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=9)
     checkpoints = Checkpoints(c)
@@ -159,12 +181,14 @@ def test_a_resumed_run_knows_the_best_so_far(tmp_path: Path) -> None:
     assert best_value(c) == 3
 
 
-def test_a_fresh_run_does_not_meet_an_older_runs_checkpoints(tmp_path: Path) -> None:
+def test_a_run_that_overwrites_does_not_meet_an_older_runs_checkpoints(tmp_path: Path) -> None:
     c = config(tmp_path, run__keep_checkpoints=2)
     save_rounds(c, 30, 40)
-    fresh = Checkpoints(c)
-    fresh.clear()
+    fresh = Checkpoints(config(tmp_path, run__resume=False, run__overwrite=True))
+    assert kept_rounds(c) == []
+    assert len(list(c.run_dir.glob(".before/checkpoints/round-*"))) == 2  # until there is something in their place
     fresh.save(1, vectors(1), {}, False)
+    assert not (c.run_dir / ".before").exists()
     found = fresh.newest()
     assert found is not None
     assert found.server_round == 1

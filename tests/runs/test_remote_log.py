@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.runs.claim import BEFORE
 from fedjets_flwr.runs.remote_log import MARK, Announcer, Mirror, without_announcements
 from fedjets_flwr.runs.tracking import Tracker, publish, read_metrics
 
@@ -113,3 +114,16 @@ def test_an_error_is_announced_and_a_reader_sees_no_announcement(
     assert json.loads((tmp_path / "here" / "error.json").read_text()) == {"reason": "no"}
     assert MARK in log
     assert without_announcements(log) == "\x1b[92mINFO \x1b[0m:      first\nordinary line {}\n"
+
+
+def test_results_here_that_are_overwritten_stay_until_the_run_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "server")
+    before, here = tmp_path / "here" / BEFORE, mirror(tmp_path / "here")
+    before.mkdir()
+    *log, summary = said(capsys).rpartition('{"n": 7')
+    here.read("".join(log))
+    assert before.exists()
+    here.read("".join([*log, summary]))
+    assert not before.exists()

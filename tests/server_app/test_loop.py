@@ -100,13 +100,6 @@ def test_a_run_goes_on_from_its_newest_checkpoint(
     assert second.is_file()
 
 
-def test_a_fresh_run_leaves_nothing_of_the_one_before(tiny_run: TinyRunner) -> None:
-    tiny_run("fedavg", **CONSTANT)
-    fresh = tiny_run("fedavg", **CONSTANT, run__rounds=1)
-    assert [record["round"] for record in records(fresh)] == [1]
-    assert checkpoints(fresh.config.run_dir) == [1]
-
-
 def test_anchors_are_drawn_from_the_seed_of_the_run(tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, config = [], tiny_run("fedavg", run__rounds=1).config
 

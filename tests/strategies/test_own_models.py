@@ -214,7 +214,7 @@ def test_a_resumed_run_reads_the_states_of_its_checkpoint(counting: TinyRunner, 
 
 
 def test_a_fresh_run_in_the_same_folder_begins_without_state(counting: TinyRunner) -> None:
-    first, second = (counting("fedavg", run__name="same") for _ in range(2))
+    first, second = (counting("fedavg", run__name="same", run__overwrite=again) for again in (False, True))
     assert same_weights(first, second)
 
 

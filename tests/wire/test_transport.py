@@ -1,6 +1,7 @@
 """Inline and shared transport: the same bits, and nothing that a reply or a request could make them touch."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -184,3 +185,21 @@ def test_a_node_that_sees_no_shared_memory_is_not_served_another_way(run: Run, m
     monkeypatch.setattr("client_app.app.probe", lambda folder: "")
     with pytest.raises(FedjetsError, match="transport.name = 'shared': a SuperNode does not see"):
         run("fedavg", transport__name="shared")
+
+
+def test_more_vectors_than_the_process_may_open_files_travel_all_the_same(folder: SharedFolder) -> None:
+    """A cohort of 400 has 1,200 replies, and a process often 1,024 descriptors; the same files are written again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        sizes = {f"{client}.gate": 12 for client in range(400)}
+        for server_round in range(3):
+            shared = folder.begin(sizes, "float32", reuse=True)
+            assert shared is not None
+            sent = {name: torch.full((3,), float(number + server_round)) for number, name in enumerate(sizes)}
+            arrays = {name: shared.encode(name, vector) for name, vector in sent.items()}
+            found = {name: shared.decode(name, array, 3) for name, array in arrays.items()}
+            assert all(same(found[name], vector) for name, vector in sent.items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    folder.close()
