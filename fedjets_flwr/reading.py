@@ -25,7 +25,14 @@ class Format:
     load: Callable[[str], Any]
 
 
-JSON = Format("JSON", json.loads)
+def _load_json(text: str) -> Any:
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half a character is text that cannot be written anywhere
+    return value
+
+
+JSON = Format("JSON", _load_json)
 TOML = Format("TOML", tomllib.loads)
 YAML = Format("YAML", yaml.safe_load)
 
