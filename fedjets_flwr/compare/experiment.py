@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
 
@@ -24,6 +23,7 @@ from fedjets_flwr.files import StrPath
 from fedjets_flwr.launch.follow import check, run_and_follow
 from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.moe.metrics import READINGS
+from fedjets_flwr.reading import YAML, read
 from fedjets_flwr.runs.tracking import read_metrics, write_json
 
 Settings = dict[str, Scalar]
@@ -80,11 +80,7 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
     """
     path = Path(path)
     try:
-        file = File.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FedjetsError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    except yaml.YAMLError as error:
-        raise FedjetsError(f"{path}: {' '.join(str(error).split())}") from None
+        file = File.model_validate(read(path, YAML))
     except ValidationError as error:
         first = error.errors()[0]
         raise FedjetsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None

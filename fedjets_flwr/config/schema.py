@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.reading import shown
 
 Scalar = str | int | float | bool
 LONGEST_NAME = 100
@@ -31,6 +33,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=kebab, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _writable(cls, value: object) -> object:
+        """Refuse text that no file can hold or be named by."""
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+            raise PydanticCustomError("text", "give text without NUL and broken characters")
+        return value
+
 
 class Run(Section):
     name: str = Field(
@@ -38,19 +48,24 @@ class Run(Section):
     )
     output_dir: str = Field("", description="where runs are written; empty: `runs/` in the caller's folder")
     cache_dir: str = Field("", description="embeddings, common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
-    rounds: int = Field(40, ge=1, description="federated rounds (T)")
-    evaluate_every: int = Field(5, ge=1, description="rounds between evaluations on the unseen clients")
+    rounds: int = Field(40, ge=1, le=999_999, description="federated rounds (T)")
+    evaluate_every: int = Field(5, ge=1, le=1_000_000, description="rounds between evaluations on the unseen clients")
     inspect_every: int = Field(
-        0, ge=0, description="rounds between measurements of every expert on every class; 0: after the last round only"
+        0,
+        ge=0,
+        le=1_000_000,
+        description="rounds between measurements of every expert on every class; 0: after the last round only",
     )
-    checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints (the last round always has one)")
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best one")
-    seed: int = Field(1, ge=0, description="root of every random draw")
+    checkpoint_every: int = Field(
+        10, ge=1, le=1_000_000, description="rounds between checkpoints (the last round always has one)"
+    )
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000, description="checkpoints kept besides the best one")
+    seed: int = Field(1, ge=0, le=2**63 - 1, description="root of every random draw")
     resume: bool = Field(False, description="go on from the newest good checkpoint of this run")
     overwrite: bool = Field(
         False, description="replace the results that the run's folder holds, once there is a checkpoint of this run"
     )
-    threads_per_client: int = Field(1, ge=1, description="torch threads of a client's process")
+    threads_per_client: int = Field(1, ge=1, le=1024, description="torch threads of a client's process")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where clients compute and the common expert is trained; auto: the GPU if there is one"
     )
@@ -79,12 +94,18 @@ class Data(Section):
 
 class Partition(Section):
     name: Literal["quantity", "label-groups", "dirichlet"] = Field("label-groups", description="how data is split")
-    clients: int = Field(20, ge=1, description="training clients S, anchors included")
-    unseen_clients: int = Field(5, ge=1, description="clients that never train (U)")
-    anchors: int = Field(0, ge=0, description="anchor clients; 0: as many as moe.experts")
-    labels_per_client: int = Field(4, ge=1, description="labels k of a normal or unseen client (not for dirichlet)")
-    samples_per_client: int = Field(100, ge=0, description="samples of a training client; 0: its share of each label")
-    unseen_samples: int = Field(0, ge=0, description="samples of an unseen client; 0: all test images of its labels")
+    clients: int = Field(20, ge=1, le=100_000, description="training clients S, anchors included")
+    unseen_clients: int = Field(5, ge=1, le=100_000, description="clients that never train (U)")
+    anchors: int = Field(0, ge=0, le=100_000, description="anchor clients; 0: as many as moe.experts")
+    labels_per_client: int = Field(
+        4, ge=1, le=100_000, description="labels k of a normal or unseen client (not for dirichlet)"
+    )
+    samples_per_client: int = Field(
+        100, ge=0, le=10_000_000, description="samples of a training client; 0: its share of each label"
+    )
+    unseen_samples: int = Field(
+        0, ge=0, le=10_000_000, description="samples of an unseen client; 0: all test images of its labels"
+    )
     alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
     public_share: float = Field(
         0.0,
@@ -106,7 +127,7 @@ class Model(Section):
     name: Literal["cnn", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34"] = Field(
         "cnn", description="architecture of the experts and of a common expert trained here"
     )
-    width: int = Field(16, ge=1, description="channels of the first stage (cnn, resnet8 to resnet56)")
+    width: int = Field(16, ge=1, le=1024, description="channels of the first stage (cnn, resnet8 to resnet56)")
     norm: Literal["batch", "group"] = Field("batch", description="normalisation layers")
     stem: Literal["cifar", "imagenet"] = Field("cifar", description="first layers of resnet18 and resnet34")
 
@@ -114,13 +135,15 @@ class Model(Section):
 class CommonExpert(Section):
     path: str = Field("", description="safetensors file of the common expert; empty: train one and cache it")
     embedding: Literal["penultimate", "logits"] = Field("penultimate", description="what the gate reads")
-    seed: int = Field(1, ge=0, description="root of the draws of its training; runs of all seeds share it")
+    seed: int = Field(
+        1, ge=0, le=2**63 - 1, description="root of the draws of its training; runs of all seeds share it"
+    )
     target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when the test split crosses it")
-    max_epochs: int = Field(60, ge=1, description="upper limit of that training")
+    max_epochs: int = Field(60, ge=1, le=100_000, description="upper limit of that training")
     lr: float = Field(0.1, gt=0, description="its peak learning rate (one cycle, Nesterov momentum 0.9)")
-    batch_size: int = Field(128, ge=1, description="its batch size")
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="its batch size")
     weight_decay: float = Field(5e-4, ge=0, description="its weight decay")
-    checks_per_epoch: int = Field(2, ge=1, description="test evaluations per epoch")
+    checks_per_epoch: int = Field(2, ge=1, le=10_000, description="test evaluations per epoch")
 
 
 class Strategy(Section):
@@ -128,8 +151,8 @@ class Strategy(Section):
 
 
 class Moe(Section):
-    experts: int = Field(5, ge=1, description="experts M")
-    top_k: int = Field(2, ge=1, description="experts that a client receives (K)")
+    experts: int = Field(5, ge=1, le=10_000, description="experts M")
+    top_k: int = Field(2, ge=1, le=10_000, description="experts that a client receives (K)")
     trainable: Literal["all", "stage", "head"] = Field(
         "all", description="what an expert is: a whole model, or a tail over the common expert's frozen trunk"
     )
@@ -144,7 +167,7 @@ class Gate(Section):
     mode: Literal["learned", "random", "oracle"] = Field(
         "learned", description="random: frozen at its start; oracle: reads labels, and so tells part of the label"
     )
-    hidden: int = Field(128, ge=1, description="hidden units of the gate")
+    hidden: int = Field(128, ge=1, le=65_536, description="hidden units of the gate")
     lr: float = Field(0.5, ge=0, description="learning rate of the gate (plain SGD)")
 
 
@@ -152,8 +175,8 @@ class Train(Section):
     lr: float = Field(0.05, gt=0, description="learning rate of the experts")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the experts, reset in every round")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the experts")
-    batch_size: int = Field(32, ge=1, description="batch size")
-    local_epochs: int = Field(1, ge=1, description="local epochs of a round")
+    batch_size: int = Field(32, ge=1, le=1_000_000, description="batch size")
+    local_epochs: int = Field(1, ge=1, le=100_000, description="local epochs of a round")
     logit_adjust: bool = Field(
         False, description="cross entropy of logits + log local label shares: experts learn no local prior"
     )
@@ -177,12 +200,12 @@ class Fedmix(Section):
 
 
 class Ensembles(Section):
-    members: int = Field(2, ge=1, description="independent FedAvg models whose probabilities are averaged")
+    members: int = Field(2, ge=1, le=10_000, description="independent FedAvg models whose probabilities are averaged")
 
 
 class Cohort(Section):
-    anchors: int = Field(5, ge=0, description="anchor clients of a round")
-    normals: int = Field(5, ge=0, description="normal clients of a round")
+    anchors: int = Field(5, ge=0, le=100_000, description="anchor clients of a round")
+    normals: int = Field(5, ge=0, le=100_000, description="normal clients of a round")
     anchor_selection: Literal["partition", "k-means", "farthest"] = Field(
         "partition", description="anchors: the partition's (clients 0 to M-1), or chosen by clients' mean embeddings"
     )
@@ -221,9 +244,13 @@ class Aggregation(Section):
         lt=1,
         description="share by which the mixture's loss must fall without a client's gate for validated to leave it out",
     )
-    root_samples: int = Field(1000, ge=1, description="public samples at most by which validated judges")
+    root_samples: int = Field(
+        1000, ge=1, le=10_000_000, description="public samples at most by which validated judges"
+    )
     trim: float = Field(0.2, gt=0, lt=0.5, description="share cut off at both ends by trimmed-mean")
-    byzantine: int = Field(1, ge=1, description="bad clients that krum allows for; it needs 2 f + 3 clients")
+    byzantine: int = Field(
+        1, ge=1, le=100_000, description="bad clients that krum allows for; it needs 2 f + 3 clients"
+    )
 
 
 class Privacy(Section):
@@ -250,15 +277,21 @@ class Attack(Section):
 
 
 class Limits(Section):
-    exchange_seconds: float = Field(3600, gt=0, description="deadline of one exchange with the clients")
-    node_seconds: float = Field(120, gt=0, description="how long to wait for SuperNodes at the start")
+    exchange_seconds: float = Field(3600, gt=0, le=10_000_000, description="deadline of one exchange with the clients")
+    node_seconds: float = Field(120, gt=0, le=10_000_000, description="how long to wait for SuperNodes at the start")
     enough_share: float = Field(
         1.0, gt=0, le=1, description="share of an exchange's SuperNodes whose good answers are enough; 1: wait for all"
     )
-    grace_seconds: float = Field(30, ge=0, description="how long the others are then waited for, before all goes on")
-    lock_seconds: float = Field(30, ge=0, description="how long to wait for a killed run to let go of the run folder")
-    min_replies: int = Field(1, ge=1, description="good answers below which a round leaves all weights as they were")
-    min_replies_per_expert: int = Field(1, ge=1, description="the same for each vector by itself")
+    grace_seconds: float = Field(
+        30, ge=0, le=10_000_000, description="how long the others are then waited for, before all goes on"
+    )
+    lock_seconds: float = Field(
+        30, ge=0, le=10_000_000, description="how long to wait for a killed run to let go of the run folder"
+    )
+    min_replies: int = Field(
+        1, ge=1, le=100_000, description="good answers below which a round leaves all weights as they were"
+    )
+    min_replies_per_expert: int = Field(1, ge=1, le=100_000, description="the same for each vector by itself")
     max_update_norm: float = Field(0.0, ge=0, description="updates of a larger norm are refused; 0: no bound")
     max_growth: float = Field(
         1000.0, ge=0, description="a vector that becomes this many times longer in a round is refused; 0: never"
@@ -266,6 +299,7 @@ class Limits(Section):
     max_samples: int = Field(
         10_000_000,
         ge=1,
+        le=1_000_000_000_000,
         description="samples of a client above which it is refused; a simulation knows its number",
     )
     max_failure_share: float = Field(0.5, ge=0, le=1, description="a run stops when more of a round's clients failed")
@@ -289,20 +323,31 @@ class Transport(Section):
 
 
 class Participants(Section):
-    clients: int = Field(0, ge=0, description="training clients that are scored on their own test part; 0: all")
-    evaluate_every: int = Field(0, ge=0, description="rounds between their evaluations; 0: after the last round only")
+    clients: int = Field(
+        0, ge=0, le=100_000, description="training clients that are scored on their own test part; 0: all"
+    )
+    evaluate_every: int = Field(
+        0, ge=0, le=1_000_000, description="rounds between their evaluations; 0: after the last round only"
+    )
     global_samples: int = Field(
-        1000, ge=0, description="test images of all classes on which each is scored besides; 0: all of the test split"
+        1000,
+        ge=0,
+        le=10_000_000,
+        description="test images of all classes on which each is scored besides; 0: all of the test split",
     )
 
 
 class Adapt(Section):
     lr: float = Field(1e-3, gt=0, description="Adam's rate where a client trains a model of its own (local, finetune)")
-    batch_size: int = Field(10, ge=1, description="its batch size")
-    max_epochs: int = Field(60, ge=0, description="epochs at most; 0: the model stays as it was")
-    check_every: int = Field(5, ge=1, description="epochs between two looks at the validation part; first after one")
+    batch_size: int = Field(10, ge=1, le=1_000_000, description="its batch size")
+    max_epochs: int = Field(60, ge=0, le=100_000, description="epochs at most; 0: the model stays as it was")
+    check_every: int = Field(
+        5, ge=1, le=100_000, description="epochs between two looks at the validation part; first after one"
+    )
     min_fall: float = Field(0.01, ge=0, description="fall of the validation loss that counts as better")
-    patience: int = Field(10, ge=1, description="looks without one after which it stops; the best weights are kept")
+    patience: int = Field(
+        10, ge=1, le=100_000, description="looks without one after which it stops; the best weights are kept"
+    )
 
 
 class Personalize(Section):
@@ -358,7 +403,7 @@ class Config(Section):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise FedjetsError(f"{where} = {first['input']!r}: {first['msg'].lower()}") from None
+            raise FedjetsError(f"{where} = {shown(first['input'])}: {first['msg'].lower()}") from None
         config._check()
         return config
 
@@ -518,7 +563,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(str(value) or "(empty)" for value in schema["enum"])
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    bounds = [f"{sign} {json.dumps(schema[key])}" for key, sign in signs.items() if key in schema]
     kind = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}[schema["type"]]
     return " ".join([kind, *bounds])
 

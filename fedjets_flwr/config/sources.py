@@ -8,9 +8,13 @@ from pathlib import Path
 
 from fedjets_flwr.config.schema import Config, Scalar, flatten
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.reading import Format, read
 
 PATHS = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
 """Settings that name folders and files."""
+
+FLAT_TOML = Format("TOML", lambda text: dict(flatten(tomllib.loads(text))))
+"""Dotted settings, as a TOML file has them."""
 
 PRESETS = files("fedjets_flwr") / "presets"
 
@@ -45,12 +49,8 @@ def read_toml(path: Path, option: str = "--config") -> dict[str, Scalar]:
     Raises:
         FedjetsError: it cannot be read, or is not TOML.
     """
-    try:
-        return dict(flatten(tomllib.loads(path.read_text())))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FedjetsError(f"{option} {path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise FedjetsError(f"{option} {path}: not TOML: {error}") from None
+    found: dict[str, Scalar] = read(path, FLAT_TOML, f"{option} {path}")
+    return found
 
 
 def parse_pairs(texts: Sequence[str]) -> dict[str, Scalar]:
@@ -75,7 +75,7 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, Scalar]:
 def _scalar(text: str) -> Scalar:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, str | int | float | bool) else text
 
@@ -94,8 +94,14 @@ def read_flat(preset: str, path: Path | None, texts: Sequence[str]) -> dict[str,
 
 def absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return settings whose folders and files are absolute: a run works in a folder of its own."""
-    found = {key: str(Path(str(flat[key])).expanduser().absolute()) for key in PATHS if flat.get(key)}
-    return {**flat, **found}
+    return {**flat, **{key: _absolute(key, str(flat[key])) for key in PATHS if flat.get(key)}}
+
+
+def _absolute(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise FedjetsError(f"{key} = {path!r}: no such user; write the folder out") from None
 
 
 def local_config(

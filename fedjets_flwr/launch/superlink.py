@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedjets_flwr.config.docs import APP_TABLE, app_config
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import flower_environment
+from fedjets_flwr.reading import TOML, read
 from fedjets_flwr.runs.remote_log import Mirror, without_announcements
 from fedjets_flwr.runs.stopping import StopRequest
 from fedjets_flwr.runs.tracking import read_metrics
@@ -120,10 +120,9 @@ class NamedSuperLink(SuperLink):
     def __init__(self, name: str) -> None:
         self.name, self.environment, self.folder = name, flower_environment(), Path.cwd()
         path = Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser() / "config.toml"
-        try:
-            known = tomllib.loads(path.read_text()).get("superlink", {})
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise FedjetsError(f"--superlink {name}: {path}: {error}") from None
+        known = read(path, TOML, f"--superlink {name}: {path}").get("superlink", {})
+        if not isinstance(known, dict):
+            raise FedjetsError(f"--superlink {name}: {path}: superlink is no table")
         connection = known.get(name)
         if not isinstance(connection, dict):
             names = ", ".join(key for key, value in known.items() if isinstance(value, dict)) or "none"

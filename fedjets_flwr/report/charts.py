@@ -165,7 +165,7 @@ def column_chart(
 
 def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """Return round numbers, evenly spaced, from at or below ``low`` to at or above ``high``."""
-    if high <= low:
+    if high - low <= 1e-9 * max(1e-3, abs(low), abs(high)):  # one value to the eye; its digits would run out
         low, high = low - max(abs(low), 1e-9) * 0.05, high + max(abs(high), 1e-9) * 0.05
     rough = (high - low) / wanted
     unit = 10.0 ** math.floor(math.log10(rough))

@@ -76,13 +76,17 @@ def find_samples(recorded: Recorded) -> Samples:
 
 
 def _samples(run: TrainedRun, clients: list[int]) -> Samples:
+    if clients[-1] >= run.config.partition.clients + run.config.partition.unseen_clients:
+        raise FedjetsError(f"{run.folder}: damaged: results of clients that it did not have")
     asked = clients[:: -(-len(clients) // MOST_CLIENTS)]
-    work = max(1, run.summary["flops_per_answer"] * len(asked))
+    work = max(1, (run.summary.get("flops_per_answer") or 0) * len(asked))
     most = int(min(MOST_IMAGES, max(FEWEST_IMAGES, MOST_FLOPS / work)))
     read_out, whole = "", True
     answered: dict[int, tuple[ClientData, Predictions]] = {}
     for client in asked:
         data = _client(run.config, client)
+        if len(data.images) and int(data.images.labels.max()) >= len(run.spec.classes):
+            raise FedjetsError(f"{run.folder}: damaged: other classes than {run.config.data.name} has")
         made = personalise(run, data.images.pixels[:most])
         assert made.predictions is not None
         answered[client] = data, made.predictions

@@ -41,7 +41,7 @@ def write_report(folder: StrPath, output: StrPath | None = None) -> Path:
     text = render(recorded, find_samples(recorded))
     try:
         with written(path) as file:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise FedjetsError(f"--output {path}: cannot be written ({error.strerror})") from None
     return path
@@ -118,14 +118,14 @@ def _charts(recorded: Recorded) -> dict[str, Chart]:
         at = [record["round"] for record in evaluated]
         accuracy = [record["evaluation"]["accuracy"] for record in evaluated]
         charts["accuracy"] = line_chart(
-            at, (str(recorded.results["strategy"]), accuracy), levels, page_text.percent, page_text.percent_mark
+            at, (str(recorded.results.get("strategy", "")), accuracy), levels, page_text.percent, page_text.percent_mark
         )
         loads = list(zip(*(record["evaluation"]["expert_load"] for record in evaluated), strict=True))
         if len(loads) > 1:
             layers = [(f"expert {m}", page_text.kind(m), load) for m, load in enumerate(loads)]
             charts["load"] = column_chart(at, layers, page_text.percent, page_text.percent_mark, top=1.0)
     scored = [(record["round"], record["score"]) for record in records if "score" in record]
-    if scored and scored[-1][1]["name"] != UNSEEN_ACCURACY.name:
+    if recorded.results.get("score") and scored and scored[-1][1]["name"] != UNSEEN_ACCURACY.name:
         at, values = [number for number, _ in scored], [score["value"] for _, score in scored]
         # A share reads as percent; any other number as it is.
         kind, mark = (

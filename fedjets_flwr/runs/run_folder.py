@@ -1,12 +1,19 @@
 """What a run wrote into its folder so far, whether it finished, failed or was killed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
+from fedjets_flwr.runs.records import (
+    SETTINGS_TOLD,
+    ErrorTold,
+    ProgressTold,
+    SummaryTold,
+    checked_records,
+    read_told,
+)
 from fedjets_flwr.runs.tracking import read_metrics, results_of
 
 SETTINGS = {"strategy": "strategy.name", "dataset": "data.name", "seed": "run.seed"}
@@ -51,31 +58,22 @@ def read_recorded(folder: StrPath) -> Recorded:
         FedjetsError: it is no folder of a run, or a file in it is damaged.
     """
     folder = Path(folder)
-    settings = _read(folder / "config.json")
+    settings = read_told(folder / "config.json", SETTINGS_TOLD)
     if settings is None:
         raise FedjetsError(f"{folder}: no config.json there; give the folder of a run, e.g. runs/<its name>")
-    records, summary = read_metrics(folder), _read(folder / "summary.json")
-    error = (_read(folder / "error.json") if summary is None else None) or {}
+    records, summary = read_metrics(folder), read_told(folder / "summary.json", SummaryTold)
+    checked_records(records, folder / "metrics.jsonl")
+    error = (read_told(folder / "error.json", ErrorTold) if summary is None else None) or {}
     if (results := summary) is None:
         told = {name: settings.get(setting) for name, setting in SETTINGS.items()}
-        results = told | (_read(folder / "prepared.json") or {}) | results_of(records)
+        results = told | (read_told(folder / "prepared.json", SummaryTold) or {}) | results_of(records)
     return Recorded(
         folder=folder,
         settings=settings,
         results=results,
         records=records,
         finished=summary is not None,
-        error=str(error.get("reason", "")).strip(),
+        error=error.get("reason", "").strip(),
         stopped=error.get("status") == "stopped",
-        progress=str((_read(folder / "progress.json") or {}).get("text", "")),
+        progress=(read_told(folder / "progress.json", ProgressTold) or {}).get("text", ""),
     )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text()) if path.is_file() else None
-    except (OSError, ValueError) as error:
-        raise FedjetsError(f"{path}: cannot be read ({error})") from None
-    if value is not None and not isinstance(value, dict):
-        raise FedjetsError(f"{path}: damaged: no JSON object")
-    return value

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.files import written
+from fedjets_flwr.reading import JSON
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.claim import holds_results
 from fedjets_flwr.runs.remote_log import Announcer
@@ -38,14 +39,17 @@ def publish(path: Path, value: object, announce: Announcer | None) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of ``metrics.jsonl``; a half-written last line is left out."""
+    """Return the records of ``metrics.jsonl`` up to a line that is none, such as a half-written last one."""
     path = folder / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = JSON.load(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 

@@ -3,20 +3,49 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.schema import Config, Model
 from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
-from fedjets_flwr.models.architectures import Architecture
+from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, load_common_expert
 from fedjets_flwr.models.expert import expert_architecture
-from fedjets_flwr.names import expert_ids
+from fedjets_flwr.models.flat_model import VectorSpec
+from fedjets_flwr.names import expert_ids, expert_name
+from fedjets_flwr.reading import one_line
 from fedjets_flwr.runs.checkpoint import newest_vectors
+from fedjets_flwr.runs.records import SETTINGS_TOLD, Count, SummaryTold, read_told
+
+SUMMARY = "summary.json"
+
+
+def _different(classes: list[str]) -> list[str]:
+    if len(set(classes)) < len(classes):
+        raise ValueError("classes of the same name")
+    return classes
+
+
+def _image(shape: list[int]) -> list[int]:
+    if len(shape) != 3 or shape[0] not in (1, 3) or not all(4 <= side <= 1024 for side in shape[1:]):
+        raise ValueError("no shape of images")
+    return shape
+
+
+class TrainedTold(SummaryTold):
+    """What a summary must tell of models that are to be used."""
+
+    dataset: str
+    rounds: Count
+    weights_hash: str
+    classes: Annotated[list[str], Field(min_length=1), AfterValidator(_different)]
+    image_shape: Annotated[list[Count], AfterValidator(_image)]
 
 
 class Serving(BaseModel):
@@ -80,20 +109,62 @@ def open_run(folder: StrPath) -> TrainedRun:
         FedjetsError: it is no folder of a run, the run is not finished, or its files are damaged.
     """
     folder = Path(folder)
-    try:
-        config = Config.from_flat(json.loads((folder / "config.json").read_text()))
-        summary = json.loads((folder / "summary.json").read_text())
-        channels, height, width = map(int, summary["image_shape"])
-        spec = Spec((channels, height, width), tuple(summary["classes"]))
-    except FileNotFoundError as error:
-        raise FedjetsError(f"{error.filename} is missing: {folder} is no finished run; end it with --resume") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FedjetsError(f"{folder}: damaged, or of an older version ({error})") from None
+    config, summary = Config.from_flat(_told(folder, "config.json", SETTINGS_TOLD)), _told(folder, SUMMARY, TrainedTold)
+    channels, height, width = summary["image_shape"]
+    spec = Spec((channels, height, width), tuple(summary["classes"]))
     if not (folder / COMMON_EXPERT).is_file():
         raise FedjetsError(f"{folder}: no models in it; those of a deployed run are in its folder on the server")
-    common, vectors = load_common_expert(folder / COMMON_EXPERT), newest_vectors(folder / "checkpoints")
+    common, vectors = load_common_expert(folder / COMMON_EXPERT), _vectors(folder / "checkpoints")
     serving = _serving(summary, config, common, spec, len(expert_ids(vectors)), folder)
-    return TrainedRun(folder, config, summary, vectors, common, spec, serving)
+    run = TrainedRun(folder, config, summary, vectors, common, spec, serving)
+    _check_fit(run)
+    return run
+
+
+def _told(folder: Path, name: str, kind: Any) -> dict[str, Any]:
+    value = read_told(folder / name, kind)
+    if value is None:
+        raise FedjetsError(f"{folder / name} is missing: {folder} is no finished run; end it with --resume")
+    return value
+
+
+def _vectors(folder: Path) -> dict[str, Tensor]:
+    """Return the models of the newest checkpoint, whose digest anybody can write."""
+    try:
+        vectors = newest_vectors(folder)
+        if sorted(expert_ids(vectors)) != list(range(len(expert_ids(vectors)))) or "expert.0" not in vectors:
+            raise ValueError("no experts, or not all of them")
+        if not all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in vectors.values()):
+            raise ValueError("vectors that are no finite numbers")
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise FedjetsError(f"{folder}: damaged ({one_line(error)})") from None
+    return vectors
+
+
+def _check_fit(run: TrainedRun) -> None:
+    """Raise FedjetsError unless common expert, experts, classes and images fit each other; no memory is taken."""
+    moe, common = run.config.moe, run.common.architecture
+    for expert, architecture in enumerate(run.serving.architectures):
+        if (architecture.num_classes, architecture.channels) != (len(run.spec.classes), run.spec.shape[0]):
+            raise FedjetsError(f"{run.folder}: damaged: experts of other classes or images than {SUMMARY} says")
+        if moe.trainable != "all" and architecture != common:
+            raise FedjetsError(f"{run.folder}: damaged: experts of another architecture than their common expert")
+        if _size(architecture, moe.trainable) != run.vectors[expert_name(expert)].numel():
+            raise FedjetsError(f"{run.folder}: damaged: {expert_name(expert)} is not of the architecture that it names")
+    if (common.num_classes, common.channels) != (len(run.spec.classes), run.spec.shape[0]):
+        raise FedjetsError(f"{run.folder}: damaged: a common expert of other classes or images than {SUMMARY} says")
+    if run.serving.routed and not ("gate" in run.vectors and moe.top_k <= run.num_experts):
+        raise FedjetsError(f"{run.folder}: damaged: its experts cannot be chosen; no gate, or fewer than moe.top-k")
+
+
+def _size(a: Architecture, trainable: str) -> int:
+    """Return the floats of an expert; 0 if there is no such model."""
+    try:
+        Model.model_validate({"name": a.name, "width": a.width, "norm": a.norm, "stem": a.stem})
+        with torch.device("meta"):
+            return VectorSpec.of(tail(build(a, 0), trainable)).size
+    except (LookupError, ValueError, ArithmeticError, TypeError, RuntimeError):
+        return 0
 
 
 def _serving(

@@ -283,6 +283,7 @@ def put(*keys: object) -> Callable[[dict[str, Any], object], None]:
         (("model", "name"), "os.system"),
         (("model", "width"), -1),
         (("model", "width"), 1.5),
+        (("model", "width"), 10**6),
         (("read_out",), "__import__"),
         (("trainable",), "none"),
         (("format_version",), 2),
@@ -298,7 +299,7 @@ def test_a_hostile_card_is_refused(bundle: Path, where: tuple[object, ...], valu
     refused(bundle, "card.json: damaged, or of another version")
 
 
-@pytest.mark.parametrize("width", [9, 10**6, 10**12])
+@pytest.mark.parametrize("width", [9, 1024])
 def test_a_claimed_size_costs_no_memory(bundle: Path, width: int) -> None:
     card = json.loads((bundle / "card.json").read_text())
     card["model"]["width"] = width

@@ -217,7 +217,7 @@ def test_no_run_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(FedjetsError, match=r"no config.json there"):
         write_report(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(FedjetsError, match=r"config.json: cannot be read"):
+    with pytest.raises(FedjetsError, match=r"config.json: not JSON"):
         write_report(tmp_path)
 
 
