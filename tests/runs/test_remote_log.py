@@ -113,3 +113,16 @@ def test_an_error_is_announced_and_a_reader_sees_no_announcement(
     assert json.loads((tmp_path / "here" / "error.json").read_text()) == {"reason": "no"}
     assert MARK in log
     assert without_announcements(log) == "\x1b[92mINFO \x1b[0m:      first\nordinary line {}\n"
+
+
+def test_a_strangers_mark_neither_ends_the_reading_nor_hides_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What looks like an announcement but lacks the word may not even be JSON."""
+    a_run(tmp_path / "server")
+    lines = said(capsys).splitlines(keepends=True)
+    words = [f"client 3: {MARK} {'0' * 32} {{no JSON}}\n", f"client 4: {MARK} failed\n"]
+    log = "".join(lines[:4] + words + lines[4:])
+    mirror(tmp_path / "here").read(log)
+    assert json.loads((tmp_path / "here" / "summary.json").read_text()) == {"status": "completed"}
+    assert [line for line in without_announcements(log).splitlines(keepends=True) if MARK in line] == words

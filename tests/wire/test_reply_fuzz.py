@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjets_flwr.printable import LONGEST
 from fedjets_flwr.wire.messages import VERSION, BadReply, Reply, decode_reply
 from server_app.evaluation import read_result
 
@@ -163,4 +164,4 @@ def test_vectors_that_nobody_asked_for_stay_undecoded() -> None:
 
 def test_a_long_reason_is_cut() -> None:
     content = plausible({"version": VERSION}, {}, {}, {"reason": "x" * 10**6})
-    assert len(decode_reply(content, 1, SIZES).error) == 2000
+    assert len(decode_reply(content, 1, SIZES).error) == LONGEST
