@@ -119,7 +119,7 @@ small = st.one_of(
 @settings(max_examples=300)
 def test_any_counts_of_an_unseen_client(numbers: dict[str, Any]) -> None:
     try:
-        found = read_result(Reply(1, {}, numbers), (0, 3), 6, 2)
+        found = read_result(Reply(1, {}, numbers), (0, 3), 6, 2, 100)
     except BadReply:
         return
     assert int(found.classes.sum()) == found.samples == 6
