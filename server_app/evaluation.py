@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from fedjets_flwr.federation.reply_checks import check_samples
 from fedjets_flwr.moe.metrics import READINGS, ClientResult, routing
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.wire.exchange import Exchange
@@ -11,14 +12,13 @@ from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import Strategy
 
 
-def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: int) -> ClientResult:
-    """Return the counts of an unseen client that was served ``experts``.
+def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: int, most: int) -> ClientResult:
+    """Return the counts of an unseen client that was served ``experts`` and prepared with ``samples``.
 
     Raises:
         BadReply: the counts do not add up.
     """
-    if reply.count("num-examples", samples) != samples:
-        raise BadReply(f"num-examples: not the {samples} that the client was prepared with")
+    check_samples(reply, samples, most)
     grid = (len(experts), classes)
     answered, answered_right = (
         torch.tensor(reply.integers(name, grid[0] * grid[1], samples)).view(grid)

@@ -1,7 +1,7 @@
 """Having every client embed its data: sizes, the controls, and what anchors are chosen by."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -34,6 +34,7 @@ class Prepared:
         means: mean embeddings (d,) of training clients, if asked for.
         computed: clients whose embeddings had to be computed.
         failures: why the others could not be prepared.
+        late: those of them that did not answer in time.
     """
 
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Prepared:
     means: dict[int, Tensor] = field(default_factory=dict)
     computed: int = 0
     failures: dict[int, str] = field(default_factory=dict)
+    late: Sequence[int] = ()
 
     @property
     def controls(self) -> dict[str, float | None]:
@@ -128,5 +130,5 @@ def prepare(
         prepared.computed += computed
         if len(prepared.num_samples) % 10 == 0:
             say(f"embedded the data of {len(prepared.num_samples)} clients")
-    prepared.failures = pending.failures
+    prepared.failures, prepared.late = pending.failures, pending.late
     return prepared

@@ -33,7 +33,7 @@ from fedjets_flwr.federation.aggregation import (
 from fedjets_flwr.federation.cohort import Cohort, draw_participants
 from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
-from fedjets_flwr.federation.reply_checks import bounded_mean, read_experts, stop_if_too_many_failed
+from fedjets_flwr.federation.reply_checks import OtherData, bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
 from fedjets_flwr.names import expert_ids
@@ -64,6 +64,7 @@ class Rounds(FlowerStrategy):
         cohort: of the current round.
         failures: of the current round, reasons by client id.
         resting: clients that the current round does not ask, since they were late before.
+        changed: clients whose data is no longer what they were prepared with; the next round begins with that.
         seconds: of the run's parts so far.
     """
 
@@ -81,6 +82,7 @@ class Rounds(FlowerStrategy):
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
         self.resting: list[int] = []
+        self.changed: set[int] = set()
         self._late: Backoff[int] = Backoff()
         self._node_seconds = min(self.config.limits.node_seconds, self.config.limits.exchange_seconds)
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -112,8 +114,7 @@ class Rounds(FlowerStrategy):
         self.resting = [client for client in drawn.clients if self._late.resting(client, server_round)]
         self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
-        if unknown := [client for client in self.cohort.clients if client not in strategy.num_samples]:
-            self.take(prepare(self.exchange, self.config, unknown))
+        self._prepare_anew(server_round)
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
         self.failures |= dict.fromkeys(sorted(lost), "could not be prepared")
@@ -124,6 +125,17 @@ class Rounds(FlowerStrategy):
         jobs = strategy.plan(present, routes)
         self._pending = self.request(f"train.{strategy.algorithm}", server_round, jobs)
         return self._pending.messages
+
+    def _prepare_anew(self, server_round: int) -> None:
+        """Prepare the clients of the round that could not be before, and all whose data changed; some may be late."""
+        unknown = set(self.cohort.clients) - self.strategy.num_samples.keys()
+        changed = {client for client in self.changed if not self._late.resting(client, server_round)}
+        self.changed -= changed
+        if anew := sorted(unknown | changed):
+            prepared = prepare(self.exchange, self.config, anew)
+            self.take(prepared)
+            for client in prepared.late:
+                self._late.silent(client, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -159,12 +171,13 @@ class Rounds(FlowerStrategy):
             try:
                 samples, classes = self.strategy.num_samples[reply.client], len(self.strategy.task.spec.classes)
                 self.results[reply.client] = read_result(
-                    reply, expert_ids(self._served[reply.client]), samples, classes
+                    reply, expert_ids(self._served[reply.client]), samples, classes, self.config.limits.max_samples
                 )
             except BadReply as error:
-                self._pending.reject(reply.client, str(error))
+                self._reject(reply.client, error)
         self.failures |= self._pending.failures
-        if self.unseen and not self.results:
+        again = server_round < self.config.run.rounds and not self.changed.isdisjoint(self.unseen)
+        if self.unseen and not self.results and not again:
             raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
         if not self.results:
             return None
@@ -378,10 +391,16 @@ class Rounds(FlowerStrategy):
                     with self.clock("judge"):
                         self._judge.check(reply, self.strategy.vectors)
             except BadReply as error:
-                self._pending.reject(reply.client, str(error))
+                self._reject(reply.client, error)
             else:
                 yield reply
         self.failures |= self._pending.failures
+
+    def _reject(self, client: int, error: BadReply) -> None:
+        """Note why a reply of the exchange under way is not used, and who has other data by now."""
+        self._pending.reject(client, str(error))
+        if isinstance(error, OtherData):
+            self.changed.add(client)
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:

@@ -17,7 +17,14 @@ from fedjets_flwr.runs.claim import agreed, claimed
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
 )
-console = Console()
+
+
+def _console(stderr: bool = False) -> Console:
+    """Return a terminal that takes what it prints as it is: no brackets in data are markup, no colons are emoji."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
+console = _console()
 
 PresetOption = Annotated[str, typer.Option("--preset", help="settings of the package, see `fedjets presets`")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="settings of your own, a TOML file")]
@@ -152,7 +159,7 @@ def pretrain(
     expert = train(c, lambda text: console.print(text))
     path = output or cached_path(c)
     save_common_expert(expert, path)
-    console.print(f"{expert.accuracy:.4f} on the test split; [bold]{path}[/]", soft_wrap=True)
+    console.print(f"{expert.accuracy:.4f} on the test split; {path}", soft_wrap=True)
 
 
 @cli.command()
@@ -245,7 +252,7 @@ def predict(
         typer.echo(found.csv(), nl=False)
     else:
         output.write_bytes(found.csv())
-    show_accuracy(found, Console(stderr=True))
+    show_accuracy(found, _console(stderr=True))
 
 
 @cli.command()

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
+from rich.text import Text
 
 from fedjets_flwr.compare.figures import epsilon_of
 from fedjets_flwr.config.schema import Config, Scalar
@@ -139,7 +140,7 @@ def run_experiment(
             except FedjetsError as error:
                 failed.append(run_dir.name)
                 _keep_reason(run_dir, error)
-                console.print(f"[bold red]failed[/]: {error}", soft_wrap=True)
+                console.print(Text.assemble(("failed", "bold red"), f": {error}"), soft_wrap=True)
             write_results(experiment, folder)
     write_results(experiment, folder)
     console.print((folder / "table.md").read_text())

@@ -244,9 +244,7 @@ class Aggregation(Section):
         lt=1,
         description="share by which the mixture's loss must fall without a client's gate for validated to leave it out",
     )
-    root_samples: int = Field(
-        1000, ge=1, le=10_000_000, description="public samples at most by which validated judges"
-    )
+    root_samples: int = Field(1000, ge=1, le=10_000_000, description="public samples at most by which validated judges")
     trim: float = Field(0.2, gt=0, lt=0.5, description="share cut off at both ends by trimmed-mean")
     byzantine: int = Field(
         1, ge=1, le=100_000, description="bad clients that krum allows for; it needs 2 f + 3 clients"

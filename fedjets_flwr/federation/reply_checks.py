@@ -12,6 +12,20 @@ from fedjets_flwr.federation.aggregation import all_finite, grew
 from fedjets_flwr.wire.messages import BadReply, Reply
 
 
+class OtherData(BadReply):
+    """A reply of a client that holds another number of samples than it was prepared with; it is prepared anew."""
+
+
+def check_samples(reply: Reply, samples: int, most: int) -> None:
+    """Check that a client worked on as many samples as it was prepared with, which is what its weight comes from.
+
+    Raises:
+        BadReply: it did not; :class:`OtherData`, if it says how many it has now.
+    """
+    if reply.count("num-examples", most) != samples:
+        raise OtherData(f"num-examples: not the {samples} that the client was prepared with")
+
+
 def check_trained(
     reply: Reply, samples: int, state: Mapping[str, Tensor], variances: Mapping[str, Tensor], limits: Limits
 ) -> None:
@@ -27,8 +41,7 @@ def check_trained(
     Raises:
         BadReply: the reason why it must not be used.
     """
-    if reply.count("num-examples", limits.max_samples) != samples:
-        raise BadReply(f"num-examples: not the {samples} that the client was prepared with")
+    check_samples(reply, samples, limits.max_samples)
     reply.number("loss")
     for name, vector in reply.vectors.items():
         if not all_finite(vector):

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_split
@@ -68,7 +69,7 @@ def run_folder(config: Config, console: Console) -> Iterator[Path]:
         make_room(config)
         for path in (folder / "error.json", folder / "progress.json", request_file(folder)):
             path.unlink(missing_ok=True)
-    console.print(f"[bold]{config.strategy.name}[/] on {config.data.name}: {folder}", soft_wrap=True)
+    console.print(Text.assemble((config.strategy.name, "bold"), f" on {config.data.name}: {folder}"), soft_wrap=True)
     try:
         yield folder
     except INTERRUPTS:
@@ -118,8 +119,8 @@ def check(config: Config) -> None:
 def follow(launched: Launched, config: Config, console: Console) -> None:
     """Show a run's progress until it ends: a bar at a terminal, a line per evaluation elsewhere."""
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}"),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[facts]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=config.run.rounds, facts="")
@@ -147,8 +148,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     if own := summary.get("participants"):
         wide = f", {own['global']:.4f} on test images of all classes" if "global" in own else ""
         console.print(
-            f"[bold]{len(own['clients'])} clients that train[/]: accuracy {own['local']:.4f} on test samples of their"
-            f" own{wide}"
+            f"{len(own['clients'])} clients that train: accuracy {own['local']:.4f} on test samples of their own{wide}"
         )
     seconds = summary["seconds"]
     console.print(
@@ -166,7 +166,7 @@ def _print_accuracy(summary: Mapping[str, Any], console: Console) -> None:
     table.add_column("accuracy", justify="right")
     table.add_column("gain", justify="right")
     rows = {
-        f"[bold]{summary['strategy']}[/], last round": accuracy,
+        f"{summary['strategy']}, last round": accuracy,
         f"{summary['strategy']}, best (round {summary['best_round']})": summary["best_accuracy"],
         "common expert": common,
         "common expert + EM prior (control)": summary["controls"]["common_expert_em"],
@@ -182,4 +182,7 @@ def _print_accuracy(summary: Mapping[str, Any], console: Console) -> None:
         f" {routing['coverage']:.1%}; load {load}; gate entropy {summary['gate_entropy']:.2f}"
     )
     if summary["gate_collapsed"]:
-        console.print("[bold red]warning[/]: the gate collapsed to one expert; raise cohort.anchors or lower gate.lr")
+        warning = ("warning", "bold red")
+        console.print(
+            Text.assemble(warning, ": the gate collapsed to one expert; raise cohort.anchors or lower gate.lr")
+        )

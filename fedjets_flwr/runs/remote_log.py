@@ -65,13 +65,16 @@ class Mirror:
         for line in text.splitlines():
             if found := _LINE.search(line):
                 with self._lock:
-                    self._take(found[1], json.loads(found[2]))
+                    self._take(found[1], found[2])
 
-    def _take(self, word: str, said: dict[str, Any]) -> None:
+    def _take(self, word: str, line: str) -> None:
         if not self._word:
             self._word = word
             self._same_folder = _word_in(self.folder) == word
-        if word != self._word or said["n"] <= self._read:
+        if word != self._word:  # what follows it is a stranger's, and may not even be JSON
+            return
+        said: dict[str, Any] = json.loads(line)
+        if said["n"] <= self._read:
             return
         self._read = said["n"]
         if self._same_folder:
@@ -105,8 +108,10 @@ class Mirror:
 
 
 def without_announcements(log: str) -> str:
-    """Return a log for a reader."""
-    return "".join(line for line in log.splitlines(keepends=True) if MARK not in line)
+    """Return a log for a reader; a line that has the mark but not the ServerApp's word stays."""
+    lines = log.splitlines(keepends=True)
+    said = next((f"{MARK} {found[1]} " for line in lines if (found := _LINE.search(line))), None)
+    return "".join(line for line in lines if said is None or said not in line)
 
 
 def _word_in(folder: Path) -> str:

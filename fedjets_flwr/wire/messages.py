@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.names import expert_ids
+from fedjets_flwr.printable import one_line
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Transport, transport_of
 from fedjets_flwr.wire.vector_cache import VectorStore, versions_of
 
@@ -23,7 +24,10 @@ Number = int | float | list[int] | list[float]
 
 
 class BadReply(FedjetsError):
-    """A reply that must not be used; its text is the reason."""
+    """A reply that must not be used; its text is the reason, one printable line whatever the reply holds."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ def decode_reply(
     if head is None or head.get("version") != VERSION:
         raise BadReply("another version of the message schema")
     if (failed := _record(content, f"error.{client}", ConfigRecord)) is not None:
-        return Reply(client, {}, {}, error=str(failed.get("reason", "no reason"))[:2000] or "no reason")
+        return Reply(client, {}, {}, error=one_line(str(failed.get("reason", ""))) or "no reason")
     if (numbers := _record(content, f"client.{client}", MetricRecord)) is None:
         raise BadReply("no part of this client in its node's reply")
     transport = transport or Inline()

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedjets_flwr.config.schema import Limits
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.printable import one_line
 from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.binding import Binding, key_of
 from fedjets_flwr.wire.messages import BadReply, Job
@@ -227,6 +228,6 @@ def in_simulation() -> bool:
 
 
 def last_line(reason: str | None) -> str:
-    """Return the line of a traceback that says what was wrong."""
+    """Return the line of a traceback that says what was wrong, printable."""
     lines = [line for line in str(reason).strip().splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no reason"
+    return one_line(lines[-1]) if lines else "no reason"

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import fedjets_flwr.compare.experiment
+from fedjets_flwr.cli.app import console
 from fedjets_flwr.compare.experiment import done, markdown, read_experiment, run_experiment
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
@@ -170,3 +171,21 @@ def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatc
     assert rows["alone"].startswith("| alone | 1 | – | – | – | – | – | 0.0 | 0.0 |")
     figures = {path.name for path in (tmp_path / "results").glob("*.png")}
     assert figures == {"accuracy.png", "bytes.png", "participants.png"}
+
+
+def test_brackets_in_a_failed_runs_reason_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would end the whole comparison as markup that closes nothing, or hide what stands between them."""
+    experiment = read_experiment(small(tmp_path), [], tmp_path / "runs")
+    words = "client 3: KeyError: [/] [conceal]hidden :bomb:"
+
+    def die(*_: object) -> None:
+        raise FedjetsError(words)
+
+    monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", die)
+    with pytest.raises(FedjetsError, match="2 of 2 runs failed"):
+        run_experiment(experiment, tmp_path / "results", Resources(), console, validate)
+    printed = capsys.readouterr().out
+    assert printed.count(f"failed: {words}") == 2
+    assert f"FedAvg: {words}" in printed.replace("\n", " ")

@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
 from client_app.node import read_node
+from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.errors import FedjetsError
@@ -162,6 +163,47 @@ def test_a_site_that_lost_its_vectors_fails_once(sites: Path, tmp_path: Path, mo
     failures = [record["failures"] for record in read_metrics(method.config.run_dir)]
     assert list(failures[0]) == ["5"]
     assert failures[1:] == [{}, {}]
+
+
+class FreshProcesses(Deployed):
+    """Sites that start a process for every message, as deployed ones do; :meth:`before` changes them."""
+
+    def before(self, client: int, kind: str, server_round: object) -> None:
+        """Change a site before a message reaches it."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids: list[str] = []
+        for message in messages:
+            open_client.cache_clear()
+            open_runtime.cache_clear()
+            asked = message.content.config_records["request"].get("round")
+            self.before(message.metadata.dst_node_id - 10, message.metadata.message_type, asked)
+            ids += super().push_messages([message])
+        return ids
+
+
+def test_a_site_whose_folder_changes_fails_once_and_is_prepared_anew(
+    sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An anchor loses an image before it trains, the unseen client gains one before it is scored."""
+    own = tmp_path / "sites"
+    shutil.copytree(sites, own)
+
+    class Changing(FreshProcesses):
+        def before(self, client: int, kind: str, server_round: object) -> None:
+            image = min((own / str(client)).rglob("*.png"))
+            if (client, kind, server_round) == (3, "train.fedjets", 1):
+                image.unlink()
+            if (client, kind, server_round) == (6, "evaluate", 2):
+                shutil.copy(image, image.with_name("new.png"))
+
+    monkeypatch.setattr("tests.data.test_image_folder.Deployed", Changing)
+    method, grid = deploy(own, tmp_path, monkeypatch, limits__max_failure_share=0.9, run__evaluate_every=1)
+    records = read_metrics(method.config.run_dir)
+    assert [list(record["failures"]) for record in records] == [["3"], ["6"], []]
+    assert (method.num_samples[3], method.num_samples[6]) == (39, 21)
+    assert list(records[-1]["evaluation"]["per_client_accuracy"]) == ["6"]
+    assert len([kind for kind, _ in grid.kinds if kind == "query.prepare"]) == 8 + 2
 
 
 @pytest.mark.parametrize("how", ["k-means", "farthest"])

@@ -127,3 +127,16 @@ def test_results_here_that_are_overwritten_stay_until_the_run_is_done(
     assert before.exists()
     here.read("".join([*log, summary]))
     assert not before.exists()
+
+
+def test_a_strangers_mark_neither_ends_the_reading_nor_hides_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What looks like an announcement but lacks the word may not even be JSON."""
+    a_run(tmp_path / "server")
+    lines = said(capsys).splitlines(keepends=True)
+    words = [f"client 3: {MARK} {'0' * 32} {{no JSON}}\n", f"client 4: {MARK} failed\n"]
+    log = "".join(lines[:4] + words + lines[4:])
+    mirror(tmp_path / "here").read(log)
+    assert json.loads((tmp_path / "here" / "summary.json").read_text()) == {"status": "completed"}
+    assert [line for line in without_announcements(log).splitlines(keepends=True) if MARK in line] == words

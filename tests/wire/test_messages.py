@@ -1,6 +1,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,8 +21,11 @@ from fedjets_flwr.wire.messages import (
     encode_replies,
     encode_request,
 )
+from fedjets_flwr.wire.nodes import last_line
 from fedjets_flwr.wire.transport import INLINE, Inline
 
+FORGED = "x\n\x1b[2KINFO: all is well\r" + "y" * 9000
+"""Words that would write a log line of their own, and hide the one that they are in."""
 VECTORS = {"expert.0": torch.arange(3.0), "expert.1": torch.tensor([-0.0, 1e-45, 3e38]), "gate": torch.ones(2)}
 
 
@@ -193,3 +197,26 @@ def test_a_vector_keeps_its_bits(floats: list[float]) -> None:
     array = Inline().encode("gate", vector)
     assert len(array.data) == 4 * len(floats)
     assert same_bits(Inline().decode("gate", array), vector)
+
+
+def forged_type() -> str:
+    array = Array(FORGED, (3,), INLINE, b"")
+    content = RecordDict({"reply": ConfigRecord({"version": VERSION}), "client.1": MetricRecord({})})
+    content["vectors"] = ArrayRecord({"1.gate": array})
+    with pytest.raises(BadReply) as refused:
+        decode_reply(content, 1, {"gate": 3})
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        lambda: decode_reply(encode_replies([Reply(1, {}, {}, error=FORGED)]), 1, {}).error,
+        lambda: last_line(FORGED),
+        forged_type,
+    ],
+    ids=["its error", "its crash", "an array's type"],
+)
+def test_the_words_of_a_reply_are_one_printable_line_of_bounded_length(words: Callable[[], str]) -> None:
+    assert words().isprintable()
+    assert 0 < len(words()) <= 500

@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjets_flwr.printable import LONGEST
 from fedjets_flwr.wire.messages import VERSION, BadReply, Reply, decode_reply
 from server_app.evaluation import read_result
 
@@ -118,7 +119,7 @@ small = st.one_of(
 @settings(max_examples=300)
 def test_any_counts_of_an_unseen_client(numbers: dict[str, Any]) -> None:
     try:
-        found = read_result(Reply(1, {}, numbers), (0, 3), 6, 2)
+        found = read_result(Reply(1, {}, numbers), (0, 3), 6, 2, 100)
     except BadReply:
         return
     assert int(found.classes.sum()) == found.samples == 6
@@ -163,4 +164,4 @@ def test_vectors_that_nobody_asked_for_stay_undecoded() -> None:
 
 def test_a_long_reason_is_cut() -> None:
     content = plausible({"version": VERSION}, {}, {}, {"reason": "x" * 10**6})
-    assert len(decode_reply(content, 1, SIZES).error) == 2000
+    assert len(decode_reply(content, 1, SIZES).error) == LONGEST
