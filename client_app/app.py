@@ -35,7 +35,7 @@ def _config(items: tuple[tuple[str, Scalar], ...]) -> Config:
 
 def config_of(context: Context) -> Config:
     """Return the settings of the run, built once per process."""
-    settings = local_settings(context.run_config, context.node_config)
+    settings = local_settings(context.run_config, context.node_config, in_simulation())
     return _config(tuple(sorted(settings.items())))
 
 
