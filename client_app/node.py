@@ -10,7 +10,7 @@ from fedjets_flwr.errors import FedjetsError
 
 FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}
 """Keys of a node that stand in for settings which name folders of the server's machine."""
-KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", *FOLDERS)
+KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", "policy", "audit-log", *FOLDERS)
 
 
 @dataclass(frozen=True)

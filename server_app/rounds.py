@@ -109,11 +109,14 @@ class Rounds(FlowerStrategy):
         self.resting = [client for client in drawn.clients if self._late.resting(client, server_round)]
         self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
+        unprepared: dict[int, str] = {}
         if unknown := [client for client in self.cohort.clients if client not in strategy.num_samples]:
-            self.take(prepare(self.exchange, self.config, unknown))
+            prepared = prepare(self.exchange, self.config, unknown)
+            self.take(prepared)
+            unprepared = {client: f"could not be prepared: {why}" for client, why in prepared.failures.items()}
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
-        self.failures |= dict.fromkeys(sorted(lost), "could not be prepared")
+        self.failures |= {client: unprepared.get(client, "could not be prepared") for client in sorted(lost)}
         wanted = strategy.to_route(present)
         known = {client: self._ahead[client] for client in wanted if client in self._ahead}
         routes = known | self.route(server_round, [client for client in wanted if client not in known])

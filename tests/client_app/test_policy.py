@@ -8,7 +8,10 @@ import ray
 from flwr.app import Context, RecordDict
 
 from client_app.app import config_of
+from client_app.policy import Policy, policy_of
 from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.faults import same_weights
 from tests.support.in_process import Finished
 from tests.support.runs import TinyRunner
@@ -40,6 +43,83 @@ def test_a_deployed_site_takes_no_path_from_the_server(tmp_path: Path, monkeypat
 
 def test_attackers_exist_in_a_simulation_alone(run: Run) -> None:
     attack: dict[str, Scalar] = {"attack__kind": "sign-flip", "attack__share": 1.0, "limits__max_growth": 0.0}
-    honest = run("fedjets", SiteGrid)
-    assert same_weights(run("fedjets", SiteGrid, **attack), honest)
-    assert not same_weights(run("fedjets", **attack), honest)
+    honest = run("fedjets", SiteGrid, run__rounds=1)
+    assert same_weights(run("fedjets", SiteGrid, run__rounds=1, **attack), honest)
+    assert not same_weights(run("fedjets", run__rounds=1, **attack), honest)
+
+
+def with_policies(folder: Path, policies: dict[int, str]) -> type[SiteGrid]:
+    """Return a grid some of whose sites have a policy, by client id."""
+
+    class Guarded(SiteGrid):
+        def begin(self) -> None:
+            for client, text in policies.items():
+                (folder / f"policy-{client}.toml").write_text(text)
+                self.sites[100 + client].config["policy"] = str(folder / f"policy-{client}.toml")
+
+    return Guarded
+
+
+def failures_of(finished: Finished) -> dict[int, str]:
+    """Return why clients failed, of the last round in which each did."""
+    return {int(c): why for record in read_metrics(finished.config.run_dir) for c, why in record["failures"].items()}
+
+
+EVERYBODY: dict[str, Scalar] = {"cohort__anchors": 3, "cohort__normals": 4, "limits__max_failure_share": 1.0}
+REFUSED = {
+    0: ("algorithms = ['fedavg', 'scaffold']", "algorithms = fedavg, scaffold; the run has fedjets"),
+    1: ("[at-most]\ntrain.local-epochs = 1", "at-most train.local-epochs = 1, the run has 2"),
+    2: ("[at-least]\nlimits.min-replies = 3", "at-least limits.min-replies = 3, the run has 1"),
+    3: ("most-experts = 1", "most-experts = 1, the message brings 2"),
+    4: ("may-leave = ['loss']", "may-leave has no routes, which the reply to query.route holds"),
+    5: ("may-leave = ['routes']", "may-leave has no loss, which the reply to train.fedjets holds"),
+    6: ("most-megabytes = 0.0001", "most-megabytes = 0.0001, the message brings 0.00"),
+    7: ("may-leave = ['routes']", "may-leave has no class-counts, which the reply to evaluate holds"),
+}
+
+
+def test_each_site_refuses_what_its_policy_does_not_allow_and_both_ends_say_which_key(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished = run("fedjets", with_policies(tmp_path, {c: text for c, (text, _) in REFUSED.items()}), **EVERYBODY)
+    failed = failures_of(finished)
+    assert set(failed) == set(REFUSED)
+    at_the_sites = [r.message for r in caplog.records if r.module == "app"]
+    for client, (_, why) in REFUSED.items():
+        assert f"refused by its policy: {why}" in failed[client]
+        assert any(f"refused by its policy: {why}" in line for line in at_the_sites)
+    assert not any(r.exc_info for r in caplog.records)
+
+
+def test_what_a_policy_allows_changes_no_bit(tmp_path: Path, run: Run) -> None:
+    text = "algorithms = ['fedjets']\nmost-experts = 3\n[at-most]\ntrain.local-epochs = 2\n[at-least]\ntrain.lr = 0.1"
+    guarded = run("fedjets", with_policies(tmp_path, {1: text, 8: text}), run__rounds=1)
+    assert failures_of(guarded) == {}
+    assert same_weights(guarded, run("fedjets", SiteGrid, run__rounds=1))
+
+
+def test_mean_embeddings_leave_only_where_a_policy_says_so(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = with_policies(tmp_path, {1: "may-leave = ['loss', 'routes']"})
+    finished = run("fedjets", grid, cohort__anchor_selection="k-means", run__rounds=1)
+    assert 1 not in finished.anchors
+    assert "may-leave has no mean-embedding, which the reply to query.prepare holds" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("alogrithms = []", "alogrithms"),
+        ("algorithms = ['fedjet']", "algorithms: no fedjet; there are fedavg"),
+        ("[at-most]\ntrain.epochs = 3", "train.epochs is no setting that is a number"),
+        ("[at-most]\nrun.device = 'cpu'", "run.device"),
+        ("[noise]\nclip-norm = 0\nnoise-multiplier = 1", "noise.clip-norm"),
+        ("most-experts = ", "cannot be read"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_keeps_the_site_out(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(FedjetsError, match=reason):
+        policy_of({"policy": str(tmp_path / "policy.toml")}, simulated=False)
+    assert policy_of({"policy": str(tmp_path / "policy.toml")}, simulated=True) == Policy()
