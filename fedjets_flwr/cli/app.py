@@ -16,6 +16,8 @@ from fedjets_flwr.launch.interrupts import Interrupts
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
 )
+audit = typer.Typer(help="The audit log of a run or of a site.", no_args_is_help=True)
+cli.add_typer(audit, name="audit")
 console = Console()
 
 PresetOption = Annotated[str, typer.Option("--preset", help="settings of the package, see `fedjets presets`")]
@@ -250,6 +252,20 @@ def export(
     difference = export_onnx(Personaliser.load(bundle), onnx, images)
     size = onnx.stat().st_size / 1e6
     console.print(f"{onnx} ({size:.2f} MB; probabilities differ from PyTorch's by {difference:.1g})", soft_wrap=True)
+
+
+@audit.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="audit.jsonl of a run's folder or a site's cache")],
+    head: Annotated[str, typer.Option(metavar="HASH", help="a hash noted before (default: that in FILE.head)")] = "",
+) -> None:
+    """Check that nothing in an audit log was changed, cut out, put in or moved; says the first line that was."""
+    from fedjets_flwr.runs.audit import verify as check
+
+    found = check(file, head)
+    for number in found.torn:
+        console.print(f"line {number} was cut off in writing; the chain goes on after it")
+    console.print(f"{found.lines} lines are as they were written; the last one's hash is {found.head}", soft_wrap=True)
 
 
 @cli.command()
