@@ -19,7 +19,7 @@ class Audit(Callback):
 
     def __init__(self, config: Config, common: str) -> None:
         """Note that a run starts; ``common`` is the digest of its common expert."""
-        self._path = config.run_dir / AUDIT_LOG
+        self._path, self._every = config.run_dir / AUDIT_LOG, config.run.checkpoint_every
         facts = {"settings": config.identity(), "common_expert": common, "resumed": config.run.resume}
         append(self._path, "start", {"strategy": config.strategy.name} | facts, durable=True)
 
@@ -37,8 +37,9 @@ class Audit(Callback):
         append(self._path, "exchange", {"kind": pending.kind} | facts)
 
     def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
-        """Note a round, and have all up to it on the disk."""
-        append(self._path, "round", {name: record[name] for name in TOLD if name in record}, durable=True)
+        """Note a round; where a checkpoint is due, all up to it is on the disk."""
+        facts = {name: record[name] for name in TOLD if name in record}
+        append(self._path, "round", facts, durable=record["round"] % self._every == 0)
 
     def on_broken_off(self, server_round: int, vectors: Mapping[str, Tensor]) -> None:
         """Note that the run ends early."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import written
 
 AUDIT_LOG = "audit.jsonl"
 """The log's name, in a run's folder and in a site's cache."""
@@ -40,7 +39,7 @@ def append(path: Path, what: str, facts: Mapping[str, object], durable: bool = F
         path: the log; its folder is made if it is not there.
         what: what happened.
         facts: JSON about it.
-        durable: all lines so far are on the disk when this returns, and their end can be checked from then on.
+        durable: all lines so far are on the disk when this returns; the others outlive a killed process all the same.
 
     Raises:
         OSError: it cannot be written.
@@ -54,10 +53,10 @@ def append(path: Path, what: str, facts: Mapping[str, object], durable: bool = F
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"before": before, "time": time, "what": what, **facts}, allow_nan=False).encode()
         file.write((b"" if whole else b"\n") + line + b"\n")
-        if durable or not head_of(path).is_file():
+        if durable:
             os.fsync(file.fileno())
-            with written(head_of(path)) as head:
-                head.write_text(_hash(line) + "\n")
+        with os.fdopen(os.open(head_of(path), os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as head:
+            head.write(_hash(line).encode() + b"\n")
 
 
 @dataclass(frozen=True)
