@@ -12,6 +12,7 @@ from torch import Tensor
 from client_app.algorithms import algorithms
 from client_app.attacks import poisoned
 from client_app.client import ClientContext, Update, Work
+from client_app.local_privacy import with_noise
 from client_app.node import Node, local_settings, read_node
 from client_app.participants import scored
 from client_app.policy import Asked, Policy, Refused, check_asked, check_leaving, policy_of
@@ -105,7 +106,8 @@ def _within(policy: Policy, kind: str, work: Work) -> Work:
     def allowed(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         update = work(context, vectors)
         check_leaving(policy, kind, update)
-        return update
+        trained = policy.noise is not None and update.vectors
+        return with_noise(policy.noise, context, vectors, update) if trained else update
 
     return allowed
 

@@ -1,16 +1,20 @@
 """What a deployed site lets a run decide, through the real handlers: its paths, its policy, what leaves it."""
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 from flwr.app import Context, RecordDict
 
 from client_app.app import config_of
 from client_app.policy import Policy, policy_of
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.federation.privacy import Release, privatised, spent
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.faults import same_weights
 from tests.support.in_process import Finished
@@ -123,3 +127,47 @@ def test_a_policy_that_cannot_be_read_keeps_the_site_out(tmp_path: Path, text: s
     with pytest.raises(FedjetsError, match=reason):
         policy_of({"policy": str(tmp_path / "policy.toml")}, simulated=False)
     assert policy_of({"policy": str(tmp_path / "policy.toml")}, simulated=True) == Policy()
+
+
+NOISE = "[noise]\nclip-norm = 0.5\nnoise-multiplier = 2.0\ndelta = 1e-3"
+
+
+def test_a_site_clips_its_update_and_noise_of_its_own_is_on_every_number(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Client 1 is the anchor of expert 1: the same run twice gives other noise, and both ends of it the epsilon."""
+    caplog.set_level("INFO", "flwr")
+    everybody: dict[str, Scalar] = EVERYBODY | {"run__rounds": 1, "cohort__normals": 0}
+    honest = run("fedjets", SiteGrid, **everybody).vectors["expert.1"]
+    changed = [run("fedjets", with_policies(tmp_path, {1: NOISE}), **everybody).vectors["expert.1"] for _ in range(2)]
+    first, second = (vector - honest for vector in changed)
+    assert not torch.equal(*changed)
+    # Its own noise of deviation z C = 1 in each, besides what the clipping took, which is the same in both.
+    assert float((first - second).std() / math.sqrt(2)) == pytest.approx(1.0, rel=0.5)
+    told = [float(found[1]) for found in re.finditer(r"releases ([0-9.]+), at delta 0.001", caplog.text)]
+    assert told == sorted(told)
+    one = spent([Release(2.0, (1, 1), (1, 0))], {}, 1e-3)["epsilon_normal"]
+    assert told[0] == pytest.approx(one, rel=1e-3)
+    assert one < told[1] < 2 * one
+
+
+def test_noise_of_a_site_has_the_deviation_that_its_policy_says() -> None:
+    old, far = {"a": torch.zeros(40_000), "b": torch.ones(40_000)}, torch.full((40_000,), 9.0)
+    made = privatised({"a": far, "b": 1 + far}, old, clip_norm=3.0, noise_multiplier=0.5)
+    changes = torch.cat([made["a"], made["b"] - 1])
+    assert float(changes.std()) == pytest.approx(1.5, rel=0.02)
+    assert float(changes.mean()) == pytest.approx(3.0 / math.sqrt(80_000), abs=0.02)  # all of the clipped change
+    silent = privatised({"a": far, "b": 1 + far}, old, clip_norm=3.0, noise_multiplier=1e-9)
+    norm = torch.cat([silent["a"], silent["b"] - 1]).norm()
+    assert float(norm) == pytest.approx(3.0, rel=1e-3)
+    near = {"a": torch.full((40_000,), 1e-3), "b": old["b"]}
+    assert torch.allclose(privatised(near, old, 3.0, 1e-9)["a"], near["a"], atol=1e-6)
+
+
+def test_noise_refuses_what_it_would_break_or_cannot_cover(tmp_path: Path, run: Run) -> None:
+    grid = with_policies(tmp_path, {1: NOISE})
+    settings: dict[str, Scalar] = {"run__rounds": 1, "limits__max_failure_share": 1.0}
+    variates = run("scaffold", grid, scaffold__option="I", cohort__normals=4, cohort__anchors=3, **settings)
+    assert "noise: variate.1 is no change of a vector that was sent" in failures_of(variates)[1]
+    whole = run("fedjets", grid, **EVERYBODY | settings | {"moe__trainable": "all", "model__width": 2})
+    assert "noise: it would break batch norm's variances" in failures_of(whole)[1]
