@@ -7,24 +7,23 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
-from torch import Tensor
 
 from client_app.algorithms import algorithms
 from client_app.attacks import poisoned
-from client_app.client import ClientContext, Update, Work
-from client_app.local_privacy import with_noise
+from client_app.client import ClientContext, Work
 from client_app.node import Node, local_settings, read_node
 from client_app.participants import scored
-from client_app.policy import Asked, Policy, Refused, check_asked, check_leaving, policy_of
+from client_app.policy import Refused, policy_of
 from client_app.queries import evaluate, inspect, prepare, route
 from client_app.runtime import Runtime, common_expert_path, open_runtime, vector_store
+from client_app.site import Site, open_site
 from client_app.state import ADAPTED, TRAINED, ClientState
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.runs.private_folder import read_mark
-from fedjets_flwr.wire.messages import Job, Reply, Request, bytes_of, decode_head, decode_request, encode_replies
+from fedjets_flwr.wire.messages import Job, Reply, Request, decode_request, encode_replies
 from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe
 
@@ -49,7 +48,7 @@ def describe(message: Message, context: Context) -> Message:
     request = message.content.config_records["request"]
     digest = str(request["common-expert"])
     node = read_node(context.node_config, config_of(context), in_simulation())
-    policy_of(context.node_config, in_simulation())  # one that cannot be read is told at once
+    policy_of(context.node_config)  # one that cannot be read is told at once
     host = ConfigRecord(
         {
             "any-client": node.client is None,
@@ -69,47 +68,21 @@ def _serve(work: Work, stage: int | None = None) -> Handler:
     """Return a handler that runs ``work`` for each client of the message; a ``stage`` of the round may keep state."""
 
     def handle(message: Message, context: Context) -> Message:
-        config = config_of(context)
+        config, kind = config_of(context), message.metadata.message_type
         node = read_node(context.node_config, config, in_simulation())
-        request = decode_request(message.content, vector_store(config, node))
-        runtime = _open(config, node, request.facts, message)
-        allowed = _within(policy_of(context.node_config, in_simulation()), message.metadata.message_type, work)
-        replies = (_reply(allowed, runtime, request, job, stage) for job in request.jobs)
-        # Each reply is encoded before the next client writes over the runtime's models.
-        return Message(encode_replies(replies, request.transport), reply_to=message)
-
-    return _guarded(handle)
-
-
-def _guarded(handle: Handler) -> Handler:
-    """Return a handler that answers what this site's policy allows; nothing is decoded or computed for the rest."""
-
-    def guarded(message: Message, context: Context) -> Message:
-        if in_simulation():
-            return handle(message, context)
-        jobs, kind = decode_head(message.content).jobs, message.metadata.message_type
-        policy = policy_of(context.node_config, simulated=False)
         try:
-            check_asked(policy, config_of(context), Asked(kind, jobs, bytes_of(message.content)))
+            site = Site() if in_simulation() else open_site(message, context, config)
         except Refused as refusal:
             log.warning("%s: %s", kind, refusal)
             # An error, not a reply: nothing that came along is kept, and the server must not think so.
             return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, str(refusal)), reply_to=message)
-        return handle(message, context)
+        request = decode_request(message.content, vector_store(config, node))
+        runtime, allowed = _open(config, node, request.facts, message), site.within(kind, work)
+        replies = (_reply(allowed, runtime, request, job, stage) for job in request.jobs)
+        # Each reply is encoded before the next client writes over the runtime's models.
+        return Message(encode_replies(site.noted(replies), request.transport), reply_to=message)
 
-    return guarded
-
-
-def _within(policy: Policy, kind: str, work: Work) -> Work:
-    """Return work whose outcome leaves only as this site's policy allows."""
-
-    def allowed(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-        update = work(context, vectors)
-        check_leaving(policy, kind, update)
-        trained = policy.noise is not None and update.vectors
-        return with_noise(policy.noise, context, vectors, update) if trained else update
-
-    return allowed
+    return handle
 
 
 def _train(train: Work) -> Handler:

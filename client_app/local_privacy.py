@@ -7,7 +7,7 @@ a Gaussian of multiplier z / 2, as the server's own do. Sample counts, losses an
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,8 +18,20 @@ from fedjets_flwr.federation.privacy import Ledger, Release, privatised, spent
 log = logging.getLogger("flwr")
 
 
-def with_noise(noise: Noise, context: ClientContext, sent: Mapping[str, Tensor], update: Update) -> Update:
-    """Return an update that may leave, after the release of it was counted on the site's disk.
+@dataclass(frozen=True)
+class Spent:
+    """What a release of a client's tells, and what all of them tell together."""
+
+    epsilon: float
+    releases: int
+    epsilon_in_total: float
+    delta: float
+
+
+def with_noise(
+    noise: Noise, context: ClientContext, sent: Mapping[str, Tensor], update: Update
+) -> tuple[Update, Spent]:
+    """Return an update that may leave, and what it costs, which was counted on the site's disk.
 
     Raises:
         Refused: it holds what noise would break, or what is no change of a vector that was sent.
@@ -29,19 +41,20 @@ def with_noise(noise: Noise, context: ClientContext, sent: Mapping[str, Tensor],
     if any(spec.size > spec.trained for spec in context.runtime.specs):
         raise Refused("noise: it would break batch norm's variances; set model.norm = 'group' in the run")
     vectors = privatised(update.vectors, sent, noise.clip_norm, noise.noise_multiplier)
-    _count(noise, context)
-    return replace(update, vectors=vectors)
+    cost = _count(noise, context)
+    log.info(
+        "client %d: noise on its update: epsilon %.4g, of all its %d releases %.4g, at delta %g",
+        context.client, cost.epsilon, cost.releases, cost.epsilon_in_total, cost.delta,
+    )  # fmt: skip
+    return replace(update, vectors=vectors), cost
 
 
-def _count(noise: Noise, context: ClientContext) -> None:
-    """Count a release, and say what it and all releases so far tell of this client."""
+def _count(noise: Noise, context: ClientContext) -> Spent:
+    """Count a release, and return what it and all releases so far tell of this client."""
     folder = context.config.cache_dir / "local-privacy" / f"client-{context.client}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     ledger, release = Ledger(folder), Release(noise.noise_multiplier, (1, 1), (1, 0))
     ledger.sums(context.server_round, release)
     one = spent([release], {}, noise.delta)["epsilon_normal"]
     total = spent(*ledger.read(), noise.delta)
-    log.info(
-        "client %d: noise on its update: epsilon %.4g, of all its %d releases %.4g, at delta %g",
-        context.client, one, total["releases"], total["epsilon_normal"], noise.delta,
-    )  # fmt: skip
+    return Spent(one, int(total["releases"]), total["epsilon_normal"], noise.delta)

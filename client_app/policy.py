@@ -93,13 +93,13 @@ class Asked:
     received: int
 
 
-def policy_of(node_config: Mapping[str, Scalar], simulated: bool) -> Policy:
-    """Return a site's policy; without one, and in a simulation, everything is allowed.
+def policy_of(node_config: Mapping[str, Scalar]) -> Policy:
+    """Return a site's policy; without one everything is allowed.
 
     Raises:
         FedjetsError: it cannot be read, or says what no policy says.
     """
-    if simulated or "policy" not in node_config:
+    if "policy" not in node_config:
         return Policy()
     path = Path(str(node_config["policy"])).expanduser()
     try:

@@ -1,5 +1,6 @@
 """What a deployed site lets a run decide, through the real handlers: its paths, its policy, what leaves it."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client_app.app import config_of
-from client_app.policy import Policy, policy_of
+from client_app.policy import policy_of
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Release, privatised, spent
+from fedjets_flwr.runs.audit import AUDIT_LOG
 from fedjets_flwr.runs.tracking import read_metrics
+from tests.support.audited import told
 from tests.support.faults import same_weights
 from tests.support.in_process import Finished
 from tests.support.runs import TinyRunner
@@ -88,7 +91,7 @@ def test_each_site_refuses_what_its_policy_does_not_allow_and_both_ends_say_whic
     finished = run("fedjets", with_policies(tmp_path, {c: text for c, (text, _) in REFUSED.items()}), **EVERYBODY)
     failed = failures_of(finished)
     assert set(failed) == set(REFUSED)
-    at_the_sites = [r.message for r in caplog.records if r.module == "app"]
+    at_the_sites = [r.message for r in caplog.records if r.module in ("app", "site")]
     for client, (_, why) in REFUSED.items():
         assert f"refused by its policy: {why}" in failed[client]
         assert any(f"refused by its policy: {why}" in line for line in at_the_sites)
@@ -125,8 +128,7 @@ def test_mean_embeddings_leave_only_where_a_policy_says_so(
 def test_a_policy_that_cannot_be_read_keeps_the_site_out(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "policy.toml").write_text(text)
     with pytest.raises(FedjetsError, match=reason):
-        policy_of({"policy": str(tmp_path / "policy.toml")}, simulated=False)
-    assert policy_of({"policy": str(tmp_path / "policy.toml")}, simulated=True) == Policy()
+        policy_of({"policy": str(tmp_path / "policy.toml")})
 
 
 NOISE = "[noise]\nclip-norm = 0.5\nnoise-multiplier = 2.0\ndelta = 1e-3"
@@ -144,11 +146,11 @@ def test_a_site_clips_its_update_and_noise_of_its_own_is_on_every_number(
     assert not torch.equal(*changed)
     # Its own noise of deviation z C = 1 in each, besides what the clipping took, which is the same in both.
     assert float((first - second).std() / math.sqrt(2)) == pytest.approx(1.0, rel=0.5)
-    told = [float(found[1]) for found in re.finditer(r"releases ([0-9.]+), at delta 0.001", caplog.text)]
-    assert told == sorted(told)
+    sums = [float(found[1]) for found in re.finditer(r"releases ([0-9.]+), at delta 0.001", caplog.text)]
+    assert sums == sorted(sums)
     one = spent([Release(2.0, (1, 1), (1, 0))], {}, 1e-3)["epsilon_normal"]
-    assert told[0] == pytest.approx(one, rel=1e-3)
-    assert one < told[1] < 2 * one
+    assert sums[0] == pytest.approx(one, rel=1e-3)
+    assert one < sums[1] < 2 * one
 
 
 def test_noise_of_a_site_has_the_deviation_that_its_policy_says() -> None:
@@ -171,3 +173,30 @@ def test_noise_refuses_what_it_would_break_or_cannot_cover(tmp_path: Path, run: 
     assert "noise: variate.1 is no change of a vector that was sent" in failures_of(variates)[1]
     whole = run("fedjets", grid, **EVERYBODY | settings | {"moe__trainable": "all", "model__width": 2})
     assert "noise: it would break batch norm's variances" in failures_of(whole)[1]
+
+
+def test_a_sites_log_says_what_was_asked_told_and_refused_and_is_whole(tmp_path: Path, run: Run) -> None:
+    policies = with_policies(tmp_path, {0: NOISE, 1: "may-leave = ['routes']"})
+
+    class Logged(policies):  # type: ignore[valid-type, misc]
+        def begin(self) -> None:
+            super().begin()
+            self.sites[101].config["audit-log"] = str(tmp_path / "elsewhere.jsonl")
+
+    finished = run("fedjets", Logged, **EVERYBODY | {"run__rounds": 1, "cohort__normals": 0})
+    own = told(finished.config.cache_dir / "site0" / AUDIT_LOG)
+    assert [(line["what"], line["kind"]) for line in own] == [
+        ("asked", "query.prepare"), ("answered", "query.prepare"), ("asked", "train.fedjets"),
+        ("noise", "train.fedjets"), ("answered", "train.fedjets"),
+    ]  # fmt: skip
+    asked, noise, answered = own[2:]
+    assert asked["clients"] == {"0": ["expert.0", "gate"]}
+    assert asked["settings"] == finished.config.identity()
+    assert (noise["client"], noise["releases"], noise["delta"]) == (0, 1, 1e-3)
+    assert answered["numbers"] == ["loss", "num-examples"]
+    vector = finished.vectors["expert.0"]  # of nobody else
+    assert answered["vectors"]["expert.0"] == hashlib.sha256(vector.numpy().tobytes()).hexdigest()
+    refused = told(tmp_path / "elsewhere.jsonl")
+    assert refused[-1]["what"] == "failed"
+    assert refused[-1]["reason"] == f"refused by its policy: {REFUSED[5][1]}"
+    assert refused[-1]["vectors"] == {}

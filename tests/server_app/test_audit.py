@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.app import RecordDict
@@ -10,22 +9,17 @@ from flwr.app import RecordDict
 from fedjets_flwr.runs.audit import AUDIT_LOG, verify
 from fedjets_flwr.wire.binding import fingerprint
 from strategies.fedavg import FedAvg
+from tests.support.audited import told
 from tests.support.faults import tampering
 from tests.support.runs import TinyRunner
 from tests.support.sites import SiteGrid
-
-
-def told(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log, which is whole."""
-    assert not verify(folder / AUDIT_LOG).torn
-    return [json.loads(line) for line in (folder / AUDIT_LOG).read_text().splitlines()]
 
 
 def test_the_log_says_who_was_asked_what_by_which_key_and_what_came_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = TinyRunner(tmp_path, monkeypatch)("fedjets", SiteGrid, run__rounds=1)
-    lines, cohort = told(finished.config.run_dir), finished.rounds.cohort
+    lines, cohort = told(finished.config.run_dir / AUDIT_LOG), finished.rounds.cohort
     assert [(line["what"], line.get("kind")) for line in lines] == [
         ("start", None), ("exchange", "query.prepare"), ("exchange", "query.route"), ("exchange", "train.fedjets"),
         ("exchange", "query.route"), ("exchange", "evaluate"), ("exchange", "query.inspect"), ("round", None),
@@ -50,7 +44,7 @@ def test_a_reply_that_was_rejected_is_named(tmp_path: Path, monkeypatch: pytest.
     finished = TinyRunner(tmp_path, monkeypatch)(
         "fedavg", tampering(tamper), run__rounds=1, limits__max_failure_share=1.0
     )
-    (trained,) = [line for line in told(finished.config.run_dir) if line.get("kind") == "train.fedavg"]
+    (trained,) = [line for line in told(finished.config.run_dir / AUDIT_LOG) if line.get("kind") == "train.fedavg"]
     assert trained["answered"] == []
     assert set(trained["failed"]) == set(map(str, finished.rounds.cohort.clients))
     assert all("bad reply: num-examples" in reason for reason in trained["failed"].values())
@@ -65,7 +59,7 @@ def test_a_log_goes_on_over_a_broken_run_a_torn_line_and_a_resume(
         with pytest.raises(KeyError):
             run("fedavg", run__name="broken", run__rounds=2)
     folder = tmp_path / "runs" / "broken"
-    assert told(folder)[-1]["what"] == "broken off"
+    assert told(folder / AUDIT_LOG)[-1]["what"] == "broken off"
     with (folder / AUDIT_LOG).open("ab") as file:
         file.write(b'{"before": "kill')
     run("fedavg", run__name="broken", run__rounds=2, run__resume=True)
