@@ -194,6 +194,10 @@ def _validate(config: Config) -> None:
     validate(config)
 
 
+AuditOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", envvar="FEDJETS_AUDIT_LOG", help="a site's audit log to note it in (default: none)"),
+]
 DeviceOption = Annotated[str, typer.Option(help="where to compute: cpu or cuda")]
 
 
@@ -206,6 +210,7 @@ def personalize(
     prior: Annotated[str, typer.Option(help="none or em (default: as in the run)")] = "",
     output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
     device: DeviceOption = "cpu",
+    audit_log: AuditOption = None,
 ) -> None:
     """Give a site its own model: the experts of a finished run that suit its unlabelled images."""
     from fedjets_flwr.cli.personal_view import show_personalised
@@ -217,6 +222,7 @@ def personalize(
     check_free(folder)
     made = personalise(open_run(run), images, experts, read_out, prior, device)
     made.save(folder)
+    _note_export(audit_log, folder, made.card.weights_hash)
     show_personalised(made, folder, console)
 
 
@@ -239,17 +245,28 @@ def predict(
     show_accuracy(found, Console(stderr=True))
 
 
+def _note_export(log: Path | None, written: Path, weights_hash: str) -> None:
+    """Note in a site's audit log what was written, made from the weights of a hash."""
+    if log is not None:
+        from fedjets_flwr.runs.audit import append
+
+        append(log, "exported", {"file": str(written.absolute()), "weights_hash": weights_hash}, durable=True)
+
+
 @cli.command()
 def export(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write")],
     images: Annotated[Path | None, typer.Option(help="images to check it on (default: random pixels)")] = None,
+    audit_log: AuditOption = None,
 ) -> None:
     """Write a personalised model as one ONNX graph, checked against PyTorch."""
     from fedjets_flwr.personalize.onnx_export import export_onnx
     from fedjets_flwr.personalize.personaliser import Personaliser
 
-    difference = export_onnx(Personaliser.load(bundle), onnx, images)
+    loaded = Personaliser.load(bundle)
+    difference = export_onnx(loaded, onnx, images)
+    _note_export(audit_log, onnx, loaded.card.weights_hash)
     size = onnx.stat().st_size / 1e6
     console.print(f"{onnx} ({size:.2f} MB; probabilities differ from PyTorch's by {difference:.1g})", soft_wrap=True)
 
