@@ -4,16 +4,19 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from client_app.algorithms import algorithms
 from client_app.attacks import poisoned
 from client_app.client import ClientContext, Work
 from client_app.node import Node, local_settings, read_node
 from client_app.participants import scored
+from client_app.policy import Refused, policy_of
 from client_app.queries import evaluate, inspect, prepare, route
 from client_app.runtime import Runtime, common_expert_path, open_runtime, vector_store
+from client_app.site import Site, open_site
 from client_app.state import ADAPTED, TRAINED, ClientState
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
@@ -35,7 +38,7 @@ def _config(items: tuple[tuple[str, Scalar], ...]) -> Config:
 
 def config_of(context: Context) -> Config:
     """Return the settings of the run, built once per process."""
-    settings = local_settings(context.run_config, context.node_config)
+    settings = local_settings(context.run_config, context.node_config, in_simulation())
     return _config(tuple(sorted(settings.items())))
 
 
@@ -45,6 +48,7 @@ def describe(message: Message, context: Context) -> Message:
     request = message.content.config_records["request"]
     digest = str(request["common-expert"])
     node = read_node(context.node_config, config_of(context), in_simulation())
+    policy_of(context.node_config)  # one that cannot be read is told at once
     host = ConfigRecord(
         {
             "any-client": node.client is None,
@@ -57,22 +61,31 @@ def describe(message: Message, context: Context) -> Message:
     return Message(RecordDict({"host": host}), reply_to=message)
 
 
-def _serve(work: Work, stage: int | None = None) -> Callable[[Message, Context], Message]:
+Handler = Callable[[Message, Context], Message]
+
+
+def _serve(work: Work, stage: int | None = None) -> Handler:
     """Return a handler that runs ``work`` for each client of the message; a ``stage`` of the round may keep state."""
 
     def handle(message: Message, context: Context) -> Message:
-        config = config_of(context)
+        config, kind = config_of(context), message.metadata.message_type
         node = read_node(context.node_config, config, in_simulation())
+        try:
+            site = Site() if in_simulation() else open_site(message, context, config)
+        except Refused as refusal:
+            log.warning("%s: %s", kind, refusal)
+            # An error, not a reply: nothing that came along is kept, and the server must not think so.
+            return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, str(refusal)), reply_to=message)
         request = decode_request(message.content, vector_store(config, node))
-        runtime = _open(config, node, request.facts, message)
-        replies = (_reply(work, runtime, request, job, stage) for job in request.jobs)
+        runtime, allowed = _open(config, node, request.facts, message), site.within(kind, work)
+        replies = (_reply(allowed, runtime, request, job, stage) for job in request.jobs)
         # Each reply is encoded before the next client writes over the runtime's models.
-        return Message(encode_replies(replies, request.transport), reply_to=message)
+        return Message(encode_replies(site.noted(replies), request.transport), reply_to=message)
 
     return handle
 
 
-def _train(train: Work) -> Callable[[Message, Context], Message]:
+def _train(train: Work) -> Handler:
     """Return a handler of train messages; in a simulation some clients may be made to attack."""
     honest, simulated = _serve(train, TRAINED), _serve(poisoned(train), TRAINED)
 
@@ -93,6 +106,9 @@ def _reply(work: Work, runtime: Runtime, request: Request, job: Job, stage: int 
         if update.state:
             context.keep(update.state)
         return Reply(job.client, update.vectors, update.numbers)
+    except Refused as refusal:
+        log.warning("client %d: %s", job.client, refusal)
+        return Reply(job.client, {}, {}, error=str(refusal))
     except Exception as error:  # one client's failure must not take its node's other clients along
         log.exception("client %d failed", job.client)
         return Reply(job.client, {}, {}, error=f"{type(error).__name__}: {error}")

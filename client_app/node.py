@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.sources import PATHS
 from fedjets_flwr.errors import FedjetsError
 
 FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}
 """Keys of a node that stand in for settings which name folders of the server's machine."""
-KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", *FOLDERS)
+KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", "policy", "audit-log", *FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,16 @@ class Node:
     images: Path | None
 
 
-def local_settings(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return the run's settings with this node's folders in place of the server's."""
+def local_settings(
+    run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], simulated: bool
+) -> dict[str, Scalar]:
+    """Return the run's settings with this node's folders in place of the server's.
+
+    A deployed site takes no path of the server's: what it does not name itself is where it is by default.
+    """
+    closed: dict[str, Scalar] = {} if simulated else dict.fromkeys((*PATHS, "nodes.roster"), "")
     own = {setting: node_config[key] for key, setting in FOLDERS.items() if key in node_config}
-    return {**run_config, **own}
+    return {**run_config, **closed, **own}
 
 
 def read_node(node_config: Mapping[str, Scalar], config: Config, simulated: bool) -> Node:

@@ -34,6 +34,7 @@ from fedjets_flwr.runs.trained_run import Serving
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.binding import PINS, Binding, read_roster
 from fedjets_flwr.wire.exchange import Exchange
+from server_app.audit import Audit
 from server_app.preparation import prepare_all
 from server_app.rounds import Rounds
 from server_app.stoppable import StoppableGrid
@@ -91,12 +92,14 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     method = wanted(config, common, task)
     check_noise(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
-    callbacks = [tracker, checkpoints, *own, *installed_callbacks(config)]
+    audit = Audit(config, common.digest)
+    callbacks = [tracker, checkpoints, audit, *own, *installed_callbacks(config)]
     found = newest_checkpoint(config, tracker, checkpoints)
     save_common_expert(common, config.run_dir / COMMON_EXPERT)
     binding = Binding(roster, config.run_dir / PINS, resume=config.run.resume)
     told = request_facts(method) | private_facts(method, found, checkpoints)
     exchange = Exchange(grid, config, common, told, binding)
+    exchange.when_read = audit.on_exchange
     try:
         rounds, first = begin(method, exchange, tracker, checkpoints, callbacks, found)
         rounds.summary()

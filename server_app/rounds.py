@@ -114,10 +114,10 @@ class Rounds(FlowerStrategy):
         self.resting = [client for client in drawn.clients if self._late.resting(client, server_round)]
         self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
-        self._prepare_anew(server_round)
+        unprepared = self._prepare_anew(server_round)
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
-        self.failures |= dict.fromkeys(sorted(lost), "could not be prepared")
+        self.failures |= {client: unprepared.get(client, "could not be prepared") for client in sorted(lost)}
         wanted = strategy.to_route(present)
         known = {client: self._ahead[client] for client in wanted if client in self._ahead}
         routes = known | self.route(server_round, [client for client in wanted if client not in known])
@@ -126,16 +126,21 @@ class Rounds(FlowerStrategy):
         self._pending = self.request(f"train.{strategy.algorithm}", server_round, jobs)
         return self._pending.messages
 
-    def _prepare_anew(self, server_round: int) -> None:
-        """Prepare the clients of the round that could not be before, and all whose data changed; some may be late."""
+    def _prepare_anew(self, server_round: int) -> dict[int, str]:
+        """Prepare the clients of the round that could not be before, and all whose data changed; some may be late.
+
+        Returns why clients could not be prepared.
+        """
         unknown = set(self.cohort.clients) - self.strategy.num_samples.keys()
         changed = {client for client in self.changed if not self._late.resting(client, server_round)}
         self.changed -= changed
-        if anew := sorted(unknown | changed):
-            prepared = prepare(self.exchange, self.config, anew)
-            self.take(prepared)
-            for client in prepared.late:
-                self._late.silent(client, server_round)
+        if not (anew := sorted(unknown | changed)):
+            return {}
+        prepared = prepare(self.exchange, self.config, anew)
+        self.take(prepared)
+        for client in prepared.late:
+            self._late.silent(client, server_round)
+        return {client: f"could not be prepared: {why}" for client, why in prepared.failures.items()}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -17,6 +17,8 @@ from fedjets_flwr.runs.claim import agreed, claimed
 cli = typer.Typer(
     help="Federated mixture of experts with just-in-time personalisation.", no_args_is_help=True, add_completion=False
 )
+audit = typer.Typer(help="The audit log of a run or of a site.", no_args_is_help=True)
+cli.add_typer(audit, name="audit")
 
 
 def _console(stderr: bool = False) -> Console:
@@ -210,6 +212,10 @@ def _validate(config: Config) -> None:
     validate(config)
 
 
+AuditOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", envvar="FEDJETS_AUDIT_LOG", help="a site's audit log to note it in (default: none)"),
+]
 DeviceOption = Annotated[str, typer.Option(help="where to compute: cpu or cuda")]
 
 
@@ -222,6 +228,7 @@ def personalize(
     prior: Annotated[str, typer.Option(help="none or em (default: as in the run)")] = "",
     output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
     device: DeviceOption = "cpu",
+    audit_log: AuditOption = None,
 ) -> None:
     """Give a site its own model: the experts of a finished run that suit its unlabelled images."""
     from fedjets_flwr.cli.personal_view import show_personalised
@@ -233,6 +240,7 @@ def personalize(
     check_free(folder)
     made = personalise(open_run(run), images, experts, read_out, prior, device)
     made.save(folder)
+    _note_export(audit_log, folder, made.card.weights_hash)
     show_personalised(made, folder, console)
 
 
@@ -255,19 +263,44 @@ def predict(
     show_accuracy(found, _console(stderr=True))
 
 
+def _note_export(log: Path | None, written: Path, weights_hash: str) -> None:
+    """Note in a site's audit log what was written, made from the weights of a hash."""
+    if log is not None:
+        from fedjets_flwr.runs.audit import append
+
+        append(log, "exported", {"file": str(written.absolute()), "weights_hash": weights_hash}, durable=True)
+
+
 @cli.command()
 def export(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write")],
     images: Annotated[Path | None, typer.Option(help="images to check it on (default: random pixels)")] = None,
+    audit_log: AuditOption = None,
 ) -> None:
     """Write a personalised model as one ONNX graph, checked against PyTorch."""
     from fedjets_flwr.personalize.onnx_export import export_onnx
     from fedjets_flwr.personalize.personaliser import Personaliser
 
-    difference = export_onnx(Personaliser.load(bundle), onnx, images)
+    loaded = Personaliser.load(bundle)
+    difference = export_onnx(loaded, onnx, images)
+    _note_export(audit_log, onnx, loaded.card.weights_hash)
     size = onnx.stat().st_size / 1e6
     console.print(f"{onnx} ({size:.2f} MB; probabilities differ from PyTorch's by {difference:.1g})", soft_wrap=True)
+
+
+@audit.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="audit.jsonl of a run's folder or a site's cache")],
+    head: Annotated[str, typer.Option(metavar="HASH", help="a hash noted before (default: that in FILE.head)")] = "",
+) -> None:
+    """Check that nothing in an audit log was changed, cut out, put in or moved; says the first line that was."""
+    from fedjets_flwr.runs.audit import verify as check
+
+    found = check(file, head)
+    for number in found.torn:
+        console.print(f"line {number} was cut off in writing; the chain goes on after it")
+    console.print(f"{found.lines} lines are as they were written; the last one's hash is {found.head}", soft_wrap=True)
 
 
 @cli.command()

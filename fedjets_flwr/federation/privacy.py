@@ -61,6 +61,20 @@ class PrivateMeans:
         }
 
 
+def privatised(
+    vectors: Mapping[str, Tensor], old: Mapping[str, Tensor], clip_norm: float, noise_multiplier: float
+) -> dict[str, Tensor]:
+    """Return one client's vectors, their whole change clipped, with noise of deviation z C on every number of it.
+
+    The noise is fresh at every call, as that of :class:`PrivateMeans`.
+    """
+    changes = {name: vector.detach().cpu() - old[name] for name, vector in vectors.items()}
+    norm = math.sqrt(sum(float(change.double().square().sum()) for change in changes.values()))
+    scale, deviation = min(1.0, clip_norm / max(norm, 1e-12)), noise_multiplier * clip_norm
+    rng = np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
+    return {name: old[name] + scale * change + deviation * _normal(rng, change) for name, change in changes.items()}
+
+
 def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:
     return torch.from_numpy(rng.standard_normal(like.shape, dtype=np.float32))
 

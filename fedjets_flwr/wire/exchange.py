@@ -60,6 +60,8 @@ class PendingExchange:
     """One exchange under way: what was asked of whom, and what became of it.
 
     Attributes:
+        kind: Flower's message type, with the action.
+        server_round: of the run.
         messages: one for each node that has a job, the longest jobs handed out first.
         jobs: what was asked, by client id.
         failures: why a client's reply does not count, by client id; complete once the replies were read to their end.
@@ -68,6 +70,8 @@ class PendingExchange:
 
     exchange: "Exchange"
     size_of: SizeOf
+    kind: str
+    server_round: int
     messages: list[Message] = field(default_factory=list)
     jobs: dict[int, Job] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
@@ -115,6 +119,7 @@ class PendingExchange:
                 self.fail(client, self.exchange.why_late)
             yield from self._decode(self.jobs[client], arrived.pop(client, None))
         self.exchange.reusable = not self.failures
+        self.exchange.when_read(self)
 
     def reject(self, client: int, reason: str) -> None:
         """Note that a reply could not be used."""
@@ -155,6 +160,7 @@ class Exchange:
         coding_seconds: spent on encoding and decoding.
         moved: bytes that all exchanges so far physically moved, the ones that no result counts too.
         deadline: seconds of one exchange.
+        when_read: is told of each exchange whose replies were read to their end.
         why_late: what to say of who did not answer in the last one.
         reusable: nobody reads the last exchange's shared memory any more, and it may be written over.
     """
@@ -165,6 +171,7 @@ class Exchange:
         self.config, self.common = config, common
         self.facts = {"common-expert": common.digest, **facts}
         self.traffic = Traffic()
+        self.when_read: Callable[[PendingExchange], None] = lambda pending: None
         self.coding_seconds = 0.0
         self.moved = 0
         self.held = VectorLedger()
@@ -199,7 +206,7 @@ class Exchange:
             served: whether clients get the vectors for predictions of their own; unseen ones get none for another end.
         """
         jobs = list(jobs)
-        pending = PendingExchange(self, size_of, jobs={job.client: job for job in jobs})
+        pending = PendingExchange(self, size_of, kind, server_round, jobs={job.client: job for job in jobs})
         with self.coding():
             encode = self._encoder(jobs, vectors, size_of)
             self.reusable = False

@@ -55,12 +55,18 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A decoded request as a client's process sees it."""
+class Head:
+    """What a request asks, without the vectors that it brings."""
 
     server_round: int
     facts: Mapping[str, str]
     jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Request(Head):
+    """A decoded request as a client's process sees it."""
+
     vectors: Mapping[str, Tensor]
     transport: Transport
 
@@ -140,15 +146,11 @@ def encode_request(
     return content
 
 
-def decode_request(content: RecordDict, store: VectorStore | None = None) -> Request:
-    """Return what a message asks.
-
-    Args:
-        content: the message's.
-        store: where this site keeps vectors; in a simulation there is none, and everything comes along.
+def decode_head(content: RecordDict) -> Head:
+    """Return what a message asks of whom; no vector is looked at.
 
     Raises:
-        FedjetsError: the server speaks another version, or takes this site to hold what it lost.
+        FedjetsError: the server speaks another version.
     """
     head = dict(content.config_records["request"])
     if head.pop("version") != VERSION:
@@ -159,13 +161,31 @@ def decode_request(content: RecordDict, store: VectorStore | None = None) -> Req
         record = dict(_record(content, f"client.{client}", ConfigRecord) or {})
         names = tuple(str(name) for name in record.pop("vectors"))  # type: ignore[union-attr]
         jobs.append(Job(client, names, numbers={k: int(v) for k, v in record.items()}))  # type: ignore[arg-type]
-    facts = {k: str(v) for k, v in head.items()}
-    transport = transport_of(facts)
+    return Head(server_round, {k: str(v) for k, v in head.items()}, tuple(jobs))
+
+
+def bytes_of(content: RecordDict) -> int:
+    """Return how many bytes of vectors, and of a common expert, a message brings."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def decode_request(content: RecordDict, store: VectorStore | None = None) -> Request:
+    """Return what a message asks, with the vectors.
+
+    Args:
+        content: the message's.
+        store: where this site keeps vectors; in a simulation there is none, and everything comes along.
+
+    Raises:
+        FedjetsError: the server speaks another version, or takes this site to hold what it lost.
+    """
+    head = decode_head(content)
+    transport = transport_of(head.facts)
     vectors = {name: transport.decode(name, array) for name, array in content.array_records["vectors"].items()}
     keep = versions_of(map(str, content.config_records["keep"]["versions"]))  # type: ignore[arg-type]
     if store is not None:
         vectors |= _kept(store, keep, vectors)
-    return Request(server_round, facts, tuple(jobs), vectors, transport)
+    return Request(head.server_round, head.facts, head.jobs, vectors, transport)
 
 
 def _kept(store: VectorStore, versions: Mapping[str, str], received: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ class Nodes:
 
     Attributes:
         hosts: what each hosts.
+        keys: what each is known by, its key's fingerprint.
         facts: what every describe request carries: the common expert's digest, the folder in shared memory, and what
             names the clients' private state.
         binding: which key speaks for which client.
@@ -51,6 +52,7 @@ class Nodes:
     def __init__(self, grid: Grid, facts: dict[str, str], binding: Binding | None = None) -> None:
         self.grid, self.facts, self.binding = grid, facts, binding or Binding()
         self.hosts: dict[int, Host] = {}
+        self.keys: dict[int, str] = {}
         self.refused: dict[str, str] = {}
         self._asked: dict[str, int] = {}  # describe requests without an answer yet: message id -> node
         self._mute: Backoff[int] = Backoff()
@@ -94,7 +96,7 @@ class Nodes:
         node the longer that has been mute.
         """
         self._turn += 1
-        present = {node.node_id: key_of(node) for node in self.grid.get_nodes()}
+        self.keys = present = {node.node_id: key_of(node) for node in self.grid.get_nodes()}
         self.hosts = {node: host for node, host in self.hosts.items() if node in present}
         self._asked = {name: node for name, node in self._asked.items() if node in present}
         known = {*self.hosts, *self._asked.values()}

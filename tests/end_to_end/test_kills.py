@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedjets_flwr.runs.audit import AUDIT_LOG, verify
 from tests.support.processes import descendants
 from tests.support.started import finish, start
 
@@ -47,6 +48,7 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
     assert broken["weights_hash"] == unbroken["weights_hash"]
     assert broken["accuracy"] == unbroken["accuracy"]
     assert broken["rounds"] == 60
+    assert verify(tmp_path / "killed" / AUDIT_LOG).lines > 60
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from fedjets_flwr.personalize import onnx_export
 from fedjets_flwr.personalize.onnx_export import export_onnx
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
+from tests.support.audited import told as noted_in
 from tests.support.personal import call, finish
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -86,7 +87,9 @@ def test_the_command_writes_a_graph_that_says_what_it_is(
     made = personalise(run, pixels)
     made.save(tmp_path / "bundle")
     path = tmp_path / "deep" / "model.onnx"
+    monkeypatch.setenv("FEDJETS_AUDIT_LOG", str(tmp_path / "audit.jsonl"))
     assert call(monkeypatch, "export", tmp_path / "bundle", "--onnx", path) == 0
+    assert [line["file"] for line in noted_in(tmp_path / "audit.jsonl")] == [str(path)]
     shown = capfd.readouterr()
     assert shown.out.startswith(str(path))
     assert shown.err == ""

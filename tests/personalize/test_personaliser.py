@@ -27,6 +27,7 @@ from fedjets_flwr.personalize.inference import Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
 from strategies.fedjets import FedJets
+from tests.support.audited import told
 from tests.support.methods import SERVED, needed
 from tests.support.personal import call, finish
 
@@ -385,8 +386,13 @@ def test_personalize_and_predict(
     monkeypatch.chdir(tmp_path)
     accuracy = run.summary["per_client_accuracy"][str(UNSEEN)]
     classed = draw(tmp_path / "classed", held, classed=True)
-    assert call(monkeypatch, "personalize", "--run", run.folder, "--images", classed) == 0
+    audit = ("--audit-log", "audit.jsonl")
+    assert call(monkeypatch, "personalize", "--run", run.folder, "--images", classed, *audit) == 0
     assert f"accuracy {accuracy:.4f}" in capfd.readouterr().out
+    (noted,) = told(tmp_path / "audit.jsonl")
+    assert noted["what"] == "exported"
+    assert noted["file"] == str(tmp_path / "bundles" / "run-classed")
+    assert noted["weights_hash"] == run.summary["weights_hash"]
     bundle = tmp_path / "bundles" / "run-classed"
     assert call(monkeypatch, "predict", bundle, classed) == 0
     shown = capfd.readouterr()

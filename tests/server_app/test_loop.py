@@ -147,7 +147,7 @@ def test_a_client_that_can_never_be_prepared_counts_as_failed_where_it_is_drawn(
     found = records(method)
     drawn = [client in record["cohort"] for record in found]
     assert any(drawn)
-    wanted = {str(client): "could not be prepared"}
+    wanted = {str(client): "could not be prepared: no disk"}
     assert [record["failures"] for record in found] == [wanted if here else {} for here in drawn]
     assert client not in method.num_samples
     assert all(sum(record["trained"].values()) > 2 for record in found)
