@@ -35,7 +35,8 @@ HUGE = struct.pack("<f", 1e15)
 
 
 def settings(**values: Any) -> Aggregation:
-    return Aggregation.model_validate({k.replace("_", "-"): v for k, v in values.items()})
+    """Return settings whose clipping is to one median, but for what is given."""
+    return Aggregation.model_validate({"clip-times": 1.0} | {k.replace("_", "-"): v for k, v in values.items()})
 
 
 def combine(rule: str, vectors: list[Tensor], old: Tensor, weights: list[float] | None = None, **more: Any) -> Tensor:
@@ -78,6 +79,12 @@ def test_clipping_to_the_median_norm() -> None:
     updates = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -100.0]])
     found = clipped_mean(updates, settings())
     torch.testing.assert_close(found, torch.tensor([4 / 3, -1 / 3]))
+
+
+def test_clipping_to_so_many_medians() -> None:
+    updates = torch.tensor([[1.0], [2.0], [40.0]])
+    assert clipped_mean(updates, settings(clip_times=3.0)).tolist() == [3.0]
+    assert combine("clip", list(updates), torch.zeros(1), clip_times=3.0).tolist() == [3.0]
 
 
 def test_clipping_of_updates_that_are_all_zero() -> None:
@@ -307,7 +314,7 @@ def test_a_sign_flip_takes_the_mean_over_and_not_the_robust_rules(run: Runner, a
         update = attacked_by(aggregation__rule=rule, **more)
         assert float(update.norm()) < 2.5 * float(honest.norm()), rule
         assert cosine(update) > 0.1, rule
-    clipped = attacked_by(aggregation__rule="clip")
+    clipped = attacked_by(aggregation__rule="clip", aggregation__clip_times=1.0)
     assert float(clipped.norm()) < 1.5 * float(honest.norm())
     assert cosine(clipped) > (0.3 if attackers == 1 else 0)
 
