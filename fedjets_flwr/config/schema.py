@@ -33,7 +33,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=kebab, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="after")
     @classmethod
     def _writable(cls, value: object) -> object:
         """Refuse text that no file can hold or be named by."""

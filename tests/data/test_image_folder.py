@@ -119,7 +119,7 @@ def test_sites_train_on_their_own_images(sites: Path, tmp_path: Path, monkeypatc
     assert set(routed) <= {0, 1}
     # Embeddings, decoded images and vectors lie in the site's own cache, nothing in the server's.
     assert {path.name for path in (tmp_path / "cache0").iterdir()} == {
-        "common-experts", "embeddings", "folders", "vectors"
+        "audit.jsonl", "audit.jsonl.head", "common-experts", "embeddings", "folders", "vectors"
     }  # fmt: skip
     assert not (tmp_path / "server-cache" / "embeddings").exists()
 
