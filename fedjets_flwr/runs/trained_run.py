@@ -132,8 +132,8 @@ def _vectors(folder: Path) -> dict[str, Tensor]:
     """Return the models of the newest checkpoint, whose digest anybody can write."""
     try:
         vectors = newest_vectors(folder)
-        if sorted(expert_ids(vectors)) != list(range(len(expert_ids(vectors)))) or "expert.0" not in vectors:
-            raise ValueError("no experts, or not all of them")
+        if sorted(expert_ids(vectors)) != list(range(len(expert_ids(vectors)))):
+            raise ValueError("not all experts")
         if not all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in vectors.values()):
             raise ValueError("vectors that are no finite numbers")
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
@@ -144,6 +144,8 @@ def _vectors(folder: Path) -> dict[str, Tensor]:
 def _check_fit(run: TrainedRun) -> None:
     """Raise FedjetsError unless common expert, experts, classes and images fit each other; no memory is taken."""
     moe, common = run.config.moe, run.common.architecture
+    if run.num_experts == 0:
+        raise FedjetsError(f"{run.folder}: damaged: no experts in its newest checkpoint")
     for expert, architecture in enumerate(run.serving.architectures):
         if (architecture.num_classes, architecture.channels) != (len(run.spec.classes), run.spec.shape[0]):
             raise FedjetsError(f"{run.folder}: damaged: experts of other classes or images than {SUMMARY} says")

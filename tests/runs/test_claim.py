@@ -199,7 +199,7 @@ def test_a_resume_that_is_refused_leaves_a_finished_run_finished(run: Runner) ->
     with pytest.raises(FedjetsError, match="another configuration"):
         start(run, run__name="mine", run__resume=True, train__lr=0.01)
     changed = {name for name, text in bytes_of(folder).items() if before.get(name) != text}
-    assert changed == {"progress.json", "error.json"}
+    assert changed == {"progress.json", "error.json", "audit.jsonl", "audit.jsonl.head"}
     assert read_recorded(folder).status == "completed"
 
 
