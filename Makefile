@@ -6,7 +6,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: help setup run check lint format test test-slow mutants bench
+.PHONY: help setup run check lint format test test-slow mutants bench lock
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -49,3 +49,7 @@ mutants: setup ## change the maths line by line; a test must fail; half an hour
 # One line a bound, ending in ok or MISS. Some only: make bench NAMES="round pfl"
 bench: setup ## measure against bounds and rivals; a quiet machine and an hour
 	$(BIN)/python -m benchmarks $(NAMES)
+
+lock: setup ## write down the exact versions that are installed here, as constraints for pip
+	( echo "# Versions that the tests passed with: pip install --constraint requirements.lock ..."; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > requirements.lock

@@ -13,6 +13,7 @@ from rich.text import Text
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch import peers
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
@@ -34,6 +35,7 @@ def run_and_follow(config: Config, resources: Resources, console: Console) -> di
         FedjetsError: the settings, the data or the run failed; one line that says why.
     """
     check(config)
+    tell_who_reaches(console)
     federation = resources.federation_config()
     with run_folder(config, console) as folder, LocalFlower(folder / "flower.log") as flower:
         return follow_to_the_end(flower.submit(config, folder, federation), config, console)
@@ -58,6 +60,12 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
         summary = follow_to_the_end(launched, config, console, mirrored=True)
         draw_plots(folder)
         return summary
+
+
+def tell_who_reaches(console: Console) -> None:
+    """Say so where daemons on this machine cannot keep its other users out."""
+    if not peers.can_tell():
+        console.print("other users of this machine can reach the run: only Linux tells who connects; be its one user")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.data.image_folder import to_picture
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.deployment import Deployment
-from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
+from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder, tell_who_reaches
 from fedjets_flwr.models.pretraining import cached_path, named_common_expert, provide_common_expert
 
 Sites = dict[int, dict[str, Scalar]]
@@ -29,6 +29,7 @@ def rehearse(config: Config, console: Console) -> dict[str, Any]:
     if config.data.name == "image-folder":
         raise FedjetsError("data.name = 'image-folder': a rehearsal makes the folders itself, e.g. of 'digits'")
     check(config)
+    tell_who_reaches(console)
     with run_folder(config, console) as folder, tempfile.TemporaryDirectory(prefix="fedjets-") as scratch:
         deployed, sites = as_sites(config, folder / "sites", console)
         with Deployment(Path(scratch), sites) as deployment:

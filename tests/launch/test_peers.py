@@ -1,5 +1,6 @@
 """The kernel tells whose connection it is; the cases that it cannot tell are no connection of ours."""
 
+import io
 import os
 import socket
 import struct
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fedjets_flwr.launch import peers
+from fedjets_flwr.launch.follow import tell_who_reaches
 from tests.support.other_users import NOBODY, needs_another_user
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who connects")
@@ -82,6 +85,18 @@ def test_a_connection_of_another_user_is_not_ours() -> None:
         os.waitpid(pid, 0)
 
 
-def test_a_machine_without_the_table_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_the_table_does_not_tell_and_a_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO())
     monkeypatch.setattr(peers, "TABLE", tmp_path / "none")
     assert not peers.can_tell()
+    tell_who_reaches(console)
+    assert "other users of this machine can reach the run" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@linux
+def test_where_the_machine_tells_there_is_nothing_to_say() -> None:
+    console = Console(file=io.StringIO())
+    tell_who_reaches(console)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
