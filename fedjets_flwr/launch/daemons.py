@@ -53,10 +53,18 @@ def for_own_user(command: Sequence[str]) -> list[str]:
 
 
 def start_daemon(
-    command: Sequence[str], environment: dict[str, str], folder: Path, log: Path
+    command: Sequence[str], environment: dict[str, str], folder: Path, log: Path, scratch: Path | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start a process whose output is appended to a file; return the guard above it, which ends as it ends."""
-    guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
+    """Start a process and return the guard above it, which ends as it ends.
+
+    Args:
+        command: its command line.
+        environment: all of its environment.
+        folder: where it works.
+        log: to which its output is appended.
+        scratch: a folder that goes if this process is killed and cannot delete it.
+    """
+    guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(scratch or ""), *command]
     with log.open("ab") as file:
         return subprocess.Popen(
             guarded, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=folder,

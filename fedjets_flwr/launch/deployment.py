@@ -106,7 +106,7 @@ class Deployment(SuperLink):
                  "--ssl-ca-certfile", "keys/ca.crt", "--ssl-certfile", "keys/server.crt",
                  "--ssl-keyfile", "keys/server.key", *(["--database", "superlink.db"] if self.durable else [])]
             ),
-            self.environment, self.folder, self.log(),
+            self.environment, self.folder, self.log(), self.folder,
         )  # fmt: skip
         if not wait_for_port(self._superlink, self.port):
             raise FedjetsError(f"the SuperLink did not start; its log: {self.log()}")
@@ -136,7 +136,7 @@ class Deployment(SuperLink):
                  "--root-certificates", str(keys.authority), "--auth-supernode-private-key", str(keys.private),
                  "--node-config", to_node_config(own)]
             ),
-            flower_environment(home / "flwr"), home, self.log(name),
+            flower_environment(home / "flwr"), home, self.log(name), self.folder,
         )  # fmt: skip
         return self._nodes[name]
 

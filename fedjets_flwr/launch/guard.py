@@ -1,14 +1,16 @@
 """A small process above a daemon, by which the daemon, and all that it ever started, end with their launcher.
 
-``python -I -S guard.py LAUNCHER COMMAND...``, LAUNCHER being a process id. Flower's processes do not see to that: a
-simulation whose SuperLink is gone raises SIGINT in a thread of its own, which does not wake its main thread, and trains
-on with all cores. SuperExec has a session of its own, so no signal to a group or session reaches them all.
+``python -I -S guard.py LAUNCHER SCRATCH COMMAND...``, LAUNCHER being a process id and SCRATCH a folder or nothing.
+Flower's processes do not see to that: a simulation whose SuperLink is gone raises SIGINT in a thread of its own, which
+does not wake its main thread, and trains on with all cores. SuperExec has a session of its own, so no signal to a group
+or session reaches them all.
 
 On Linux the guard is the *subreaper* of all below it: the kernel makes it the parent of every process there that loses
 its own, so nothing leaves the tree. Elsewhere it reaches the daemon's process group, and not what left that.
 
 When the launcher is gone, when the daemon ended, or at SIGTERM, SIGINT or SIGHUP, all below get SIGTERM and, after a
-grace, SIGKILL, again and again until nothing is left. SIGQUIT kills the daemon alone, as a crash would. The exit status
+grace, SIGKILL, again and again until nothing is left. Of a launcher that is gone the scratch folder goes too: it holds
+keys. SIGQUIT kills the daemon alone, as a crash would. The exit status
 is the daemon's. Nothing but the standard library is imported, so it is up in 30 ms.
 """
 
@@ -138,9 +140,14 @@ def below(root: int) -> list[int]:
 
 def main() -> int:
     """Guard the daemon that the command line names; return its exit status as a shell tells it."""
-    guard = Guard(int(sys.argv[1]), sys.argv[2:])
+    launcher, scratch = int(sys.argv[1]), sys.argv[2]
+    guard = Guard(launcher, sys.argv[3:])
     guard.watch()
     guard.end()
+    if scratch and os.getppid() != launcher:
+        import shutil  # a tenth of the guard's own start
+
+        shutil.rmtree(scratch, ignore_errors=True)
     status = guard.status or 0
     return status if status >= 0 else 128 - status
 

@@ -145,7 +145,7 @@ class LocalFlower(SuperLink):
         command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
         self._superlink = start_daemon(
             for_own_user([*command, "--host", "127.0.0.1", "--port", str(port)]),
-            self.environment, self.folder, self._log,
+            self.environment, self.folder, self._log, self.folder,
         )  # fmt: skip
         (self.folder / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'

@@ -62,7 +62,7 @@ import os, sys, time
 from pathlib import Path
 from fedjets_flwr.launch.daemons import start_daemon
 
-start_daemon([sys.executable, "-c", sys.argv[1]], dict(os.environ), Path.cwd(), Path("log"))
+start_daemon([sys.executable, "-c", sys.argv[1]], dict(os.environ), Path.cwd(), Path("log"), Path("scratch").absolute())
 time.sleep(600)
 """
 
@@ -81,12 +81,18 @@ def written(path: Path) -> int:
 
 
 def test_all_end_soon_after_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "key").touch()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, STAYS], cwd=tmp_path, env=environment)
     family = [written(tmp_path / name) for name in ("daemon", "runaway")]
     launcher.kill()
     launcher.wait()
     wait_until_gone(family, seconds=15)
+    deadline = time.monotonic() + 15
+    while (tmp_path / "scratch").exists():  # with keys and tokens
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +114,11 @@ def test_what_a_daemon_started_ends_with_it(
 
 
 def test_a_daemon_that_ends_takes_along_what_it_started(tmp_path: Path) -> None:
-    daemon = start(tmp_path, ENDS)
+    (tmp_path / "scratch").mkdir()
+    scratch = tmp_path / "scratch"
+    daemon = start_daemon([sys.executable, "-c", ENDS], dict(os.environ), tmp_path, tmp_path / "log", scratch)
     assert daemon.wait(timeout=60) == 7
+    assert scratch.is_dir()  # its launcher is there to look at it
     wait_until_gone([written(tmp_path / "runaway")], seconds=0)
 
 
@@ -123,7 +132,7 @@ def test_what_rises_again_when_it_is_ended_ends_all_the_same(tmp_path: Path) -> 
 
 
 def test_a_launcher_that_died_early_starts_nothing_that_stays(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-S", guard.__file__, "1", "sleep", "600"]  # 1 is not its parent
+    command = [sys.executable, "-I", "-S", guard.__file__, "1", "", "sleep", "600"]  # 1 is not its parent
     assert subprocess.run(command, timeout=30, check=False).returncode == 128 + signal.SIGTERM
 
 
