@@ -15,6 +15,7 @@ from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.image_folder import site_folder
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
@@ -128,7 +129,7 @@ class Runtime:
                 self._data.pop(next(iter(self._data)))
             samples = self.task.samples(client, self.images, part)
             layer = c.common_expert.embedding
-            embedded, computed = embed(self.backbone, samples.stored, layer, c.cache_dir, self.device)
+            embedded, computed = embed(self.backbone, samples.stored, layer, self._kept_in, self.device)
             targets = samples.targets.to(self.device)
             adjusted = c.train.logit_adjust and samples.training
             offset = label_offset(targets, len(self.task.spec.classes)) if adjusted else 0.0
@@ -136,6 +137,11 @@ class Runtime:
                 samples, embedded, embedded.embedding.to(self.device), targets, offset, computed
             )
         return self._data[key]
+
+    @property
+    def _kept_in(self) -> Path:
+        cache = self.config.cache_dir
+        return cache if self.images is None else site_folder(cache, self.images)
 
     @property
     def has_global(self) -> bool:
@@ -196,7 +202,8 @@ def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: 
     """
     common = load_common_expert(common_expert_path(config, digest))
     if common.digest != digest:
-        raise FedjetsError(f"{common_expert_path(config, digest)}: damaged; delete it and run again")
+        common_expert_path(config, digest).unlink(missing_ok=True)  # or it would not be sent again
+        raise FedjetsError(f"{common_expert_path(config, digest)} is damaged: it is fetched anew")
     runtime = Runtime(config, common, decode_architectures(experts), node.images)
     if runtime.layout != layout:
         raise FedjetsError("server and client build different experts; install the same release on both")

@@ -161,7 +161,28 @@ def pretrain(
     expert = train(c, lambda text: console.print(text))
     path = output or cached_path(c)
     save_common_expert(expert, path)
-    console.print(f"{expert.accuracy:.4f} on the test split; {path}", soft_wrap=True)
+    console.print(f"{expert.accuracy:.4f} on held-out samples; {path}", soft_wrap=True)
+
+
+@cli.command()
+def cache(
+    set_: SetOption = None,
+    clear: Annotated[str, typer.Option(metavar="KIND", help="delete what is kept of a kind, or all")] = "",
+) -> None:
+    """List what the cache holds, or clear it; whatever is missing is made again."""
+    from fedjets_flwr.cli.cache_view import KINDS, holdings
+    from fedjets_flwr.cli.cache_view import clear as delete
+
+    folder = local_config(read_flat("", None, set_ or [])).cache_dir
+    if clear:
+        delete(folder, clear)
+    table = Table(title=str(folder))
+    for heading in ("kind", "files", "MB", "newest", "what"):
+        table.add_column(heading, justify="right" if heading in ("files", "MB", "newest") else "left")
+    for held in holdings(folder):
+        age = "" if held.days is None else f"{held.days:.1f} days ago"
+        table.add_row(held.kind, str(held.files), f"{held.size / 1e6:.1f}", age, KINDS[held.kind])
+    console.print(table)
 
 
 @cli.command()

@@ -1,20 +1,22 @@
 """A site's own images: torchvision's ImageFolder layout, or a flat folder without labels."""
 
 import hashlib
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fedjets_flwr.data.datasets import UNKNOWN, Images
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import written
+from fedjets_flwr.kept import keep, kept
+
+log = logging.getLogger("flwr")
 
 # Those of torchvision, whose import takes longer than torch's.
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -37,26 +39,29 @@ def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, i
     """Return the images of :func:`read_folder`, kept decoded in ``cache`` for processes to come.
 
     A deployed client starts a process for every message. What is kept is keyed by the names, sizes and times of the
-    files, so a changed folder is read anew.
+    files, so a changed folder is read anew; nothing that was kept of it before stays (see :func:`site_folder`).
     """
     if not folder.is_dir():
         raise FedjetsError(f"{folder}: no such folder of images")
-    files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    files = [(path, path.stat(follow_symlinks=path.exists())) for path in sorted(folder.rglob("*"))]
     seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
     digest = hashlib.sha256(repr((1, classes, shape, str(folder), seen)).encode()).hexdigest()
-    kept = cache / "folders" / f"{digest}.safetensors"
-    try:
-        tensors = safetensors.torch.load_file(kept) if kept.is_file() else {}
+    path = site_folder(cache, folder) / f"{digest}.safetensors"
+    if (tensors := kept(path)) is not None:
         return Images(tensors["pixels"], tensors["labels"])
-    except (SafetensorError, OSError, KeyError):
-        found = read_folder(folder, classes, shape).images
-    with written(kept) as file:
-        safetensors.torch.save_file({"pixels": found.pixels, "labels": found.labels}, file)
+    found = read_folder(folder, classes, shape).images
+    shutil.rmtree(path.parent, ignore_errors=True)
+    keep({"pixels": found.pixels, "labels": found.labels}, path)
     return found
 
 
+def site_folder(cache: Path, folder: Path) -> Path:
+    """Return where all is kept that is made of a site's folder of images: it goes as soon as the folder changes."""
+    return cache / "folders" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
+
 def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int]) -> Folder:
-    """Return the images of a folder in the order of their paths.
+    """Return the images of a folder in the order of their paths; a broken file costs itself, and the log counts them.
 
     Args:
         folder: holds class folders, or images alone.
@@ -64,10 +69,26 @@ def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int
         shape: channels (1 or 3), height and width that the model takes; images are converted and resized.
 
     Raises:
-        FedjetsError: names the folder or file that is missing, unknown or unreadable.
+        FedjetsError: names the folder or file that is missing or unknown, or the first file if none can be read.
     """
     paths, labels = list_images(folder, classes)
-    return Folder(Images(read_images(paths, shape), torch.tensor(labels)), paths)
+    read: list[np.ndarray] = []
+    kept_paths: list[Path] = []
+    kept_labels: list[int] = []
+    errors: list[FedjetsError] = []
+    for path, label in zip(paths, labels, strict=True):
+        try:
+            read.append(read_image(path, shape))
+        except FedjetsError as error:
+            errors.append(error)
+            continue
+        kept_paths.append(path)
+        kept_labels.append(label)
+    if errors:
+        if not read:
+            raise errors[0]
+        log.warning("%d of %d images are left out, the first is %s", len(errors), len(paths), errors[0])
+    return Folder(Images(torch.from_numpy(np.stack(read)), torch.tensor(kept_labels)), tuple(kept_paths))
 
 
 def list_images(folder: Path, classes: Sequence[str]) -> tuple[tuple[Path, ...], tuple[int, ...]]:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from fedjets_flwr.files import written
+from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.models.backbone import Backbone
 
 
@@ -42,8 +40,7 @@ def embed(backbone: Backbone, pixels: Tensor, layer: str, folder: Path, device: 
     path = folder / "embeddings" / f"{_key(backbone, pixels)}.safetensors"
     entry, computed = _read(path), False
     if entry is None:
-        with written(path) as file:
-            safetensors.torch.save_file(compute(backbone, pixels, device), file)
+        keep(compute(backbone, pixels, device), path)
         entry, computed = _read(path), True
         assert entry is not None
     return embedded(entry, layer, backbone), computed
@@ -57,23 +54,25 @@ def embedded(entry: Mapping[str, Tensor], layer: str, backbone: Backbone) -> Emb
 
 def _key(backbone: Backbone, pixels: Tensor) -> str:
     kept = "trunk" if backbone.keeps_trunk else "penultimate"
-    hasher = hashlib.sha256(f"2:{backbone.common.digest}:{kept}:{tuple(pixels.shape)}".encode())
+    hasher = hashlib.sha256(f"3:{backbone.common.digest}:{kept}:{tuple(pixels.shape)}".encode())
     hasher.update(pixels.contiguous().numpy().tobytes())
     return hasher.hexdigest()
 
 
 @lru_cache(maxsize=1024)
 def _open(path: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(path)
+    """Return an entry that is there; an exception is not remembered."""
+    if (entry := kept(path)) is None:
+        raise FileNotFoundError(path)
+    return entry
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """Return a memory-mapped entry, or None where there is none or it is damaged (it is then made anew)."""
+    """Return a memory-mapped entry, checked once per process, or None where there is none that is whole."""
     try:
-        entry = _open(path) if path.is_file() else None
-    except (SafetensorError, OSError):
+        return _open(path)
+    except FileNotFoundError:
         return None
-    return entry if entry is None or {"logits", "penultimate"} <= entry.keys() else None
 
 
 @torch.inference_mode()

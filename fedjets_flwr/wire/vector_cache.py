@@ -4,6 +4,7 @@ The server gives every vector a version and notes which versions it sent to whom
 received on its disk, since each message there meets a new process. What fails is forgotten and sent again.
 """
 
+import hashlib
 import re
 import secrets
 import weakref
@@ -17,6 +18,8 @@ from torch import Tensor
 from fedjets_flwr.files import written
 
 _FILE = re.compile(r"([a-z0-9.-]+)@([0-9a-f]{16}-\d{1,12})")
+
+DIGEST_BYTES = 32
 
 
 class VectorLedger:
@@ -53,7 +56,7 @@ class VectorLedger:
 class VectorStore:
     """A site's folder of the vectors that it received, one version of each name.
 
-    Raw float32; the server's word decides which version is meant, and a file of the wrong size is not used.
+    Raw float32 and their SHA-256; the server's word decides which version is meant, and a damaged file is not used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,16 +74,22 @@ class VectorStore:
             match = _FILE.fullmatch(old.name)
             if match is None or match[1] == name or match[2][:16] != version[:16]:
                 old.unlink(missing_ok=True)
-        with written(path) as file:
-            vector.numpy().tofile(file)
+        data = vector.numpy().data
+        with written(path) as file, file.open("wb") as target:
+            target.write(data)
+            target.write(hashlib.sha256(data).digest())
 
     def get(self, name: str, version: str) -> Tensor | None:
         """Return a private memory map of a kept vector, or None."""
         path = self._path(name, version)
-        size = path.stat().st_size if path.is_file() else 0
-        if size == 0 or size % 4:
+        size = path.stat().st_size - DIGEST_BYTES if path.is_file() else 0
+        if size <= 0 or size % 4:
             return None
-        return torch.from_file(str(path), shared=False, size=size // 4, dtype=torch.float32)
+        vector = torch.from_file(str(path), shared=False, size=size // 4, dtype=torch.float32)
+        with path.open("rb") as file:
+            file.seek(size)
+            wanted = file.read()
+        return vector if hashlib.sha256(vector.numpy().data).digest() == wanted else None
 
     def _path(self, name: str, version: str) -> Path:
         if not _FILE.fullmatch(f"{name}@{version}"):

@@ -3,8 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from fedjets_flwr.cli.app import main
+from fedjets_flwr.cli.app import cli, main
 from fedjets_flwr.launch import simulation as launcher
 
 BAD = [
@@ -88,3 +89,17 @@ def test_settings_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert not caught.value.code
     shown = capsys.readouterr().out.replace("\n", "")
     assert all(key.split(".")[0] in shown for key in Config().flat())
+
+
+def test_the_cache_is_listed_by_kind_and_cleared_without_what_is_no_cache(tmp_path: Path) -> None:
+    for name in ("embeddings/a", "vectors/client-1/b", "local-privacy/c"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x" * 2_000_000)
+    where = ["cache", "-c", f"run.cache-dir={tmp_path}"]
+    listed = CliRunner().invoke(cli, where).stdout
+    assert [line.split("│")[2].strip() for line in listed.splitlines() if "embeddings" in line][0] == "1"
+    assert CliRunner().invoke(cli, [*where, "--clear", "nothing"]).exit_code != 0
+    assert CliRunner().invoke(cli, [*where, "--clear", "vectors"]).exit_code == 0
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "c"]
+    assert CliRunner().invoke(cli, [*where, "--clear", "all"]).exit_code == 0
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["c"]

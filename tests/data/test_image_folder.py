@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import ray
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
@@ -17,6 +18,7 @@ from client_app.node import read_node
 from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
+from fedjets_flwr.data.image_folder import cached_images, site_folder
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.pretraining import pretrain, save_common_expert
 from fedjets_flwr.report.plots import draw_plots
@@ -119,7 +121,7 @@ def test_sites_train_on_their_own_images(sites: Path, tmp_path: Path, monkeypatc
     assert set(routed) <= {0, 1}
     # Embeddings, decoded images and vectors lie in the site's own cache, nothing in the server's.
     assert {path.name for path in (tmp_path / "cache0").iterdir()} == {
-        "audit.jsonl", "audit.jsonl.head", "common-experts", "embeddings", "folders", "vectors"
+        "audit.jsonl", "audit.jsonl.head", "common-experts", "folders", "vectors"
     }  # fmt: skip
     assert not (tmp_path / "server-cache" / "embeddings").exists()
 
@@ -270,6 +272,53 @@ def test_a_changed_folder_is_read_anew(sites: Path, tmp_path: Path) -> None:
     (next(folder.rglob("*.png"))).unlink()
     open_client.cache_clear()
     assert len(open_client(config, 1, folder).images) == count - 1
+
+
+def test_nothing_that_was_made_of_a_removed_image_stays_in_the_cache(sites: Path, tmp_path: Path) -> None:
+    folder, cache = tmp_path / "site", tmp_path / "cache"
+    shutil.copytree(sites / "1", folder)
+    classes, shape = tuple(CLASSES.split(",")), (1, 8, 8)
+    cached_images(folder, classes, shape, cache)
+    (embedding := site_folder(cache, folder) / "embeddings" / "old.safetensors").parent.mkdir()
+    embedding.touch()
+    cached_images(folder, classes, shape, cache)
+    assert embedding.exists()  # the folder did not change
+    (next(folder.rglob("*.png"))).unlink()
+    cached_images(folder, classes, shape, cache)
+    assert len([path for path in (cache / "folders").rglob("*") if path.is_file()]) == 1
+
+
+def test_a_broken_image_costs_itself(sites: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, classes, shape = tmp_path / "site", tuple(CLASSES.split(",")), (1, 8, 8)
+    shutil.copytree(sites / "1", folder)
+    whole = cached_images(folder, classes, shape, tmp_path / "cache")
+    first = min(folder.rglob("*.png"))
+    (first.parent / "link.png").symlink_to(tmp_path / "nowhere.png")
+    (first.parent / "ring.png").symlink_to(first.parent / "ring.png")
+    first.write_bytes(first.read_bytes()[:30])
+    rest = cached_images(folder, classes, shape, tmp_path / "cache")
+    assert torch.equal(rest.pixels, whole.pixels[1:])
+    assert torch.equal(rest.labels, whole.labels[1:])
+    assert f"1 of {len(whole)} images are left out, the first is {first}: not a readable image" in caplog.text
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    first.write_bytes(b"nothing")
+    with pytest.raises(FedjetsError, match="not a readable image"):
+        cached_images(folder, classes, shape, tmp_path / "cache")
+
+
+def test_a_damaged_file_of_decoded_images_is_made_anew(
+    sites: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes, shape = tuple(CLASSES.split(",")), (1, 8, 8)
+    whole = cached_images(sites / "1", classes, shape, tmp_path)
+    (path,) = (tmp_path / "folders").rglob("*.safetensors")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    found = cached_images(sites / "1", classes, shape, tmp_path)
+    assert torch.equal(found.pixels, whole.pixels)
+    assert path.read_bytes() == data
+    assert "is damaged: it is made anew" in caplog.text
 
 
 def test_shared_images_can_be_simulated(sites: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,18 +98,27 @@ def test_the_layer_read_shares_one_entry_and_a_trunk_does_not(tmp_path: Path) ->
     assert len(entries(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, damage: bytes | None) -> None:
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"garbage", lambda data: data[: len(data) // 2], flipped]
+)
+def test_a_damaged_entry_is_made_anew(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     """The damaged entry stands at a path that this process has not read yet."""
     whole, _ = run(tmp_path / "a")
     path = entries(tmp_path / "a")[0]
     data = path.read_bytes()
     (tmp_path / "b" / "embeddings").mkdir(parents=True)
-    (tmp_path / "b" / "embeddings" / path.name).write_bytes(data[: len(data) // 2] if damage is None else damage)
+    (tmp_path / "b" / "embeddings" / path.name).write_bytes(damage(data))
     found, computed = run(tmp_path / "b")
     assert computed
     assert_same(found, whole)
     assert entries(tmp_path / "b")[0].read_bytes() == data
+    assert f"{path.name} is damaged: it is made anew" in caplog.text
 
 
 @pytest.mark.parametrize("trainable", ["all", "stage"])

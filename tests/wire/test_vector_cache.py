@@ -51,7 +51,11 @@ def test_a_store_keeps_one_version_of_each_name_and_one_run(tmp_path: Path) -> N
 def test_a_truncated_file_is_not_used(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
     store.put("gate", VERSION, torch.ones(2))
-    for size in (7, 0):
+    data = (tmp_path / f"gate@{VERSION}").read_bytes()
+    for at in (0, len(data) - 1):
+        (tmp_path / f"gate@{VERSION}").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert store.get("gate", VERSION) is None
+    for size in (7, 0, 32):
         (tmp_path / f"gate@{VERSION}").write_bytes(b"x" * size)
         assert store.get("gate", VERSION) is None
 
