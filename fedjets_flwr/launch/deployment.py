@@ -144,6 +144,10 @@ class Deployment(SuperLink):
         """SIGKILL a site's SuperNode."""
         kill_daemon(self._nodes[f"site{client}"])
 
+    def site_pid(self, client: int) -> int:
+        """Return the process id of a site's SuperNode."""
+        return self._nodes[f"site{client}"].pid
+
     def wait_for_sites(self, seconds: float = 120) -> None:
         """Return when every SuperNode is connected.
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +83,18 @@ class Deployed:
 
 
 @contextmanager
-def deployed(folder: Path, durable: bool = False, **changes: Scalar) -> Iterator[Deployed]:
-    """Start SuperLink and SuperNodes for the given settings; all are gone afterwards."""
+def deployed(
+    folder: Path, durable: bool = False, nodes: Mapping[int, Mapping[str, Scalar]] | None = None, **changes: Scalar
+) -> Iterator[Deployed]:
+    """Start SuperLink and SuperNodes for the given settings; all are gone afterwards.
+
+    ``nodes``: by site, what is added to its ``--node-config``.
+    """
     flat = QUICK | {"run.output-dir": str(folder / "server"), "run.cache-dir": str(folder / "cache")}
     flat |= {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
     config, sites = as_sites(Config.from_flat(flat), folder / "sites", Console(quiet=True))
+    for site, own in (nodes or {}).items():
+        sites[site] |= own
     here = folder / "here" / config.run_name
     here.parent.mkdir()
     with Deployment(folder / "daemons", sites, durable) as deployment:
