@@ -1,5 +1,6 @@
 """The ClientApp: one handler per message type; a client that fails reports its own error and harms no other."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -36,9 +37,12 @@ def _config(items: tuple[tuple[str, Scalar], ...]) -> Config:
     return Config.from_flat(dict(items))
 
 
-def config_of(context: Context) -> Config:
-    """Return the settings of the run, built once per process."""
-    settings = local_settings(context.run_config, context.node_config, in_simulation())
+def config_of(context: Context, message: Message | None = None) -> Config:
+    """Return the settings of the run, built once per process; in a simulation a message may be of a run of its own."""
+    settings: Mapping[str, Scalar] = context.run_config
+    if message is not None and in_simulation():
+        settings = json.loads(str(message.content.config_records["request"].get("settings", "null"))) or settings
+    settings = local_settings(settings, context.node_config, in_simulation())
     return _config(tuple(sorted(settings.items())))
 
 
@@ -47,15 +51,16 @@ def describe(message: Message, context: Context) -> Message:
     """Say which clients this node can run, and whether it holds the common expert."""
     request = message.content.config_records["request"]
     digest = str(request["common-expert"])
-    node = read_node(context.node_config, config_of(context), in_simulation())
+    config = config_of(context, message)
+    node = read_node(context.node_config, config, in_simulation())
     policy_of(context.node_config)  # one that cannot be read is told at once
     host = ConfigRecord(
         {
             "any-client": node.client is None,
             "clients": [] if node.client is None else [node.client],
             "shared": probe(str(request["shared-folder"])),
-            "sees-private": read_mark(config_of(context), str(request.get("private", ""))),
-            "has-common-expert": bool(digest) and common_expert_path(config_of(context), digest).is_file(),
+            "sees-private": read_mark(config, str(request.get("private", ""))),
+            "has-common-expert": bool(digest) and common_expert_path(config, digest).is_file(),
         }
     )
     return Message(RecordDict({"host": host}), reply_to=message)
@@ -68,7 +73,7 @@ def _serve(work: Work, stage: int | None = None) -> Handler:
     """Return a handler that runs ``work`` for each client of the message; a ``stage`` of the round may keep state."""
 
     def handle(message: Message, context: Context) -> Message:
-        config, kind = config_of(context), message.metadata.message_type
+        config, kind = config_of(context, message), message.metadata.message_type
         node = read_node(context.node_config, config, in_simulation())
         try:
             site = Site() if in_simulation() else open_site(message, context, config)
@@ -90,7 +95,7 @@ def _train(train: Work) -> Handler:
     honest, simulated = _serve(train, TRAINED), _serve(poisoned(train), TRAINED)
 
     def handle(message: Message, context: Context) -> Message:
-        attacked = in_simulation() and config_of(context).attack.kind != "none"
+        attacked = in_simulation() and config_of(context, message).attack.kind != "none"
         return (simulated if attacked else honest)(message, context)
 
     return handle

@@ -1,8 +1,11 @@
 """The ServerApp: settings -> common expert -> method -> prepared clients -> rounds -> results."""
 
+import json
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -10,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
@@ -26,6 +29,7 @@ from fedjets_flwr.runs.callback import Callback, installed_callbacks
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
 from fedjets_flwr.runs.claim import claimed, put_back
 from fedjets_flwr.runs.private_folder import check_seen, leave_mark, new_start
+from fedjets_flwr.runs.queue import RunQueue
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.stopping import StopRequest, error_facts
 from fedjets_flwr.runs.tensorboard import TensorBoard
@@ -46,29 +50,74 @@ log = logging.getLogger("flwr")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the method that the settings name; anything that fails ends the Flower run as failed."""
+    """Do the run of the settings, or all that come in a queue; a run that fails ends the Flower run as failed."""
     # Not by Ray, which a simulation may still be importing in another thread.
     announce = None if isinstance(grid, InMemoryGrid) else Announcer()
-    config, checkpoints = opened(context, announce)
-    request = StopRequest(config.run_dir, str(context.run_id))
+    if (queue := RunQueue.here()) is None:
+        do(grid, context.run_id, context.run_config, announce)
+        return
+    for number, settings in queue:
+        reason = ""
+        try:
+            with logged_to(Config.from_flat(settings).run_dir / "run.log"):
+                do(grid, context.run_id, settings, announce, {"settings": json.dumps(settings)})
+        except Exception as error:
+            reason = str(error_facts(error)["reason"])
+        queue.answer(number, reason)
+
+
+def do(
+    grid: Grid,
+    flower_run: int,
+    settings: Mapping[str, Scalar],
+    announce: Announcer | None,
+    told: Mapping[str, str] | None = None,
+) -> None:
+    """Do the run of some settings, whose folder tells how it ended.
+
+    Args:
+        grid: to the clients.
+        flower_run: Flower's id of the run.
+        settings: of the run.
+        announce: takes what is written, for a launcher elsewhere.
+        told: what every request tells, besides what the method says.
+    """
+    config, checkpoints = opened(settings, announce)
+    request = StopRequest(config.run_dir, str(flower_run))
     try:
-        run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce)
+        run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce, told)
         draw_plots(config.run_dir)
     except (Exception, SystemExit) as error:  # SystemExit: Flower's way to stop a deployed ServerApp
         with suppress(OSError):  # the next run does it, too; what ended this one must be told
             put_back(config.run_dir)
         publish(config.run_dir / "error.json", error_facts(error, request.made()), announce)
         raise
+    finally:
+        checkpoints.close()
 
 
-def opened(context: Context, announce: Announcer | None) -> tuple[Config, Checkpoints]:
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Write what is logged meanwhile to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(levelname)s :      %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def opened(settings: Mapping[str, Scalar], announce: Announcer | None) -> tuple[Config, Checkpoints]:
     """Return the settings and the checkpoints, which hold the lock of the run's folder: it is this run's from now on.
 
     Raises:
         FedjetsError: the settings are wrong, or the folder is another run's; nothing is written there.
     """
     try:
-        config = claimed(Config.from_flat(context.run_config))
+        config = claimed(Config.from_flat(settings))
         return config, Checkpoints(config)
     except FedjetsError as error:
         if announce is not None:
@@ -76,8 +125,14 @@ def opened(context: Context, announce: Announcer | None) -> tuple[Config, Checkp
         raise
 
 
-def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announcer | None = None) -> Rounds:
-    """Do a whole run, write its folder and return the rounds, with the method's final state."""
+def run(
+    grid: Grid,
+    config: Config,
+    checkpoints: Checkpoints,
+    announce: Announcer | None = None,
+    told: Mapping[str, str] | None = None,
+) -> Rounds:
+    """Do a whole run, write its folder and return the rounds, with the method's final state; see :func:`do`."""
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = strategy(config.strategy.name)
     wanted.validate(config)
@@ -97,8 +152,8 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
     found = newest_checkpoint(config, tracker, checkpoints)
     save_common_expert(common, config.run_dir / COMMON_EXPERT)
     binding = Binding(roster, config.run_dir / PINS, resume=config.run.resume)
-    told = request_facts(method) | private_facts(method, found, checkpoints)
-    exchange = Exchange(grid, config, common, told, binding)
+    facts = request_facts(method) | private_facts(method, found, checkpoints) | dict(told or {})
+    exchange = Exchange(grid, config, common, facts, binding)
     exchange.when_read = audit.on_exchange
     try:
         rounds, first = begin(method, exchange, tracker, checkpoints, callbacks, found)
@@ -106,8 +161,8 @@ def run(grid: Grid, config: Config, checkpoints: Checkpoints, announce: Announce
         rounds.start(grid, first=first)
     finally:
         exchange.close()
-    facts = facts_of(method, rounds) | {"wire_bytes_total": exchange.moved}
-    summary = tracker.finish("completed", weights_hash(method.vectors), facts)
+    results = facts_of(method, rounds) | {"wire_bytes_total": exchange.moved}
+    summary = tracker.finish("completed", weights_hash(method.vectors), results)
     for callback in callbacks:
         callback.on_end(summary)
     if summary["accuracy"] is not None:

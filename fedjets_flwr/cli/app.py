@@ -130,10 +130,12 @@ def compare(
     """Run presets x seeds, skipping what is done, and write one table and its figures."""
     from fedjets_flwr.compare.experiment import read_experiment, run_experiment
     from fedjets_flwr.launch.simulation import Resources
+    from fedjets_flwr.launch.warm import WarmFlower
 
     wanted = read_experiment(experiment, set_ or [], output_dir)
     folder = output or Path("results") / experiment.stem
-    run_experiment(wanted, folder, Resources(0, cpus_per_client, gpus), console, _validate)
+    with WarmFlower(wanted.parent / "flower.log", Resources(0, cpus_per_client, gpus), console) as flower:
+        run_experiment(wanted, folder, flower.run, console, _validate)
 
 
 @cli.command()

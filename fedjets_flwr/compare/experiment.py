@@ -7,6 +7,7 @@ An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all
 import hashlib
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,7 @@ from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.config.sources import absolute_paths, parse_pairs, read_preset, read_toml
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
-from fedjets_flwr.launch.follow import check, run_and_follow
-from fedjets_flwr.launch.simulation import Resources
+from fedjets_flwr.launch.follow import check
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.reading import YAML, read
 from fedjets_flwr.runs.tracking import read_metrics, write_json
@@ -62,9 +62,10 @@ class File(BaseModel):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked experiment: the runs of each row."""
+    """A checked experiment: the runs of each row, whose folders lie in ``parent``."""
 
     title: str
+    parent: Path
     rows: tuple[tuple[Row, tuple[Config, ...]], ...]
 
 
@@ -98,7 +99,7 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
             except FedjetsError as error:
                 raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
         rows.append((row, tuple(configs)))
-    return Experiment(file.title, tuple(rows))
+    return Experiment(file.title, parent, tuple(rows))
 
 
 def _preset(preset: str, path: Path) -> dict[str, Scalar]:
@@ -119,38 +120,53 @@ def _named(flat: Mapping[str, Scalar]) -> Config:
 
 
 def run_experiment(
-    experiment: Experiment, folder: Path, resources: Resources, console: Console, validate: Callable[[Config], None]
+    experiment: Experiment,
+    folder: Path,
+    run: Callable[[Config], object],
+    console: Console,
+    validate: Callable[[Config], None],
 ) -> None:
     """Do the runs that are not done, going on where one was cut off; write the table after each.
 
-    ``validate`` raises FedjetsError where a method refuses settings.
+    Args:
+        experiment: the rows.
+        folder: takes the table and its figures.
+        run: does a run; raises FedjetsError where it fails.
+        console: where progress is shown.
+        validate: raises FedjetsError where a method refuses settings.
 
     Raises:
         FedjetsError: before the first run, if a row cannot run; at the end, if a run failed: what is done stays.
     """
     runs = {config.run_dir: config for _, configs in experiment.rows for config in configs}
-    _check_rows(experiment, resources, validate)
-    failed = []
+    _check_rows(experiment, validate)
+    failed: list[str] = []
+    begun, open_runs = time.monotonic(), sum(done(run_dir) is None for run_dir in runs)
+    did = 0
     for position, (run_dir, config) in enumerate(runs.items(), start=1):
         if done(run_dir) is None:
-            console.print(f"run {position} of {len(runs)}")
+            left = (
+                f", about {(open_runs - did) * (time.monotonic() - begun) / did / 60:.0f} minutes left" if did else ""
+            )
+            console.print(f"run {position} of {len(runs)}{left}")
+            did += 1
             resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": True})})
             try:
-                run_and_follow(resumed, resources, console)
+                run(resumed)
             except FedjetsError as error:
                 failed.append(run_dir.name)
                 _keep_reason(run_dir, error)
                 console.print(Text.assemble(("failed", "bold red"), f": {error}"), soft_wrap=True)
             write_results(experiment, folder)
     write_results(experiment, folder)
+    draw_results(experiment, folder)
     console.print((folder / "table.md").read_text())
     console.print(str(folder), soft_wrap=True)
     if failed:
         raise FedjetsError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; run again to retry them")
 
 
-def _check_rows(experiment: Experiment, resources: Resources, validate: Callable[[Config], None]) -> None:
-    resources.federation_config()
+def _check_rows(experiment: Experiment, validate: Callable[[Config], None]) -> None:
     for row, configs in experiment.rows:
         for config in configs:
             try:
@@ -345,13 +361,17 @@ def markdown(experiment: Experiment) -> str:
 
 
 def write_results(experiment: Experiment, folder: Path) -> None:
-    """Write ``table.md``, ``results.json`` and the figures of what is done so far."""
-    from fedjets_flwr.compare.figures import draw
-
+    """Write ``table.md`` and ``results.json`` of what is done so far."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(markdown(experiment))
     lines = [vars(line) for line in lines_of(experiment)]
     write_json(folder / "results.json", {"title": experiment.title, "lines": lines})
+
+
+def draw_results(experiment: Experiment, folder: Path) -> None:
+    """Draw the figures of what is done."""
+    from fedjets_flwr.compare.figures import draw
+
     curves = {
         row.name: [(done(c.run_dir), read_metrics(c.run_dir)) for c in configs if done(c.run_dir)]
         for row, configs in experiment.rows

@@ -30,6 +30,8 @@ PATIENCE = 120.0
 """Seconds without an answer after which a SuperLink is given up."""
 PACKAGES = ("fedjets_flwr", "client_app", "server_app", "strategies")
 """What an app for Flower is made of; they lie side by side in a checkout and where a wheel is installed."""
+LOOK = 0.1
+"""Seconds between two looks at a run's files."""
 STOP_SECONDS = 4.0
 """Seconds that a stopped run has to keep its last round: a container gets 10 to end altogether."""
 
@@ -177,7 +179,7 @@ class Launched:
                     continue
                 if status.startswith("finished"):
                     return
-            time.sleep(0.3)
+            time.sleep(LOOK)
 
     def outcome(self) -> dict[str, Any]:
         """Return the summary.
@@ -186,9 +188,8 @@ class Launched:
             FedjetsError: the run failed, by Flower's word or for lack of a summary.
         """
         facts = self.facts()
-        summary = self.folder / "summary.json"
-        if facts["status"] == "finished:completed" and summary.is_file():
-            found: dict[str, Any] = json.loads(summary.read_text())
+        if facts["status"] == "finished:completed" and (self.folder / "summary.json").is_file():
+            found = self.summary()
             if found["status"] == "completed":
                 return found
         error = self.folder / "error.json"
@@ -198,6 +199,11 @@ class Launched:
             f"the run ended as {facts['status']} {facts.get('status-details') or ''};"
             f" its log: {self.folder / 'run.log'}"
         )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``summary.json`` says."""
+        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return found
 
     @contextlib.contextmanager
     def mirrored(self) -> Iterator[None]:

@@ -110,6 +110,10 @@ class Checkpoints(Callback):
         for cut_off in self.folder.glob(".*"):
             cut_off.unlink()
 
+    def close(self) -> None:
+        """Let another run write there."""
+        self._lock.__exit__()
+
     def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Write the state if the round is due, or the best so far."""
         self.save(record["round"], vectors, record, record["round"] == self.config.run.rounds)

@@ -180,6 +180,7 @@ class Exchange:
         self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
         told = {"common-expert": common.digest, "shared-folder": folder, "private": facts.get("private", "")}
+        told |= {key: facts[key] for key in ("settings",) if key in facts}
         self.nodes = Nodes(grid, told, binding)
 
     def wait_for_nodes(self, clients: Iterable[int]) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import fedjets_flwr.compare.experiment
 from fedjets_flwr.cli.app import console
 from fedjets_flwr.compare.experiment import done, markdown, read_experiment, run_experiment
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.runs.checkpoint import Checkpoints
 from server_app.app import run
 from strategies import validate
@@ -107,9 +105,10 @@ def test_every_row_is_checked_before_the_first_run(tmp_path: Path, monkeypatch: 
     """The settings of the second row are sound one by one; what is wrong shows in its data."""
     text = SMALL.replace("readings:", "settings: {partition.unseen-clients: 5000}, readings:")
     experiment = read_experiment(small(tmp_path, text), [], tmp_path / "runs")
-    monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", lambda *_: pytest.fail("a run was started"))
     with pytest.raises(FedjetsError, match="row 'FedJETs': partition.unseen-clients"):
-        run_experiment(experiment, tmp_path / "results", Resources(), Console(), validate)
+        run_experiment(
+            experiment, tmp_path / "results", lambda _: pytest.fail("a run was started"), Console(), validate
+        )
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "results").exists()
 
@@ -122,9 +121,8 @@ def test_a_run_that_dies_before_it_can_say_why_is_failed_in_the_table(
     def die(*_: object) -> None:
         raise FedjetsError("Flower's SuperLink did not start")
 
-    monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", die)
     with pytest.raises(FedjetsError, match="2 of 2 runs failed"):
-        run_experiment(experiment, tmp_path / "results", Resources(), Console(), validate)
+        run_experiment(experiment, tmp_path / "results", die, Console(), validate)
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| FedAvg | 1 | failed |" in table
     assert "FedJETs: Flower's SuperLink did not start" in table
@@ -152,12 +150,11 @@ def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatc
     def in_this_process(config: Config, *_: object) -> None:
         checkpoints = Checkpoints(config)
         run(InProcessGrid(config), config, checkpoints)
-        checkpoints._lock.__exit__()
+        checkpoints.close()
 
-    monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", in_this_process)
     extra = [f"run.cache-dir={tmp_path / 'cache'}"]
     experiment = read_experiment(small(tmp_path, PERSONAL), extra, tmp_path / "runs")
-    run_experiment(experiment, tmp_path / "results", Resources(), Console(quiet=True), validate)
+    run_experiment(experiment, tmp_path / "results", in_this_process, Console(quiet=True), validate)
     rows = {
         line.split(" | ")[0].strip("| "): line for line in (tmp_path / "results" / "table.md").read_text().splitlines()
     }
@@ -183,9 +180,8 @@ def test_brackets_in_a_failed_runs_reason_are_printed_as_they_are(
     def die(*_: object) -> None:
         raise FedjetsError(words)
 
-    monkeypatch.setattr(fedjets_flwr.compare.experiment, "run_and_follow", die)
     with pytest.raises(FedjetsError, match="2 of 2 runs failed"):
-        run_experiment(experiment, tmp_path / "results", Resources(), console, validate)
+        run_experiment(experiment, tmp_path / "results", die, console, validate)
     printed = capsys.readouterr().out
     assert printed.count(f"failed: {words}") == 2
     assert f"FedAvg: {words}" in printed.replace("\n", " ")

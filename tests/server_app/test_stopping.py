@@ -127,7 +127,7 @@ def test_the_report_of_a_stopped_run_says_how_to_go_on(stopped: Config, tmp_path
 def test_a_comparison_does_not_count_a_stopped_run_as_failed(stopped: Config, tmp_path: Path) -> None:
     config = Config.from_flat(stopped.flat() | {"run.output-dir": str(tmp_path)})
     shutil.copytree(stopped.run_dir, config.run_dir)
-    experiment = Experiment("title", ((Row(name="row"), (config,)),))
+    experiment = Experiment("title", config.run_dir.parent, ((Row(name="row"), (config,)),))
     assert failures_of(experiment) == []
     error = config.run_dir / "error.json"
     error.write_text(error.read_text().replace('"stopped"', '"failed"'))

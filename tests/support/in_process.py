@@ -104,7 +104,7 @@ class Finished:
 
     def let_go(self) -> None:
         """Do as if the process had ended."""
-        self.checkpoints._lock.__exit__()
+        self.checkpoints.close()
 
 
 def run_in_process(

@@ -1,0 +1,68 @@
+"""Runs one after the other in one Flower run: a folder that the launcher fills and the ServerApp works off.
+
+What takes the time of a short run is the start of SuperLink, Ray and the clients' processes. A ServerApp that finds a
+queue in its environment does all the runs that come, in processes that stay.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.files import written
+
+VARIABLE = "FEDJETS_QUEUE"
+"""The environment variable that names the folder; no setting, since only a simulation of one's own may have it."""
+_LOOK = 0.05
+_CLOSED = "closed"
+
+
+class RunQueue:
+    """Settings of runs, numbered from 0, each answered once by how its run ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._put = folder, 0
+
+    @classmethod
+    def here(cls) -> "RunQueue | None":
+        """Return the queue of this process, if it has one."""
+        folder = os.environ.get(VARIABLE)
+        return cls(Path(folder)) if folder else None
+
+    def put(self, settings: Mapping[str, Scalar]) -> int:
+        """Add a run and return its number."""
+        self._write(f"{self._put}.json", json.dumps(dict(settings)))
+        self._put += 1
+        return self._put - 1
+
+    def close(self) -> None:
+        """Have the ServerApp end as soon as it has done all runs."""
+        self._write(_CLOSED, "")
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Scalar]]]:
+        """Yield number and settings of each run, waiting for the next one, until the queue is closed."""
+        number = 0
+        while True:
+            path, closed = self._folder / f"{number}.json", (self._folder / _CLOSED).is_file()
+            if path.is_file():
+                yield number, json.loads(path.read_text())
+                number += 1
+            elif closed:
+                return
+            else:
+                time.sleep(_LOOK)
+
+    def answer(self, number: int, reason: str = "") -> None:
+        """Tell that a run has ended, and why it failed."""
+        self._write(f"{number}.done", json.dumps(reason))
+
+    def answered(self, number: int) -> str | None:
+        """Return why a run failed, nothing if it did not, or None as long as it goes on."""
+        path = self._folder / f"{number}.done"
+        return str(json.loads(path.read_text())) if path.is_file() else None
+
+    def _write(self, name: str, text: str) -> None:
+        with written(self._folder / name) as file:
+            file.write_text(text)
