@@ -54,13 +54,15 @@ class WarmFlower:
             queued = Queued(self._engine, self._queue, self._queue.put(config.flat()), folder)
             try:
                 return follow_to_the_end(queued, config, self._console)
-            except EngineEnded:
-                self.__exit__()
+            except FedjetsError:
+                if not queued.over:  # the fault of what the runs need
+                    self.__exit__()
                 raise
 
     def _start(self, config: Config) -> None:
-        if self._flower is not None:
+        if self._flower is not None and self._flower.alive():
             return
+        self.__exit__()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         flower = QueueFlower(self._log)
         flower.__enter__()
@@ -81,10 +83,6 @@ class QueueFlower(LocalFlower):
         return super().switches(home) | {VARIABLE: str(self.queue)}
 
 
-class EngineEnded(FedjetsError):
-    """What the runs need is gone."""
-
-
 class Queued(Launched):
     """A run that waits in a queue, or is done from there."""
 
@@ -92,14 +90,19 @@ class Queued(Launched):
         super().__init__(engine.superlink, engine.run_id, folder)
         self._queue, self._number = queue, number
 
+    @property
+    def over(self) -> bool:
+        """Whether the ServerApp called the run ended."""
+        return self._queue.answered(self._number) is not None
+
     def watch(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield (what goes on before round 1, the records so far) until the ServerApp calls the run ended."""
         for text, records in super().watch():
-            over = self._queue.answered(self._number) is not None
+            over = self.over
             yield text, read_metrics(self.folder) if over else records
             if over:
                 return
-        raise EngineEnded(f"Flower ended before the run; its log: {self.superlink.hint()}")
+        raise FedjetsError(f"Flower ended before the run{self.superlink.hint()}")
 
     def outcome(self) -> dict[str, Any]:
         if reason := self._queue.answered(self._number):

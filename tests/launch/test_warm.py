@@ -1,0 +1,93 @@
+"""One engine for many runs: what each does is what it does alone."""
+
+import io
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sources import parse_pairs
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.daemons import kill_daemon
+from fedjets_flwr.launch.simulation import Resources
+from fedjets_flwr.launch.warm import WarmFlower
+from fedjets_flwr.runs.queue import RunQueue
+from fedjets_flwr.runs.tracking import read_metrics
+from tests.support.started import TINY, finish
+
+
+def tiny_run(folder: Path, name: str, *changes: str) -> Config:
+    pairs = [*TINY, f"run.name={name}", f"run.cache-dir={folder / 'cache'}", f"run.output-dir={folder}", *changes]
+    return Config.from_flat(parse_pairs(pairs))
+
+
+def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in ("weights_hash", "accuracy", "bytes_down", "bytes_up", "chosen"):
+        assert found[key] == wanted[key], key
+
+
+@pytest.mark.timeout(300)
+def test_runs_of_one_engine_are_those_of_their_own_and_a_failed_one_costs_itself(tmp_path: Path) -> None:
+    others = ["strategy.name=fedavg", "partition.clients=7", "run.seed=3", "train.lr=0.01"]
+    console = Console(file=io.StringIO(), width=200)
+    with WarmFlower(tmp_path / "flower.log", Resources(), console) as flower:
+        first = flower.run(tiny_run(tmp_path, "first"))
+        engine = flower._engine
+        with pytest.raises(FedjetsError, match="7 of 7 clients failed"):
+            flower.run(tiny_run(tmp_path, "failed", "train.lr=1e30", "limits.max-failure-share=0.1"))
+        second = flower.run(tiny_run(tmp_path, "second", *others))
+        assert flower._engine is engine
+        again = flower.run(tiny_run(tmp_path, "again"))
+    same(again, first)
+    assert first["weights_hash"] != second["weights_hash"]
+    alone = [part for change in others for part in ("-c", change)]
+    same(finish(tmp_path, "alone", *alone), second)
+    log = (tmp_path / "second" / "run.log").read_text()
+    assert "round 2/2" in log and "round 1/2" in log
+    assert "failed" not in log
+    assert (tmp_path / "failed" / "error.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_engine_that_is_killed_fails_its_run_and_is_followed_by_another(tmp_path: Path) -> None:
+    with WarmFlower(tmp_path / "flower.log", Resources(), Console(file=io.StringIO())) as flower:
+        first = flower.run(tiny_run(tmp_path, "first"))
+        kill(flower)
+        same(flower.run(tiny_run(tmp_path, "again")), first)
+        killer = threading.Thread(target=kill_in_round, args=(flower, tmp_path / "killed"))
+        killer.start()
+        with pytest.raises(FedjetsError, match="does not answer any more|stopped"):
+            flower.run(tiny_run(tmp_path, "killed", "run.rounds=100000", "run.evaluate-every=100000"))
+        killer.join()
+        same(flower.run(tiny_run(tmp_path, "last")), first)
+
+
+def kill(flower: WarmFlower) -> None:
+    assert flower._flower is not None
+    kill_daemon(flower._flower._superlink)
+
+
+def kill_in_round(flower: WarmFlower, folder: Path) -> None:
+    while not read_metrics(folder):
+        time.sleep(0.1)
+    kill(flower)
+
+
+def test_a_queue_hands_out_runs_in_their_order_and_ends_when_it_is_closed(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path)
+    assert [queue.put({"run.seed": seed}) for seed in (5, 6)] == [0, 1]
+    found = iter(RunQueue(tmp_path))
+    assert next(found) == (0, {"run.seed": 5})
+    assert queue.answered(0) is None
+    RunQueue(tmp_path).answer(0, "why")
+    assert queue.answered(0) == "why"
+    queue.close()
+    assert next(found) == (1, {"run.seed": 6})
+    RunQueue(tmp_path).answer(1)
+    assert queue.answered(1) == ""
+    assert list(found) == []
