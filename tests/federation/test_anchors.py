@@ -30,6 +30,14 @@ def test_farthest_first_by_hand() -> None:
 def test_a_mean_that_lies_far_out_is_drawn_in_and_the_others_stay() -> None:
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 1e30]], dtype=torch.float64)
     assert bounded(points).tolist() == [[0, 0], [1, 0], [2, 0], [1, 3]]
+    small = torch.tensor([[0.0, 0.0], [0.01, 0.0], [0.02, 0.0], [0.01, 5.0]], dtype=torch.float64)
+    torch.testing.assert_close(bounded(small)[3], torch.tensor([0.01, 0.03], dtype=torch.float64))
+
+
+def test_where_most_clients_are_alike_nobody_is_drawn_in() -> None:
+    """The median distance is 0, to which nothing can be compared."""
+    points = torch.tensor([[2.0], [2.0], [2.0], [7.0]])
+    assert torch.equal(bounded(points), points)
 
 
 def test_k_means_depends_on_its_seed_alone() -> None:

@@ -159,6 +159,28 @@ def test_a_round_leaves_out_the_gates_that_harm_and_clips_the_rest(method: TinyM
     assert rule.counts == {"expert.1": 1, "gate": len(kept)}
 
 
+def test_rounds_refuse_what_the_judge_does_and_average_by_its_rule(method: TinyMethod) -> None:
+    size = FEATURES * CLASSES + CLASSES
+    start = method.vectors
+    bad = Reply(0, {"expert.0": 1e2 * torch.randn(size)}, {"num-examples": method.strategy.num_samples[0], "loss": 1.0})
+    good = Reply(1, {"expert.0": start["expert.0"]}, {"num-examples": method.strategy.num_samples[1], "loss": 1.0})
+    found = method.refused(bad, good)
+    assert set(found) == {0}
+    assert "on the public samples" in found[0]
+    assert set(method.rounds.seconds) == {"judge"}
+    step, (far, near) = torch.zeros(start["gate"].shape), (1e3, 1e-3)
+    step[-1] = 1.0
+    replies = [
+        Reply(client, {"gate": start["gate"] + size * step}, {"num-examples": 1, "loss": 1.0})
+        for client, size in ((0, near), (1, near), (2, far))
+    ]
+    before = start["gate"]
+    method.merged(replies)
+    # Clipped to two medians, and not averaged as it is.
+    assert float((method.vectors["gate"] - before).norm()) <= 2 * near
+    assert isinstance(method.rounds.aggregator(), Validated)
+
+
 def test_rounds_judge_by_this_rule_alone(method: TinyMethod) -> None:
     assert method.rounds._judge is not None
     assert tiny_method("fedjets").rounds._judge is None

@@ -62,6 +62,8 @@ def test_a_vector_grew_if_it_is_longer_than_so_many_times_what_it_was_or_than_so
     assert not grew(torch.tensor([9.0]), torch.tensor([0.0]), 10.0)
     assert grew(torch.tensor([1e30]), torch.tensor([2.0]), 1000.0)
     assert not grew(torch.tensor([1e30]), torch.tensor([2.0]), 0.0)
+    assert grew(torch.tensor([2.0]), torch.tensor([1.5]), 1.0)
+    assert not grew(torch.tensor([1.0]), torch.tensor([0.5]), 1.0)
 
 
 # Closed forms ---------------------------------------------------------------------------------------------------------

@@ -490,6 +490,14 @@ def test_next_to_no_mass_counts_for_nothing() -> None:
     assert weights == [0, 3.5, 9e6]
 
 
+def test_a_bounded_weight_bounds_the_mass() -> None:
+    """A client that counts for a quarter of its samples has a quarter of its stake."""
+    method = tiny_method("fedmix")
+    method.strategy.weights[0] = 5.0
+    numbers: dict[str, Number] = {"mass": [8.0, 12.0, 0.0]}
+    assert [method.strategy.weight_of(f"expert.{m}", Reply(0, {}, numbers)) for m in range(3)] == [2.0, 3.0, 0.0]
+
+
 def test_answers_below_the_least_leave_all_as_it_was() -> None:
     method = tiny_method("fedavg", limits__min_replies=2)
     before = method.vectors["expert.0"]
@@ -521,6 +529,7 @@ def test_a_mean_that_is_not_finite_leaves_its_vector_as_it_was() -> None:
     method.merged([reply(5, **huge), reply(6, **huge)])
     assert method.vectors["expert.0"] is before
     assert method.updated == {"expert.1"}
+    assert method.rounds._left == {"expert.0": "its mean is not finite"}
 
 
 def test_a_mean_beyond_all_growth_leaves_its_vector_as_it_was_and_is_named() -> None:
@@ -719,6 +728,7 @@ def test_answers_are_checked_one_by_one() -> None:
     assert set(found) == {0, 2, 3, 4}
     for client, reason in ((0, "max-update-norm"), (2, "loss"), (3, "13"), (4, "finite")):
         assert reason in found[client]
+    assert method.rounds.changed == {3}  # it holds other samples by now
 
 
 @pytest.mark.parametrize(
