@@ -109,6 +109,11 @@ class ClientContext:
         return self.runtime.task
 
     @property
+    def num_columns(self) -> int:
+        """Of how many classes or domains samples may be, whichever experts specialise in."""
+        return len(self.runtime.task.spec.columns)
+
+    @property
     def num_classes(self) -> int:
         """C."""
         return len(self.runtime.task.spec.classes)

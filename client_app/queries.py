@@ -47,13 +47,15 @@ def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     probs = expert_probabilities(context, vectors)
     weights, sample_scores = read_out_weights(context, vectors)
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
-    common, labels = data.embedded.logits.softmax(1), data.samples.targets
-    return Update(numbers=numbers | count_predictions(probs, weights, common, ids, labels, context.num_classes))
+    common, samples = data.embedded.logits.softmax(1), data.samples
+    counts = count_predictions(probs, weights, common, ids, samples.targets, samples.columns, context.num_columns)
+    return Update(numbers=numbers | counts)
 
 
 def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-    """Count every expert's right predictions by class: a diagnostic, not a part of any method."""
-    counts = count_inspection(expert_probabilities(context, vectors), context.data.samples.targets, context.num_classes)
+    """Count every expert's right predictions by class or domain: a diagnostic, not a part of any method."""
+    probs, samples = expert_probabilities(context, vectors), context.data.samples
+    counts = count_inspection(probs, samples.targets, samples.columns, context.num_columns)
     return Update(numbers={"right": counts})
 
 

@@ -159,16 +159,17 @@ class Runtime:
         """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""
         if self.config.gate.mode != "oracle":
             return None
-        one_hot = torch.nn.functional.one_hot(self.expert_of_label[data.samples.targets], self.config.moe.experts)
+        one_hot = torch.nn.functional.one_hot(self.expert_of_column[data.samples.columns], self.config.moe.experts)
         return one_hot.float().to(self.device)
 
     @cached_property
-    def expert_of_label(self) -> Tensor:
-        """The expert whose anchor holds most samples of a label, (C,); only a simulation can know it."""
+    def expert_of_column(self) -> Tensor:
+        """The expert whose anchor holds most samples of each class or domain; only a simulation can know it."""
         if not self.task.simulates:
             raise FedjetsError("gate.mode = 'oracle': only a simulation knows the labels of the anchors; set 'learned'")
         anchors = range(self.config.num_anchors)
-        counts = [torch.bincount(self.task.samples(m).targets, minlength=len(self.task.spec.classes)) for m in anchors]
+        columns = len(self.task.spec.columns)
+        counts = [torch.bincount(self.task.samples(m).columns, minlength=columns) for m in anchors]
         return torch.stack(counts).argmax(dim=0)
 
 

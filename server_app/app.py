@@ -243,6 +243,7 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     return {
         "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
         "classes": list(method.task.spec.classes),
+        "kinds": list(method.task.spec.kinds),
         "image_shape": list(method.task.spec.shape),
         "anchors": list(method.anchors),
         "trained_parameters": served * method.specs["expert.0"].trained + gate,

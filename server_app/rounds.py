@@ -174,9 +174,9 @@ class Rounds(FlowerStrategy):
         self.results = {}
         for reply in self._pending.read(replies):
             try:
-                samples, classes = self.strategy.num_samples[reply.client], len(self.strategy.task.spec.classes)
+                samples, columns = self.strategy.num_samples[reply.client], len(self.strategy.task.spec.columns)
                 self.results[reply.client] = read_result(
-                    reply, expert_ids(self._served[reply.client]), samples, classes, self.config.limits.max_samples
+                    reply, expert_ids(self._served[reply.client]), samples, columns, self.config.limits.max_samples
                 )
             except BadReply as error:
                 self._reject(reply.client, error)

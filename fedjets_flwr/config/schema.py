@@ -93,12 +93,17 @@ class Data(Section):
 
 
 class Partition(Section):
-    name: Literal["quantity", "label-groups", "dirichlet"] = Field("label-groups", description="how data is split")
+    name: Literal["quantity", "label-groups", "dirichlet", "domains"] = Field(
+        "label-groups", description="how data is split: by labels, or by how images look"
+    )
     clients: int = Field(20, ge=1, le=100_000, description="training clients S, anchors included")
     unseen_clients: int = Field(5, ge=1, le=100_000, description="clients that never train (U)")
     anchors: int = Field(0, ge=0, le=100_000, description="anchor clients; 0: as many as moe.experts")
     labels_per_client: int = Field(
-        4, ge=1, le=100_000, description="labels k of a normal or unseen client (not for dirichlet)"
+        4,
+        ge=1,
+        le=100_000,
+        description="labels k of a normal or unseen client (not for dirichlet)",
     )
     samples_per_client: int = Field(
         100, ge=0, le=10_000_000, description="samples of a training client; 0: its share of each label"
@@ -107,6 +112,17 @@ class Partition(Section):
         0, ge=0, le=10_000_000, description="samples of an unseen client; 0: all test images of its labels"
     )
     alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
+    domains: str = Field(
+        "as-is,rotate-90,negative,noise=0.157,blur=1.6",
+        description="of the domains split, comma between: as-is, rotate-90, rotate-180, rotate-270, negative, grey, or"
+        " noise, blur, contrast, jpeg with :1 to :5 for a severity of CIFAR-10-C or =STRENGTH",
+    )
+    unseen_domains: int = Field(
+        1, ge=1, le=100, description="domains that an unseen client's images are of, in turn (domains split)"
+    )
+    held_out_domain: str = Field(
+        "", description="one of the domains, which all unseen clients hold and nobody trains on; empty: none"
+    )
     public_share: float = Field(
         0.0,
         ge=0,
@@ -470,6 +486,19 @@ class Config(Section):
                 " is left to train on; lower one of them",
             ),
             (
+                partition.name != "domains" or len(set(self.domain_names)) == len(self.domain_names) > 1,
+                f"partition.domains = {partition.domains!r}: give two or more different ones",
+            ),
+            (
+                partition.held_out_domain in ("", *self.domain_names),
+                f"partition.held-out-domain = {partition.held_out_domain!r}: none of partition.domains ="
+                f" {partition.domains!r}",
+            ),
+            (
+                partition.unseen_domains <= len(self.domain_names),
+                f"partition.unseen-domains = {partition.unseen_domains}: there are {len(self.domain_names)}; lower it",
+            ),
+            (
                 self.participants.clients <= partition.clients,
                 f"participants.clients = {self.participants.clients}: only {partition.clients} training clients exist;"
                 " lower it",
@@ -487,6 +516,11 @@ class Config(Section):
     def class_names(self) -> tuple[str, ...]:
         """Names in ``data.classes``."""
         return tuple(name.strip() for name in self.data.classes.split(",") if name.strip())
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names in ``partition.domains``."""
+        return tuple(name.strip() for name in self.partition.domains.split(",") if name.strip())
 
     @property
     def num_anchors(self) -> int:

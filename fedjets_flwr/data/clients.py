@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import (
@@ -17,6 +18,7 @@ from fedjets_flwr.data.datasets import (
     load_dataset,
     no_images,
 )
+from fedjets_flwr.data.domains import as_held
 from fedjets_flwr.data.image_folder import cached_images, read_folder
 from fedjets_flwr.data.partition import Split, make_split, own_part, public_samples
 from fedjets_flwr.errors import FedjetsError
@@ -25,11 +27,15 @@ from fedjets_flwr.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class ClientData:
-    """The local data of a client; ``training`` is false for an unseen client, whose labels, if known, only score."""
+    """The local data of a client; ``training`` is false for an unseen client, whose labels, if known, only score.
+
+    ``domains``: of each image, (n,) int64, where clients differ in them.
+    """
 
     client: int
     images: Images
     training: bool
+    domains: Tensor | None = None
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -80,8 +86,13 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
     split = open_split(config)
     samples = split.samples[client]
     if training:
-        return ClientData(client, dataset.train.subset(own_part(config, samples, len(dataset.train), part)), True)
-    return ClientData(client, dataset.test.subset(samples), False)
+        samples = own_part(config, samples, len(dataset.train), part)
+    images = (dataset.train if training else dataset.test).subset(samples)
+    if config.partition.name != "domains":
+        return ClientData(client, images, training)
+    # Train and test images of the same number are different ones.
+    pixels, domains = as_held(config, client, images.pixels, (samples if training else ~samples).tolist())
+    return ClientData(client, Images(pixels, images.labels), training, domains)
 
 
 def open_public(config: Config) -> Images:

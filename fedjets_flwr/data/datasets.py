@@ -42,10 +42,19 @@ class Images:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a model must know of its samples: their shape, (channels, height, width), and the names of the classes."""
+    """What a model must know of its samples: their shape, (channels, height, width), and the names of the classes.
+
+    ``kinds``: names of what clients differ in, and experts specialise in; empty: the classes.
+    """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names by which experts are told apart."""
+        return self.kinds or self.classes
 
 
 @dataclass(frozen=True)

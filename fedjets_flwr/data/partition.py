@@ -2,7 +2,8 @@
 
 The splits of FedJETs, appendix A: ``quantity`` (strategy 1), ``dirichlet`` (strategy 2), and ``label-groups``, where a
 client's labels are the union of whole anchor groups. The paper draws *with replacement* between clients and keeps the
-unseen clients' label combinations out of training; no partitioner of flwr-datasets does either, so they are here.
+unseen clients' label combinations out of training; no partitioner of flwr-datasets does either, so they are here. In
+``domains`` clients differ in how their images look.
 """
 
 import math
@@ -260,4 +261,19 @@ def _proportions(
     ]
 
 
-PARTITIONS = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet}
+def _domains(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+    """Give anchors all classes, everybody else ``labels-per-client`` of them; how they look is in ``domains.py``."""
+    part, rng = config.partition, numpy_generator(config.run.seed, "partition")
+    if not part.samples_per_client:
+        raise FedjetsError("partition.samples-per-client = 0: the domains split needs a number; set it to 500, say")
+    k = min(part.labels_per_client, num_classes)
+    everything = frozenset(range(num_classes))
+    units = [frozenset([label]) for label in everything]
+    holders = [everything if client < config.num_anchors else _draw(units, k, rng) for client in range(part.clients)]
+    train_pool, test_pool = _by_label(train), _by_label(test)
+    samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
+    unseen = [_draw(units, k, rng) for _ in range(part.unseen_clients)]
+    return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in unseen]
+
+
+PARTITIONS = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet, "domains": _domains}

@@ -31,7 +31,13 @@ def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
 
 
 def count_predictions(
-    probs: Tensor, weights: Tensor, common: Tensor, experts: Sequence[int], labels: Tensor, num_classes: int
+    probs: Tensor,
+    weights: Tensor,
+    common: Tensor,
+    experts: Sequence[int],
+    labels: Tensor,
+    columns: Tensor,
+    num_columns: int,
 ) -> dict[str, list[int]]:
     """Return a client's counts.
 
@@ -41,29 +47,30 @@ def count_predictions(
         common: the common expert's probabilities, (n, C).
         experts: their ids.
         labels: (n,), for scoring.
-        num_classes: C.
+        columns: what experts may specialise in, (n,): the classes or the domains of the samples.
+        num_columns: how many there are.
 
     Returns:
-        ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, class), flat;
-        ``answered-right``: the right ones among them; ``classes``: samples by class.
+        ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, column), flat;
+        ``answered-right``: the right ones among them; ``classes``: samples by column.
     """
     right = [count for read in READ_OUTS.values() for count in right_predictions(read(probs, weights, common), labels)]
     best = top_1_of(weights)
-    cells = best * num_classes + labels
+    cells = best * num_columns + columns
     hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels
-    size = len(experts) * num_classes
+    size = len(experts) * num_columns
     return {
         "right": right,
         "answered": torch.bincount(cells, minlength=size).tolist(),
         "answered-right": torch.bincount(cells[hit], minlength=size).tolist(),
-        "classes": torch.bincount(labels, minlength=num_classes).tolist(),
+        "classes": torch.bincount(columns, minlength=num_columns).tolist(),
     }
 
 
-def count_inspection(probs: Tensor, labels: Tensor, num_classes: int) -> list[int]:
-    """Return right predictions by (expert, class), flat, of all M experts' probabilities (M, n, C)."""
+def count_inspection(probs: Tensor, labels: Tensor, columns: Tensor, num_columns: int) -> list[int]:
+    """Return right predictions by (expert, column), flat, of all M experts' probabilities (M, n, C)."""
     hits = probs.argmax(dim=2) == labels
-    return torch.stack([torch.bincount(labels[hit], minlength=num_classes) for hit in hits]).flatten().tolist()
+    return torch.stack([torch.bincount(columns[hit], minlength=num_columns) for hit in hits]).flatten().tolist()
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,10 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
 
 
 def routing(results: Mapping[int, ClientResult], expert_class_accuracy: Tensor) -> dict[str, float]:
-    """Return how well the gate routes, given every expert's accuracy on every class, (M, C), NaN where unknown.
+    """Return how well the gate routes, by the accuracy of experts on classes or domains, (M, columns), maybe NaN.
 
     Returns:
-        ``sample_share``: share of unseen samples answered by the expert that is most accurate on their class;
+        ``sample_share``: share of unseen samples answered by the expert that is most accurate on their column;
         ``coverage``: mean share of a client's samples whose best expert is among its K.
     """
     best = expert_class_accuracy.nan_to_num(-1.0).argmax(dim=0)

@@ -145,9 +145,9 @@ def _charts(recorded: Recorded) -> dict[str, Chart]:
 
 
 def _experts(r: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the accuracy of each expert (column) on each class (row), and how the gate routes."""
+    """Return the accuracy of each expert (column) on each class or domain (row), and how the gate routes."""
     table = r.get("expert_class_accuracy") or []
-    names = r.get("classes") or [str(i) for i in range(len(table[0]) if table else 0)]
+    names = r.get("kinds") or r.get("classes") or [str(i) for i in range(len(table[0]) if table else 0)]
     rows = []
     for name, column in zip(names, zip(*table, strict=True), strict=False):
         best = max((value for value in column if value is not None), default=None)

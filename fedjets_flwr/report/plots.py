@@ -102,7 +102,11 @@ def _experts(summary: Mapping[str, Any]) -> Any:
         table, vmin=0, vmax=1, cmap="viridis", annot=table.shape[1] <= 12, fmt=".2f", ax=axes,
         cbar_kws={"label": "accuracy"}, mask=np.isnan(table),
     )  # fmt: skip
-    axes.set(xlabel="class", ylabel="expert", title="accuracy of each expert on each class (unseen clients)")
+    what = "class"
+    if kinds := summary.get("kinds"):
+        what = "domain"
+        axes.set_xticklabels(kinds, rotation=0)
+    axes.set(xlabel=what, ylabel="expert", title=f"accuracy of each expert on each {what} (unseen clients)")
     return figure
 
 

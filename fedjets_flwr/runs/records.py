@@ -148,6 +148,7 @@ class SummaryTold(Told):
     failures: Count | None = None
     seconds: dict[str, Number] | None = None
     classes: list[str] | None = None
+    kinds: list[str] = []
     privacy: dict[str, Number | None] | None = None
     versions: dict[str, str] | None = None
     weights_hash: str = ""

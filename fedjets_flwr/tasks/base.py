@@ -28,6 +28,7 @@ class Samples:
         targets: (n, ...).
         labelled: whether the targets are known.
         training: false for an unseen client, whose targets, if known, only score.
+        kinds: of each sample, (n,) int64, a position in ``Spec.kinds``; None: its target says it.
     """
 
     client: int
@@ -35,17 +36,25 @@ class Samples:
     targets: Tensor
     labelled: bool
     training: bool
+    kinds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def columns(self) -> Tensor:
+        """What each sample is of, (n,) int64, as positions in ``Spec.columns``."""
+        return self.targets if self.kinds is None else self.kinds
+
     def first(self, count: int) -> "Samples":
         """Return the first ``count`` samples, or all that there are."""
-        return replace(self, stored=self.stored[:count], targets=self.targets[:count])
+        kinds = None if self.kinds is None else self.kinds[:count]
+        return replace(self, stored=self.stored[:count], targets=self.targets[:count], kinds=kinds)
 
     def to(self, device: torch.device) -> "Samples":
         """Return the same samples on a device."""
-        return replace(self, stored=self.stored.to(device), targets=self.targets.to(device))
+        kinds = None if self.kinds is None else self.kinds.to(device)
+        return replace(self, stored=self.stored.to(device), targets=self.targets.to(device), kinds=kinds)
 
 
 class Task(Protocol):

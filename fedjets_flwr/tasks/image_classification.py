@@ -1,5 +1,6 @@
 """Images of one class each: crops and flips, cross entropy, right answers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_client, open_dataset, open_global, open_public
 from fedjets_flwr.data.datasets import Dataset, Spec
+from fedjets_flwr.data.domains import domains_of
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.tasks.base import Inputs, Samples
@@ -23,8 +25,8 @@ class ImageClassification:
 
     @property
     def spec(self) -> Spec:
-        """Shape of an image and names of the classes."""
-        return self.dataset.spec
+        """Shape of an image and names of the classes; of the domains, if clients differ in them."""
+        return replace(self.dataset.spec, kinds=tuple(domain.name for domain in domains_of(self.config)))
 
     @property
     def simulates(self) -> bool:
@@ -42,7 +44,8 @@ class ImageClassification:
             public = open_public(self.config)
             return Samples(-1, public.pixels, public.labels, public.labelled, False)
         data = open_global(self.config) if part == "global" else open_client(self.config, client, folder, part)
-        return Samples(data.client, data.images.pixels, data.images.labels, data.images.labelled, data.training)
+        images = data.images
+        return Samples(data.client, images.pixels, images.labels, images.labelled, data.training, data.domains)
 
     def inputs(self, stored: Tensor, common: CommonExpert, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get normalised images, float32 (b, c, h, w), cropped and flipped as ``data.augment`` says."""

@@ -33,7 +33,7 @@ def test_count_predictions_by_hand() -> None:
     (3/4, 1/4): sample 2 is (.25, .3, .45) -> 2, sample 3 is (.425, .475, .1) -> 1, so 0, 1 and 3 are right. The mean:
     sample 0 is (.45, .45, .1), a tie that goes to class 0; samples 1 and 3 are right, sample 2 says 2.
     """
-    found = count_predictions(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, 3)
+    found = count_predictions(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, LABELS, 3)
     right = dict(zip(READINGS, found["right"], strict=True))
     assert right["top-1/none"] == 2
     assert right["mixture/none"] == 3
@@ -49,7 +49,9 @@ def test_a_mask_takes_away_the_classes_that_are_absent() -> None:
 
     The mixture of sample 2 is (.25, .3, .45): masked it says 1, which is right.
     """
-    right = dict(zip(READINGS, count_predictions(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, 3)["right"], strict=True))
+    right = dict(
+        zip(READINGS, count_predictions(PROBS, WEIGHTS, COMMON, (5, 2), LABELS, LABELS, 3)["right"], strict=True)
+    )
     assert right["top-1/masked"] == 2
     assert right["mixture/masked"] == 4
 
@@ -62,7 +64,7 @@ def test_right_predictions_are_in_the_order_of_the_priors() -> None:
 
 def test_count_inspection_by_hand() -> None:
     """Expert 0 answers 0 0 2 0, expert 1 always 1; the labels are 0 1 1 1."""
-    assert count_inspection(PROBS, LABELS, 3) == [1, 0, 0, 0, 3, 0]
+    assert count_inspection(PROBS, LABELS, LABELS, 3) == [1, 0, 0, 0, 3, 0]
 
 
 def client(experts: tuple[int, ...], answered: list[list[int]], right: int, entropy: float = 0.5) -> ClientResult:
