@@ -107,11 +107,8 @@ class Domain:
             indices: what tells each from others of the same seed.
             seed: root of what is drawn.
         """
-        draws = (
-            [torch_generator(seed, f"domain {re.split('[:=]', self.name)[0]}", index) for index in indices]
-            if self.kind.draws
-            else []
-        )
+        what = f"domain {re.split('[:=]', self.name)[0]}"  # the same of all strengths
+        draws = [torch_generator(seed, what, index) for index in indices] if self.kind.draws else []
         return self.kind.change(pixels, self.strength, draws)
 
 
