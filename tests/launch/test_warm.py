@@ -30,6 +30,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert found[key] == wanted[key], key
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_runs_of_one_engine_are_those_of_their_own_and_a_failed_one_costs_itself(tmp_path: Path) -> None:
     others = ["strategy.name=fedavg", "partition.clients=7", "run.seed=3", "train.lr=0.01"]
