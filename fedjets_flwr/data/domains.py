@@ -157,9 +157,10 @@ def domains_held(config: "Config", client: int) -> tuple[int, ...]:
     part, count = config.partition, len(config.domain_names)
     held_out = [position for position, name in enumerate(config.domain_names) if name == part.held_out_domain]
     if client >= part.clients:
-        unseen = client - part.clients
-        step = 1 + unseen // count % max(1, count - 1)
-        return tuple(held_out) or tuple((unseen + step * turn) % count for turn in range(part.unseen_domains))
+        turn, first = divmod(client - part.clients, count)
+        others = [(first + step) % count for step in range(1, count)]
+        mixed = [others[(turn + position) % len(others)] for position in range(part.unseen_domains - 1)]
+        return tuple(held_out) or (first, *mixed)
     trained = [position for position in range(count) if position not in held_out]
     return (trained[client % len(trained)],)
 

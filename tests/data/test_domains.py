@@ -108,11 +108,12 @@ def test_nobody_trains_on_a_domain_that_is_held_out_and_all_unseen_clients_hold_
     assert {domains_held(out, client) for client in range(12, 19)} == {(2,)}
 
 
-@given(st.integers(2, 5), st.integers(0, 30))
-def test_an_unseen_mixture_is_of_different_domains(count: int, unseen: int) -> None:
-    held = domains_held(config(partition__unseen_domains=2), 12 + unseen)
-    assert len(set(held)) == 2
-    assert all(0 <= domain < 5 for domain in held)
+@given(st.integers(2, 8), st.integers(1, 8), st.integers(0, 80))
+def test_an_unseen_mixture_is_of_different_domains(count: int, wanted: int, unseen: int) -> None:
+    names, mixed = ",".join(list(KINDS)[:count]), min(wanted, count)
+    held = domains_held(config(partition__domains=names, partition__unseen_domains=mixed), 12 + unseen)
+    assert len(set(held)) == len(held) == mixed
+    assert all(0 <= domain < count for domain in held)
 
 
 def test_mixtures_differ_between_unseen_clients() -> None:
