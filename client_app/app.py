@@ -41,7 +41,8 @@ def config_of(context: Context, message: Message | None = None) -> Config:
     """Return the settings of the run, built once per process; in a simulation a message may be of a run of its own."""
     settings: Mapping[str, Scalar] = context.run_config
     if message is not None and in_simulation():
-        settings = json.loads(str(message.content.config_records["request"].get("settings", "null"))) or settings
+        own = str(message.content.config_records["request"].get("settings", ""))
+        settings = json.loads(own) if own else settings
     settings = local_settings(settings, context.node_config, in_simulation())
     return _config(tuple(sorted(settings.items())))
 

@@ -54,13 +54,14 @@ def main(grid: Grid, context: Context) -> None:
     # Not by Ray, which a simulation may still be importing in another thread.
     announce = None if isinstance(grid, InMemoryGrid) else Announcer()
     if (queue := RunQueue.here()) is None:
-        do(grid, context.run_id, context.run_config, announce)
+        do(grid, context.run_id, *opened(context.run_config, announce), announce)
         return
     for number, settings in queue:
         reason = ""
         try:
-            with logged_to(Config.from_flat(settings).run_dir / "run.log"):
-                do(grid, context.run_id, settings, announce, {"settings": json.dumps(settings)})
+            config, checkpoints = opened(settings, announce)
+            with logged_to(config.run_dir / "run.log"):  # a folder that is locked for this run by now
+                do(grid, context.run_id, config, checkpoints, announce, {"settings": json.dumps(settings)})
         except Exception as error:
             reason = str(error_facts(error)["reason"])
         queue.answer(number, reason)
@@ -69,20 +70,21 @@ def main(grid: Grid, context: Context) -> None:
 def do(
     grid: Grid,
     flower_run: int,
-    settings: Mapping[str, Scalar],
+    config: Config,
+    checkpoints: Checkpoints,
     announce: Announcer | None,
     told: Mapping[str, str] | None = None,
 ) -> None:
-    """Do the run of some settings, whose folder tells how it ended.
+    """Do a run, whose folder tells how it ended, and let go of the folder.
 
     Args:
         grid: to the clients.
         flower_run: Flower's id of the run.
-        settings: of the run.
+        config: the settings.
+        checkpoints: of the run, which hold its folder.
         announce: takes what is written, for a launcher elsewhere.
         told: what every request tells, besides what the method says.
     """
-    config, checkpoints = opened(settings, announce)
     request = StopRequest(config.run_dir, str(flower_run))
     try:
         run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce, told)
@@ -99,7 +101,6 @@ def do(
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Write what is logged meanwhile to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(levelname)s :      %(message)s"))
     log.addHandler(handler)

@@ -179,8 +179,8 @@ class Exchange:
         self._grid = grid
         self._shared = None if config.transport.name == "inline" else SharedFolder()
         folder = str(self._shared.path) if self._shared else ""
-        told = {"common-expert": common.digest, "shared-folder": folder, "private": facts.get("private", "")}
-        told |= {key: facts[key] for key in ("settings",) if key in facts}
+        told = {"common-expert": common.digest, "shared-folder": folder}
+        told |= {key: facts.get(key, "") for key in ("private", "settings")}
         self.nodes = Nodes(grid, told, binding)
 
     def wait_for_nodes(self, clients: Iterable[int]) -> None:
