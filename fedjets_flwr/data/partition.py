@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.domains import domains_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.seeds import numpy_generator
 
@@ -266,6 +267,7 @@ def _domains(config: Config, train: np.ndarray, test: np.ndarray, num_classes: i
     part, rng = config.partition, numpy_generator(config.run.seed, "partition")
     if not part.samples_per_client:
         raise FedjetsError("partition.samples-per-client = 0: the domains split needs a number; set it to 500, say")
+    domains_of(config)  # one that is none is told before anything starts
     k = min(part.labels_per_client, num_classes)
     everything = frozenset(range(num_classes))
     units = [frozenset([label]) for label in everything]

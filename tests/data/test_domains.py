@@ -82,6 +82,11 @@ def test_what_is_no_domain_is_refused_by_its_name(wrong: str) -> None:
         parse_domain(wrong)
 
 
+def test_a_domain_that_is_none_is_told_before_the_run() -> None:
+    with pytest.raises(FedjetsError, match=r"^partition\.domains: 'fog': no such domain"):
+        open_split(config(partition__domains="as-is,fog"))
+
+
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [
