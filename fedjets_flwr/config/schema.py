@@ -254,11 +254,8 @@ class Aggregation(Section):
     tolerance: float = Field(
         0.05, ge=0, description="share by which an expert's loss may lie above the common expert's for validated"
     )
-    gate_margin: float = Field(
-        0.02,
-        ge=0,
-        lt=1,
-        description="share by which the mixture's loss must fall without a client's gate for validated to leave it out",
+    gate_steps: int = Field(
+        50, ge=0, le=100_000, description="steps by which validated trains the round's gate on the public samples"
     )
     root_samples: int = Field(1000, ge=1, le=10_000_000, description="public samples at most by which validated judges")
     trim: float = Field(0.2, gt=0, lt=0.5, description="share cut off at both ends by trimmed-mean")

@@ -7,9 +7,10 @@ tell apart. In that a good specialist stays as able as the common expert that it
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.gating import mixture_loss, scores
+from fedjets_flwr.moe.local_training import Sgd, fit
 from fedjets_flwr.names import expert_ids, expert_name
 from fedjets_flwr.tasks.base import Samples, Task
 from fedjets_flwr.wire.messages import BadReply, Reply
@@ -92,21 +94,29 @@ class Judge:
         """The centred loss of the common expert."""
         return centred_loss(self._task, self._seen["logits"], self._samples.targets)
 
-    def gate_loss(self, vectors: Mapping[str, Tensor]) -> Callable[[Tensor], float]:
-        """Return the loss of the mixture of some experts, as a function of the gate's vector."""
-        experts = len(self._architectures)
+    def train_gate(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Return a gate after ``aggregation.gate-steps`` full steps down the loss of the mixture of all experts.
+
+        Probabilities are mixed whatever ``moe.mix`` says: an expert's logits for classes that its clients do not hold
+        are of no known size.
+
+        Args:
+            vectors: the gate and all experts, by full name.
+        """
+        experts, settings = len(self._architectures), self.config.aggregation
         logits = torch.stack([self._outputs(m, vectors[expert_name(m)]) for m in range(experts)])
         gate = FlatModel(build_configured_gate(self.config, self._backbone.common, experts).to(self._device))
+        gate.load(vectors["gate"])
         embedding, targets = self._seen[self.config.common_expert.embedding], self._samples.targets
 
-        @torch.inference_mode()
-        def loss(vector: Tensor) -> float:
-            gate.load(vector)
-            return float(mixture_loss(logits, scores(gate.module(embedding)), targets, "probs"))
+        def losses_of(rows: Tensor) -> list[Tensor]:
+            return [mixture_loss(logits, scores(gate.module(embedding)), targets, "probs")]
 
-        return loss
+        if settings.gate_steps:
+            fit([gate], [Sgd(gate, self.config.gate.lr)], repeat(targets, settings.gate_steps), losses_of)
+        return gate.vector.detach().cpu()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _outputs(self, expert: int, vector: Tensor) -> Tensor:
         model = self._models[self._architectures[expert]]
         model.load(vector)
@@ -120,7 +130,7 @@ class Judge:
 
     @cached_property
     def _seen(self) -> Seen:
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._backbone.see(self._images)
 
 

@@ -1,6 +1,6 @@
 """A root of trust: what becomes of experts and gates on samples that no client holds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from client_app.attacks import attackers
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.judge import Judge
-from fedjets_flwr.federation.validated import harmless
 from tests.support.faults import Runner, failures
 
 PUBLIC: dict[str, Scalar] = {
@@ -23,21 +22,6 @@ PUBLIC: dict[str, Scalar] = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield Runner(tmp_path_factory.mktemp("validated"), tmp_path_factory.getbasetemp() / "shared-cache", monkeypatch)
-
-
-def test_who_harms_the_group_is_left_out_worst_first_until_it_is_no_better_for_it() -> None:
-    harm = [0.0, 5.0, 0.0, 2.0, 0.1]
-
-    def loss(rows: Sequence[int]) -> float:
-        return 10.0 + sum(harm[row] for row in rows)
-
-    assert harmless(loss, 5, 0.05) == [0, 2, 4]
-    assert harmless(loss, 5, 0.0) == [0, 2]
-    assert harmless(loss, 5, 0.3) == [0, 1, 2, 3, 4]
-
-
-def test_somebody_is_always_left() -> None:
-    assert harmless(lambda rows: float(len(rows)), 3, 0.0) == [2]
 
 
 def test_the_judge_lets_an_expert_forget_a_prior_but_not_what_it_can_tell_apart(run: Runner) -> None:
