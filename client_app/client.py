@@ -149,6 +149,15 @@ class ClientContext:
         """Return how to get the experts' input of some samples as they are."""
         return self.runtime.inputs(self.data)
 
+    def adapted_logits(self) -> Tensor:
+        """Return the common expert's logits (n, C) with the batch-norm statistics of the client's own samples."""
+        return self.runtime.adapted_logits(self.data)
+
+    @property
+    def experts_have_batch_norm(self) -> bool:
+        """Whether what experts train, and not only the trunk below, has statistics that a client can make its own."""
+        return self.runtime.experts_have_batch_norm
+
     def sgd(self, model: FlatModel) -> Sgd:
         """Return the experts' optimizer of the round; momentum begins empty."""
         t = self.config.train

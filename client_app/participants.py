@@ -10,7 +10,7 @@ from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.early_stopping import Stopped, fit_until_no_better, mean_loss
 from fedjets_flwr.moe.gating import READ_OUTS
 from fedjets_flwr.moe.local_training import Adam, batches
-from fedjets_flwr.moe.metrics import READINGS, readings
+from fedjets_flwr.moe.metrics import READINGS, Reading, readings
 from fedjets_flwr.moe.mixture import predict
 from fedjets_flwr.seeds import torch_generator
 
@@ -37,11 +37,11 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
     """Adapt nothing: the experts answer as they came, by the read-out and prior that count for the method."""
 
     def probabilities(at: ClientContext) -> Tensor:
-        read_out, prior = READINGS[at.job.numbers["reading"]].split("/")
+        reading = Reading.of(READINGS[at.job.numbers["reading"]])
         weights, _ = read_out_weights(at, vectors)
         common = at.data.embedded.logits.softmax(1)
-        answers = READ_OUTS[read_out](expert_probabilities(at, vectors), weights, common)
-        return readings(answers, at.data.samples.targets)[prior]
+        probs = expert_probabilities(at, vectors, reading.statistics)
+        return readings(READ_OUTS[reading.read_out](probs, weights, common), at.data.samples.targets)[reading.prior]
 
     return Adapted(probabilities)
 

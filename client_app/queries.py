@@ -10,6 +10,7 @@ from client_app.client import ClientContext, Update
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.privacy import randomise
+from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.gating import chosen_weights, entropy, top_k_experts
 from fedjets_flwr.moe.metrics import count_inspection, count_predictions, right_predictions
 from fedjets_flwr.moe.mixture import gate_scores, predict
@@ -28,7 +29,10 @@ def prepare(context: ClientContext, _: Mapping[str, Tensor]) -> Update:
     }  # fmt: skip
     vectors = {"mean-embedding": data.embedding.mean(dim=0)} if "mean-embedding" in context.job.numbers else {}
     if labelled and not data.samples.training:
-        numbers["common-right"] = right_predictions(data.embedded.logits.softmax(1), data.samples.targets)
+        answers = (data.embedded.logits, context.adapted_logits())
+        numbers["common-right"] = [
+            count for logits in answers for count in right_predictions(logits.softmax(1), data.samples.targets)
+        ]
     return Update(vectors, numbers)
 
 
@@ -45,10 +49,11 @@ def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Classify every sample with the experts that the client received; labels only score."""
     data, ids = context.data, context.job.experts
     probs = expert_probabilities(context, vectors)
+    own = expert_probabilities(context, vectors, "own") if context.experts_have_batch_norm else None
     weights, sample_scores = read_out_weights(context, vectors)
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
     common, samples = data.embedded.logits.softmax(1), data.samples
-    counts = count_predictions(probs, weights, common, ids, samples.targets, samples.columns, context.num_columns)
+    counts = count_predictions(probs, own, weights, common, ids, samples.targets, samples.columns, context.num_columns)
     return Update(numbers=numbers | counts)
 
 
@@ -59,9 +64,16 @@ def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     return Update(numbers={"right": counts})
 
 
-def expert_probabilities(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
-    """Return the class probabilities of the job's experts, (K, n, C), on the CPU."""
-    probs = predict(list(context.experts(vectors).values()), context.plain_inputs(), len(context.data))
+def expert_probabilities(context: ClientContext, vectors: Mapping[str, Tensor], statistics: str = "trained") -> Tensor:
+    """Return the class probabilities of the job's experts, (K, n, C), on the CPU.
+
+    ``statistics``: of batch norm, a word of ``metrics.STATISTICS``.
+    """
+    models, inputs = list(context.experts(vectors).values()), context.plain_inputs()
+    if statistics == "own":
+        for model in models:
+            adapt_batch_norm(model.module, inputs, len(context.data))
+    probs = predict(models, inputs, len(context.data))
     if not all_finite(probs):
         raise FedjetsError(f"an expert among {list(context.job.experts)} answers with numbers that are not finite")
     return probs

@@ -12,7 +12,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.anchors import select_anchors
 from fedjets_flwr.models.expert import gate_inputs
-from fedjets_flwr.moe.metrics import PRIORS
+from fedjets_flwr.moe.controls import CONTROLS
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.exchange import Exchange
@@ -30,7 +30,7 @@ class Prepared:
     Attributes:
         num_samples: how many they hold.
         right: the common expert's right predictions of unseen clients that have labels, one for each of
-            ``metrics.PRIORS``.
+            ``controls.CONTROLS``.
         means: mean embeddings (d,) of training clients, if asked for.
         computed: clients whose embeddings had to be computed.
         failures: why the others could not be prepared.
@@ -47,11 +47,10 @@ class Prepared:
     @property
     def controls(self) -> dict[str, float | None]:
         """Accuracy of the common expert alone, by itself and corrected: means over unseen clients with labels."""
-        names = ("common_expert", "common_expert_em", "common_expert_masked")
         if not self.right:
-            return dict.fromkeys(names)
+            return dict.fromkeys(CONTROLS)
         shares = [[count / self.num_samples[u] for count in counts] for u, counts in self.right.items()]
-        return {name: sum(share[i] for share in shares) / len(shares) for i, name in enumerate(names)}
+        return {name: sum(share[i] for share in shares) / len(shares) for i, name in enumerate(CONTROLS)}
 
     @property
     def per_client(self) -> dict[int, float]:
@@ -118,7 +117,7 @@ def prepare(
                 raise BadReply("num-examples = 0")
             computed = reply.count("computed", 1)
             if reply.count("labelled", 1) and reply.client >= training:
-                prepared.right[reply.client] = reply.integers("common-right", len(PRIORS), count)
+                prepared.right[reply.client] = reply.integers("common-right", len(CONTROLS), count)
             if (mean := reply.vectors.get(MEAN)) is not None:
                 if not all_finite(mean):
                     raise BadReply(f"{MEAN} is not finite")

@@ -183,5 +183,6 @@ class Strategy(ABC):
 
     @property
     def reading(self) -> str:
-        """The read-out and prior correction that count as the method's accuracy."""
-        return f"{self.config.personalize.read_out or self.read_out}/{self.config.personalize.prior}"
+        """What counts as the method's accuracy: read-out, prior correction, statistics (one of ``READINGS``)."""
+        how = self.config.personalize
+        return f"{how.read_out or self.read_out}/{how.prior}{'/adabn' if how.statistics == 'own' else ''}"

@@ -15,7 +15,7 @@ from fedjets_flwr.federation.aggregation import RULES
 from fedjets_flwr.federation.anchors import SELECTIONS
 from fedjets_flwr.models.architectures import BUILDERS, tail_start
 from fedjets_flwr.moe.gating import MIXES, READ_OUTS
-from fedjets_flwr.moe.metrics import PRIORS
+from fedjets_flwr.moe.metrics import PRIORS, STATISTICS
 from fedjets_flwr.personalize.bundle import Card
 from fedjets_flwr.wire.transport import WIDTHS
 
@@ -48,7 +48,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
 SWITCHES = {
     "run.device", "model.norm", "model.stem", "common-expert.embedding", "moe.trainable", "moe.init", "gate.mode",
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
-    "aggregation.bn", "transport.name", "personalize.prior",
+    "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics",
 }  # fmt: skip
 """Settings whose few values are branches of one function each, and no registry's."""
 
@@ -75,3 +75,4 @@ def test_switches_that_a_table_decides() -> None:
     settings, model = allowed(), nn.Sequential(*[nn.Identity()] * 5)
     assert [tail_start(model, str(trainable)) for trainable in settings["moe.trainable"]] == [0, 2, 4]
     assert set(settings["personalize.prior"]) == set(PRIORS) - {"masked"}  # which knows labels
+    assert settings["personalize.statistics"] == STATISTICS

@@ -248,7 +248,10 @@ def personalize(
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="a site's images; labels are not needed")],
     experts: Annotated[int, typer.Option(metavar="K", help="experts to choose; 0: as many as in the run")] = 0,
     read_out: Annotated[str, typer.Option(help="top-1, mixture, blend or mean (default: as in the run)")] = "",
-    prior: Annotated[str, typer.Option(help="none or em (default: as in the run)")] = "",
+    prior: Annotated[str, typer.Option(help="none, em, support or map (default: as in the run)")] = "",
+    statistics: Annotated[
+        str, typer.Option(help="trained, or own: the experts' batch norm adapts to the images (default: as in the run)")
+    ] = "",
     output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
     device: DeviceOption = "cpu",
     audit_log: AuditOption = None,
@@ -261,7 +264,7 @@ def personalize(
 
     folder = output or Path("bundles") / f"{run.absolute().name}-{images.absolute().name}"
     check_free(folder)
-    made = personalise(open_run(run), images, experts, read_out, prior, device)
+    made = personalise(open_run(run), images, experts, read_out, prior, device, statistics)
     made.save(folder)
     _note_export(audit_log, folder, made.card.weights_hash)
     show_personalised(made, folder, console)

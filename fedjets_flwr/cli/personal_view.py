@@ -24,7 +24,7 @@ def show_personalised(made: Personaliser, folder: Path, console: Console) -> Non
     console.print(table)
     shares = sorted(zip(card.label_prior, card.classes, strict=True), reverse=True)[:_CLASSES]
     shown = ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)
-    console.print(f"class shares by EM, an estimate: {shown}")
+    console.print(f"class shares, an estimate: {shown}")
     show_accuracy(found, console)
     size = sum(path.stat().st_size for path in folder.iterdir())
     reading = f"read by {card.read_out}/{card.prior}"

@@ -23,7 +23,8 @@ from fedjets_flwr.config.sources import absolute_paths, parse_pairs, read_preset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.launch.follow import check
-from fedjets_flwr.moe.metrics import READINGS
+from fedjets_flwr.moe.controls import CONTROLS, FREE, best_control, mean_controls
+from fedjets_flwr.moe.metrics import READINGS, Reading
 from fedjets_flwr.reading import YAML, read
 from fedjets_flwr.runs.tracking import read_metrics, write_json
 
@@ -201,7 +202,7 @@ class Line:
     best: list[float]
     masked: list[float]
     over_common: list[float]
-    over_em: list[float]
+    over_free: list[float]
     facts: Mapping[str, float]
     own_test: Sequence[float] = ()
     all_classes: Sequence[float] = ()
@@ -214,15 +215,7 @@ def lines_of(experiment: Experiment) -> list[Line]:
         return []
     seeds = {s["seed"]: s["controls"] for s in finished.values()}
     shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
-    lines = (
-        []
-        if not shared
-        else [
-            _control("common expert", [(c["common_expert"], c) for c in seeds.values()]),
-            _control("common expert + EM (control)", [(c["common_expert_em"], c) for c in seeds.values()]),
-            _control("common expert, classes known (bound)", [(c["common_expert_masked"], c) for c in seeds.values()]),
-        ]
-    )
+    lines = _controls(list(seeds.values())) if shared else []
     for row, configs in experiment.rows:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
         if not runs:
@@ -237,12 +230,20 @@ def lines_of(experiment: Experiment) -> list[Line]:
     return lines
 
 
-def _control(name: str, values: Sequence[tuple[float, Mapping[str, float]]]) -> Line:
-    accuracy = [value for value, _ in values]
-    over_common = [value - c["common_expert"] for value, c in values]
-    over_em = [value - c["common_expert_em"] for value, c in values]
-    masked = [c["common_expert_masked"] for _, c in values]
-    return Line(name, accuracy, accuracy, masked, over_common, over_em, {})
+def _controls(measured: Sequence[Mapping[str, float]]) -> list[Line]:
+    """Return the lines of all controls, of which some may be equal: without a batch norm AdaBN changes nothing."""
+    known, free = mean_controls(measured), best_control(mean_controls(measured))
+    lines = dict[object, Line]()
+    for key in known:
+        accuracy = [controls[key] for controls in measured]
+        name = f"{CONTROLS[key]} (bound)" if key not in FREE else CONTROLS[key]
+        masked = [c["common_expert_adabn_masked" if "adabn" in key else "common_expert_masked"] for c in measured]
+        over_common, over_free = (
+            [a - c[of] for a, c in zip(accuracy, measured, strict=True)] for of in (FREE[0], free)
+        )
+        line = Line(name, accuracy, accuracy, masked, over_common, over_free, {})
+        lines.setdefault(tuple(accuracy) if "adabn" in key else key, line)
+    return list(lines.values())
 
 
 Runs = Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
@@ -254,14 +255,16 @@ def _line(name: str, reading: str, runs: Runs) -> Line:
         return [r["evaluation"]["readings"][reading] for r in records if "evaluation" in r]
 
     last = [s["readings"][reading] for s, _ in runs]
-    masked = f"{reading.split('/')[0]}/masked"
+    parts = Reading.of(reading)
+    masked = next(name for name in READINGS if Reading.of(name) == parts._replace(prior="masked"))
+    free = best_control(mean_controls([summary["controls"] for summary, _ in runs]))
     return Line(
         name,
         last,
         [max(values(records)) for _, records in runs],
         [s["readings"][masked] for s, _ in runs],
         [value - s["controls"]["common_expert"] for value, (s, _) in zip(last, runs, strict=True)],
-        [value - s["controls"]["common_expert_em"] for value, (s, _) in zip(last, runs, strict=True)],
+        [value - s["controls"][free] for value, (s, _) in zip(last, runs, strict=True)],
         _facts(runs),
         *(_own_tests(runs, kind) if reading == runs[0][0]["reading"] else [] for kind in ("local", "global")),
     )
@@ -307,7 +310,7 @@ def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
 
 
 HEADINGS = (
-    "method", "seeds", "last", "best", "classes known", "over common", "over EM control", "kB down", "kB up", "s",
+    "method", "seeds", "last", "best", "classes known", "over common", "over best free", "kB down", "kB up", "s",
     "parameters", "MFLOPs",
 )  # fmt: skip
 
@@ -329,7 +332,7 @@ def markdown(experiment: Experiment) -> str:
         )  # fmt: skip
         cells = [
             line.name, str(max(len(line.last), len(line.own_test))), _spread(line.last), _spread(line.best),
-            _spread(line.masked), _spread(line.over_common, "+"), _spread(line.over_em, "+"), *cost,
+            _spread(line.masked), _spread(line.over_common, "+"), _spread(line.over_free, "+"), *cost,
         ]  # fmt: skip
         if personal:
             cells += [_spread(line.own_test), _spread(line.all_classes)]
@@ -340,7 +343,8 @@ def markdown(experiment: Experiment) -> str:
     text += [
         "",
         "Accuracy in percent over the unseen clients: after the last round, the best evaluation, and with the other"
-        " classes masked. kB: encoded bytes of training per client and round. s: all rounds. Parameters: trained ones"
+        " classes masked. Over best free: above the best common expert, by the mean over seeds, that reads no label."
+        " kB: encoded bytes of training per client and round. s: all rounds. Parameters: trained ones"
         " that a served client holds; MFLOPs: their forward pass, one sample.",
         "",
     ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjets_flwr.report.plots import CONTROLS, draw_controls, legend_beside
+from fedjets_flwr.moe.controls import mean_controls
+from fedjets_flwr.report.plots import draw_controls, legend_beside
 
 Runs = Mapping[str, Sequence[tuple[Any, Sequence[Mapping[str, Any]]]]]
 
@@ -55,7 +56,7 @@ def _axes(title: str, xlabel: str) -> Any:
 
 def _finish(figure: Any, axes: Any, rows: Runs) -> Any:
     summaries = [summary for runs in rows.values() for summary, _ in runs]
-    draw_controls(axes, {key: float(np.mean([s["controls"][key] for s in summaries])) for key in CONTROLS})
+    draw_controls(axes, mean_controls([summary["controls"] for summary in summaries]))
     legend_beside(axes)
     return figure
 

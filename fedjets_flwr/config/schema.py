@@ -365,7 +365,14 @@ class Personalize(Section):
     read_out: Literal["", "top-1", "mixture", "blend", "mean"] = Field(
         "", description="how K experts answer; blend: mixture x common expert; empty: the method's own way"
     )
-    prior: Literal["none", "em"] = Field("none", description="label-prior correction on the client's unlabelled data")
+    prior: Literal["none", "em", "support", "map"] = Field(
+        "none",
+        description="label-prior correction on the client's unlabelled data: class shares by EM, only which classes are"
+        " there (2 %), shares drawn to equal ones (few images)",
+    )
+    statistics: Literal["trained", "own"] = Field(
+        "trained", description="batch-norm statistics that models answer with; own: of the client's unlabelled data"
+    )
 
 
 class Config(Section):

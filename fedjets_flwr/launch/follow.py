@@ -17,6 +17,7 @@ from fedjets_flwr.launch import peers
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
+from fedjets_flwr.moe.controls import CONTROLS, shown
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.claim import make_room, put_back
@@ -176,9 +177,7 @@ def _print_accuracy(summary: Mapping[str, Any], console: Console) -> None:
     rows = {
         f"{summary['strategy']}, last round": accuracy,
         f"{summary['strategy']}, best (round {summary['best_round']})": summary["best_accuracy"],
-        "common expert": common,
-        "common expert + EM prior (control)": summary["controls"]["common_expert_em"],
-        "common expert, classes known (bound)": summary["controls"]["common_expert_masked"],
+        **{CONTROLS[key]: summary["controls"][key] for key in shown(summary["controls"])},
     }
     for name, value in rows.items():
         table.add_row(name, f"{value:.4f}", f"{value - common:+.4f}")

@@ -4,6 +4,7 @@ The key hashes the common expert's weights, the layers read, the preprocessing a
 entry can never be stale. Files are written to a temporary name and renamed, and read through a memory map.
 """
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.models.backbone import Backbone
+from fedjets_flwr.moe.adabn import adapt_batch_norm
+from fedjets_flwr.tasks.base import Inputs
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,28 @@ def embed(backbone: Backbone, pixels: Tensor, layer: str, folder: Path, device: 
         entry, computed = _read(path), True
         assert entry is not None
     return embedded(entry, layer, backbone), computed
+
+
+def adapted_logits(backbone: Backbone, pixels: Tensor, inputs: Inputs, folder: Path) -> Tensor:
+    """Return the common expert's logits (n, C), on the CPU, with the batch-norm statistics of these samples (AdaBN).
+
+    Args:
+        backbone: with the common expert.
+        pixels: (n, c, h, w) uint8.
+        inputs: their normalised batches, on the device where to compute.
+        folder: the cache.
+    """
+    path = folder / "embeddings" / f"{_key(backbone, pixels)}-adabn.safetensors"
+    entry = _read(path)
+    if entry is None:
+        model = copy.deepcopy(backbone.common.model).to(inputs(torch.arange(1)).device)
+        adapt_batch_norm(model, inputs, len(pixels))
+        with torch.inference_mode():
+            parts = [model(inputs(rows)).cpu() for rows in torch.arange(len(pixels)).split(256)]
+        keep({"logits": torch.cat(parts).contiguous()}, path)
+        entry = _read(path)
+        assert entry is not None
+    return entry["logits"]
 
 
 def embedded(entry: Mapping[str, Tensor], layer: str, backbone: Backbone) -> Embedded:

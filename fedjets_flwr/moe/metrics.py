@@ -5,24 +5,48 @@ Labels are used for scoring only. Counts are integers, so sums over clients do n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedjets_flwr.moe.gating import READ_OUTS, top_1_of
-from fedjets_flwr.moe.label_prior import correct, present_classes, with_prior
+from fedjets_flwr.moe.label_prior import ESTIMATES, present_classes, with_prior
 
-PRIORS = ("none", "em", "masked")
-"""How a read-out is corrected: not at all, by EM on the unlabelled data, by knowing the classes (an upper bound)."""
+PRIORS = ("none", *ESTIMATES, "masked")
+"""How a read-out is corrected: not at all, by class shares that are estimated on the unlabelled data, by knowing the
+classes (an upper bound)."""
 
-READINGS = tuple(f"{read_out}/{prior}" for read_out in READ_OUTS for prior in PRIORS)
+STATISTICS = ("trained", "own")
+"""Whose batch-norm statistics a model has: those it was trained to, or the client's own (AdaBN)."""
+
+READINGS = tuple(
+    f"{read_out}/{prior}{'/adabn' if own == 'own' else ''}"
+    for own in STATISTICS
+    for read_out in READ_OUTS
+    for prior in PRIORS
+)
 """Every read-out with every correction, in the order in which a client reports its right predictions."""
+
+
+class Reading(NamedTuple):
+    """The parts of an entry of :data:`READINGS`."""
+
+    read_out: str
+    prior: str
+    statistics: str
+
+    @classmethod
+    def of(cls, name: str) -> "Reading":
+        """Return a reading's parts."""
+        read_out, prior, *own = name.split("/")
+        return cls(read_out, prior, STATISTICS[len(own)])
 
 
 def readings(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return class probabilities (n, C) corrected in each way of :data:`PRIORS`."""
-    present = present_classes(labels, probs.shape[1])
-    return {"none": probs, "em": correct(probs), "masked": with_prior(probs, present)}
+    estimated = {name: with_prior(probs, estimate(probs)) for name, estimate in ESTIMATES.items()}
+    return {"none": probs, **estimated, "masked": with_prior(probs, present_classes(labels, probs.shape[1]))}
 
 
 def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
@@ -32,6 +56,7 @@ def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
 
 def count_predictions(
     probs: Tensor,
+    own: Tensor | None,
     weights: Tensor,
     common: Tensor,
     experts: Sequence[int],
@@ -43,6 +68,7 @@ def count_predictions(
 
     Args:
         probs: (K, n, C) of the K experts.
+        own: the same with the client's own batch-norm statistics; None where the experts have no batch norm.
         weights: gate weights of the K experts, (n, K).
         common: the common expert's probabilities, (n, C).
         experts: their ids.
@@ -54,13 +80,17 @@ def count_predictions(
         ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, column), flat;
         ``answered-right``: the right ones among them; ``classes``: samples by column.
     """
-    right = [count for read in READ_OUTS.values() for count in right_predictions(read(probs, weights, common), labels)]
+    right = [
+        [n for read in READ_OUTS.values() for n in right_predictions(read(answers, weights, common), labels)]
+        for answers in (probs, own)
+        if answers is not None
+    ]
     best = top_1_of(weights)
     cells = best * num_columns + columns
     hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels
     size = len(experts) * num_columns
     return {
-        "right": right,
+        "right": [*right[0], *right[-1]],
         "answered": torch.bincount(cells, minlength=size).tolist(),
         "answered-right": torch.bincount(cells[hit], minlength=size).tolist(),
         "classes": torch.bincount(columns, minlength=num_columns).tolist(),

@@ -52,8 +52,8 @@ class Card(BaseModel):
         gated: whether a gate weighs the experts for each image; without one they weigh the same.
         gate_scores: mean score of each of the run's M experts on the site's images.
         read_out: how the K experts answer (a key of ``gating.READ_OUTS``).
-        prior: ``em``: probabilities are corrected by ``label_prior``; ``none``: they are not.
-        label_prior: class shares that EM estimated on the site's unlabelled images.
+        prior: how ``label_prior`` was estimated, by which probabilities are corrected; ``none``: they are not.
+        label_prior: class shares, estimated on the site's unlabelled images.
         images: how many images that were.
         trainable: what an expert is (``moe.trainable``).
         embedding: what the gate reads (``common-expert.embedding``).
@@ -79,7 +79,7 @@ class Card(BaseModel):
     gated: bool
     gate_scores: tuple[Share, ...]
     read_out: Literal["top-1", "mixture", "blend", "mean"]
-    prior: Literal["none", "em"]
+    prior: Literal["none", "em", "support", "map"]
     label_prior: tuple[Share, ...]
     images: Count
     trainable: Literal["all", "stage", "head"]

@@ -102,14 +102,18 @@ def look(common: CommonExpert, pictures: Pictures, layer: str, trainable: str, d
         yield Chunk(pixels, embedded(compute(backbone, pixels, device), layer, backbone))
 
 
+def inputs_of(chunk: Chunk, common: CommonExpert) -> Tensor:
+    """Return what experts read of the images, (n, ...), on the CPU."""
+    return chunk.seen.features if chunk.seen.features is not None else common.normalise(chunk.pixels)
+
+
 def answer(
     chunks: Iterable[Chunk], common: CommonExpert, mixture: Mixture, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return class probabilities by the mixture's read-out, (n, C), and the id of each image's expert, (n,)."""
     probs, logits, embedding = [], [], []
     for chunk in chunks:
-        inputs = chunk.seen.features if chunk.seen.features is not None else common.normalise(chunk.pixels)
-        on_device = inputs.to(device)
+        on_device = inputs_of(chunk, common).to(device)
         probs.append(predict(mixture.experts, on_device.__getitem__, len(chunk.pixels), CHUNK))
         logits.append(chunk.seen.logits)
         embedding.append(chunk.seen.embedding)

@@ -45,7 +45,7 @@ class Graph(nn.Module):
         probs = probabilities(list(self.experts), self.backbone.expert_input(pixels, seen))
         all_scores = sample_scores(self.gate, seen[card.embedding], len(card.gate_scores))
         mixed, best = read(probs, all_scores, card.experts, seen["logits"].softmax(dim=1), card.read_out)
-        if card.prior == "em":
+        if card.prior != "none":
             mixed = with_prior(mixed, torch.tensor(card.label_prior, dtype=torch.float64)).float()
         return mixed, best
 

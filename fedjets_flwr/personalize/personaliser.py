@@ -7,7 +7,7 @@
 Experts are chosen, and answer, as in the run's own evaluation: by the same functions, in the same batches.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,15 @@ from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.gating import READ_OUTS, top_k_experts
-from fedjets_flwr.moe.label_prior import em_prior, with_prior
+from fedjets_flwr.moe.label_prior import ESTIMATES, em_prior, with_prior
+from fedjets_flwr.moe.metrics import STATISTICS
 from fedjets_flwr.moe.mixture import Mixture, gate_scores
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize import bundle
 from fedjets_flwr.personalize.bundle import Card
-from fedjets_flwr.personalize.inference import Chunk, Predictions, answer, look, place
+from fedjets_flwr.personalize.inference import Chunk, Predictions, answer, inputs_of, look, place
 from fedjets_flwr.runs.trained_run import TrainedRun
 
 
@@ -102,8 +104,15 @@ class Personaliser:
         models, of = [self.experts[m] for m in c.experts], len(c.gate_scores)
         return answer(chunks, self.common, Mixture(models, c.experts, gate, of, c.read_out), self.device)
 
+    def _adapt(self, chunks: Sequence[Chunk]) -> None:
+        """Give the experts' batch norms the statistics of images."""
+        parts = [inputs_of(chunk, self.common) for chunk in chunks]
+        inputs = torch.cat(parts).to(self.device)
+        for expert in self.experts.values():
+            adapt_batch_norm(expert.module, inputs.__getitem__, len(inputs))
+
     def _predictions(self, probs: Tensor, experts: Tensor, pictures: Pictures) -> Predictions:
-        if self.card.prior == "em":
+        if self.card.prior != "none":
             probs = with_prior(probs, torch.tensor(self.card.label_prior, dtype=torch.float64))
         # The likeliest class before float32 can make a tie of two, as in the run's evaluation.
         classes = probs.argmax(dim=1)
@@ -111,7 +120,13 @@ class Personaliser:
 
 
 def personalise(
-    run: TrainedRun, images: object, experts: int = 0, read_out: str = "", prior: str = "", device: str = "cpu"
+    run: TrainedRun,
+    images: object,
+    experts: int = 0,
+    read_out: str = "",
+    prior: str = "",
+    device: str = "cpu",
+    statistics: str = "",
 ) -> Personaliser:
     """Return a site's personalised model: the experts that the run's method serves to a client with these images.
 
@@ -122,8 +137,10 @@ def personalise(
         images: as in :meth:`Personaliser.predict`; they choose the experts and the label prior.
         experts: K; 0: as many as the method serves.
         read_out: how they answer (a key of ``gating.READ_OUTS``); empty: as in the run.
-        prior: ``none`` or ``em``; empty: as in the run.
+        prior: ``none`` or how class shares are estimated (a key of ``label_prior.ESTIMATES``); empty: as in the run.
         device: where to compute, e.g. ``cuda``.
+        statistics: of the experts' batch norm: ``trained``, or ``own``, those of these images, which the model keeps;
+            empty: as in the run.
 
     Raises:
         FedjetsError: names the option, file or setting that is wrong.
@@ -133,8 +150,11 @@ def personalise(
     prior = prior or config.personalize.prior
     if read_out not in READ_OUTS:
         raise FedjetsError(f"--read-out {read_out}: no such read-out; choose one of {', '.join(READ_OUTS)}")
-    if prior not in ("none", "em"):
-        raise FedjetsError(f"--prior {prior}: no such correction; choose none or em")
+    statistics = statistics or config.personalize.statistics
+    if prior not in ("none", *ESTIMATES):
+        raise FedjetsError(f"--prior {prior}: no such correction; choose one of none, {', '.join(ESTIMATES)}")
+    if statistics not in STATISTICS:
+        raise FedjetsError(f"--statistics {statistics}: choose {' or '.join(STATISTICS)}")
     channels, height, width = run.spec.shape
     pictures = open_pictures(images, run.spec.classes, (channels, height, width))
     chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
@@ -149,8 +169,11 @@ def personalise(
         {m: _held(run, expert_name(m), _untrained(run, m), where) for m in chosen},
         where,
     )
+    if statistics == "own":
+        unread._adapt(chunks)
     probs, answered = unread._answer(chunks)
-    card = unread.card.model_copy(update={"label_prior": tuple(em_prior(probs).clamp(0, 1).tolist())})
+    shares = ESTIMATES.get(prior, em_prior)(probs)
+    card = unread.card.model_copy(update={"label_prior": tuple(shares.clamp(0, 1).tolist())})
     made = replace(unread, card=card)
     return replace(made, predictions=made._predictions(probs, answered, pictures))
 
@@ -199,7 +222,7 @@ def _card(run: TrainedRun, chosen: tuple[int, ...], scores: Tensor, read_out: st
         f" the federated run {run.folder.name} ({c.strategy.name} on {dataset}), chosen for {len(scores)} images."
         f" It tells {len(spec.classes)} classes apart on images of {spec.shape[0]} channels and {spec.shape[1]} x"
         f" {spec.shape[2]} pixels. The experts answer by {read_out};"
-        f" {'label_prior corrects their probabilities' if prior == 'em' else 'their probabilities are not corrected'}."
+        f" {'nothing' if prior == 'none' else 'label_prior'} corrects their probabilities."
         " Use it with `fedjets predict`, `fedjets export` or fedjets_flwr.personalize.personaliser."
     )
     return Card(

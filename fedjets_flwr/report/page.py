@@ -12,6 +12,7 @@ import jinja2
 from fedjets_flwr.config.schema import settings
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
+from fedjets_flwr.moe.controls import CONTROLS, best_control
 from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.charts import Chart, column_chart, line_chart
 from fedjets_flwr.report.example_images import Samples, find_samples
@@ -23,11 +24,23 @@ UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading", "serv
     ("seed", "rounds", "best_accuracy", "best_round", "trained_parameters", "gate_collapsed", "versions", "privacy")
 )
 """What the templates read of results and an unfinished run, or one of another version, may not tell."""
-CONTROLS = (
-    ("common_expert", "common expert", "what every client starts with, alone", "level-common"),
-    ("common_expert_em", "common expert + EM", "its outputs corrected by label shares that EM estimates", "level-em"),
-    ("common_expert_masked", "classes known", "a bound: the common expert, told which classes occur", "level-bound"),
-)
+
+
+def _levels(controls: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
+    """Return (name, what it is, kind, accuracy) of the controls that are shown."""
+    free = best_control(controls)
+    shown = [
+        ("common_expert", "common expert", "what every client starts with, alone", "level-common"),
+        (free, CONTROLS[free], "the best that unlabelled images make of it, without any training", "level-em"),
+        (
+            "common_expert_masked",
+            "classes known",
+            "a bound: the common expert, told which classes occur",
+            "level-bound",
+        ),
+    ]
+    found = {key: (name, told, kind, controls[key]) for key, name, told, kind in shown if controls.get(key) is not None}
+    return list(found.values())
 
 
 def write_report(folder: StrPath, output: StrPath | None = None) -> Path:
@@ -84,13 +97,14 @@ def _headline(recorded: Recorded) -> dict[str, Any]:
     controls = r.get("controls") or {}
     accuracy = r.get("accuracy")
     bars = [("own", r.get("strategy", ""), "this run, last round", accuracy)] if accuracy is not None else []
-    bars += [(kind, name, told, controls[k]) for k, name, told, kind in CONTROLS if controls.get(k) is not None]
-    common, em = controls.get("common_expert"), controls.get("common_expert_em")
+    bars += [(kind, name, told, value) for name, told, kind, value in _levels(controls)]
+    common, free = controls.get("common_expert"), best_control(controls)
     return {
         "accuracy": accuracy,
         "bars": bars,
         "gain": accuracy - common if accuracy is not None and common is not None else None,
-        "gain_em": accuracy - em if accuracy is not None and em is not None else None,
+        "free": CONTROLS[free],
+        "gain_free": accuracy - controls[free] if accuracy is not None and controls.get(free) is not None else None,
         "scored": len(r.get("per_client_accuracy") or {}),
         "last_round": recorded.records[-1]["round"] if recorded.records else 0,
         "rounds": recorded.settings.get("run.rounds"),
@@ -114,7 +128,7 @@ def _charts(recorded: Recorded) -> dict[str, Chart]:
     evaluated = [record for record in records if "evaluation" in record]
     charts = {}
     if evaluated:
-        levels = [(name, kind, controls[key]) for key, name, _, kind in CONTROLS if controls.get(key) is not None]
+        levels = [(name, kind, value) for name, _, kind, value in _levels(controls)]
         at = [record["round"] for record in evaluated]
         accuracy = [record["evaluation"]["accuracy"] for record in evaluated]
         charts["accuracy"] = line_chart(
@@ -185,11 +199,13 @@ def _participants(r: Mapping[str, Any]) -> dict[str, Any]:
 def _readings(r: Mapping[str, Any]) -> dict[str, Any]:
     """Return the accuracy of every read-out (row) under every correction (column)."""
     found: dict[str, float] = r.get("readings") or {}
-    names = [name.split("/") for name in found]
-    priors = list(dict.fromkeys(prior for _, prior in names))
-    outs = list(dict.fromkeys(out for out, _ in names))
-    rows = [(out, [(found.get(f"{out}/{p}"), f"{out}/{p}" == r.get("reading")) for p in priors]) for out in outs]
-    return {"priors": priors, "rows": rows}
+    cells = {name: (*name.split("/"), "")[:3] for name in found}
+    priors = list(dict.fromkeys(prior for _, prior, _ in cells.values()))
+    rows = dict[str, dict[str, tuple[float | None, bool]]]()
+    for name, (out, prior, own) in cells.items():
+        row = rows.setdefault(f"{out} + AdaBN" if own else out, dict.fromkeys(priors, (None, False)))
+        row[prior] = (found[name], name == r.get("reading"))
+    return {"priors": priors, "rows": [(name, list(row.values())) for name, row in rows.items()]}
 
 
 def _cost(r: Mapping[str, Any]) -> dict[str, Any]:

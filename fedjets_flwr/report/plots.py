@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjets_flwr.files import StrPath
+from fedjets_flwr.moe.controls import CONTROLS, best_control
 from fedjets_flwr.runs.score import UNSEEN_ACCURACY
 from fedjets_flwr.runs.tracking import read_metrics
 
@@ -74,18 +75,15 @@ def _accuracy(records: list[dict[str, Any]], summary: Mapping[str, Any]) -> Any:
     return figure
 
 
-CONTROLS = {
-    "common_expert": ("common expert", "black", "--"),
-    "common_expert_em": ("common expert + EM (control)", "C3", "-."),
-    "common_expert_masked": ("common expert, classes known (bound)", "C2", ":"),
-}
-"""Label, colour and line of each control, the same in every picture."""
-
-
 def draw_controls(axes: Any, controls: Mapping[str, float]) -> None:
-    """Draw a line across at each control's accuracy."""
-    for name, (label, colour, line) in CONTROLS.items():
-        axes.axhline(controls[name], color=colour, linestyle=line, linewidth=1.8, label=label)
+    """Draw lines across: the common expert, the best that is free, the bound; the same ones in every picture."""
+    free = best_control(controls)
+    kinds = {
+        "common_expert": ("", "black", "--"), free: (" (best free control)", "C3", "-."),
+        "common_expert_masked": (" (bound)", "C2", ":"),
+    }  # fmt: skip
+    for name, (role, colour, line) in kinds.items():
+        axes.axhline(controls[name], color=colour, linestyle=line, linewidth=1.8, label=CONTROLS[name] + role)
 
 
 def legend_beside(axes: Any) -> None:

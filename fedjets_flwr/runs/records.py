@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 ClientId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
-Reading = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
+Reading = Annotated[str, Field(pattern=r"^[^/]+/[^/]+(/adabn)?$")]
 Experts = dict[ClientId, list[Count]]
 
 

@@ -83,7 +83,7 @@ def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
     assert compare(tmp_path).count("round 2/2") == 2
     results = tmp_path / "results" / "small"
     table = (results / "table.md").read_text()
-    for row in ("| common expert |", "| common expert + EM (control) |", "| FedAvg |", "| FedJETs |", "blend/em"):
+    for row in ("| common expert |", "| common expert + EM |", "| FedAvg |", "| FedJETs |", "blend/em"):
         assert row in table
     assert {path.name for path in results.glob("*.png")} == {"accuracy.png", "bytes.png"}
     assert "round" not in compare(tmp_path).split("|")[0]

@@ -4,7 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedjets_flwr.moe.label_prior import correct, em_prior, present_classes, with_prior
+from fedjets_flwr.moe.label_prior import ESTIMATES, em_prior, map_prior, present_classes, support_prior, with_prior
+
+
+def correct(probs: Tensor) -> Tensor:
+    return with_prior(probs, em_prior(probs))
 
 
 def calibrated(prior: list[float], samples: int = 20_000, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -75,3 +79,31 @@ def test_a_mask_zeroes_absent_classes() -> None:
     assert mask.tolist() == [0, 1, 0, 1, 0]
     found = with_prior(torch.tensor([[0.5, 0.1, 0.1, 0.1, 0.2]]), mask)
     assert found.tolist() == [pytest.approx([0, 0.5, 0, 0.5, 0])]
+
+
+def test_the_support_is_the_classes_above_two_percent_and_they_count_alike() -> None:
+    probs, _ = calibrated([0.7, 0.28, 0.01, 0.01])
+    assert [share > 0.005 for share in em_prior(probs).tolist()] == [True] * 4
+    assert support_prior(probs).tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_one_map_step_by_hand() -> None:
+    """Two sure samples of class 0: its share is (2 + 1) / (2 + 2 * 1), and EM's is 1."""
+    probs = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert map_prior(probs).tolist() == pytest.approx([0.75, 0.25])
+    assert em_prior(probs).tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_few_samples_are_drawn_to_equal_shares_and_many_are_not() -> None:
+    probs, _ = calibrated([0.7, 0.2, 0.1])
+    for count, near in ((5, False), (20_000, True)):
+        few = probs[:count]
+        assert (float((map_prior(few) - em_prior(few)).abs().max()) < 0.01) is near
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_every_estimate_is_shares_even_of_outputs_that_say_nothing(name: str) -> None:
+    for probs in (torch.full((3, 4), 0.25), torch.eye(4), torch.zeros(2, 4)):
+        shares = ESTIMATES[name](probs)
+        assert float(shares.sum()) == pytest.approx(1.0)
+        assert bool((shares >= 0).all())

@@ -22,7 +22,7 @@ from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture
-from fedjets_flwr.moe.label_prior import correct
+from fedjets_flwr.moe.label_prior import em_prior, with_prior
 from fedjets_flwr.personalize.inference import Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
@@ -110,9 +110,11 @@ def test_tails_answer_as_in_their_run(
     [
         {"personalize__prior": "em"},
         {"personalize__prior": "em", "strategy__name": "fedmix", "personalize__read_out": "blend"},
+        {"personalize__prior": "support", "personalize__statistics": "own", "personalize__read_out": "mixture"},
+        {"personalize__prior": "map", "personalize__statistics": "own", "moe__trainable": "stage"},
         {"transport__dtype": "float16", "moe__init": "common", "moe__top_k": 5},
     ],
-    ids=["em", "fedmix-em", "float16"],
+    ids=["em", "fedmix-em", "support-adabn", "map-adabn", "float16"],
 )
 def test_other_settings_answer_as_in_their_run(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: dict[str, Any]
@@ -153,7 +155,8 @@ def test_the_prior_is_that_of_the_images_of_personalising(run: TrainedRun, held:
     assert plain.card.label_prior == em.card.label_prior
     assert sum(em.card.label_prior) == pytest.approx(1)
     assert plain.predictions is not None and em.predictions is not None
-    torch.testing.assert_close(em.predictions.probabilities.double(), correct(plain.predictions.probabilities))
+    raw = plain.predictions.probabilities
+    torch.testing.assert_close(em.predictions.probabilities.double(), with_prior(raw, em_prior(raw)))
     alone = em.predict(held.pixels[5:6])
     torch.testing.assert_close(alone.probabilities[0], em.predictions.probabilities[5])
 
