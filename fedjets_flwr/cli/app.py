@@ -354,7 +354,7 @@ def show_settings(
     table = Table()
     for heading in ("setting", "default", "allowed", "meaning"):
         table.add_column(heading)
-    for key, (default, allowed, meaning) in settings():
+    for key, (default, allowed, meaning) in settings().items():
         table.add_row(key, str(default), allowed, meaning)
     console.print(table)
 

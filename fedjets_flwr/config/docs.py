@@ -17,7 +17,7 @@ Give them as `-c "key=value key=value"`, or in a TOML file: `--config FILE`. `fe
 
 def app_config() -> str:
     """Return the body of ``[tool.flwr.app.config]``: Flower accepts only keys that stand there."""
-    return "".join(f"{key} = {json.dumps(default)}\n" for key, (default, _, _) in settings())
+    return "".join(f"{key} = {json.dumps(default)}\n" for key, (default, _, _) in settings().items())
 
 
 def pyproject_with_settings(text: str) -> str:
@@ -30,9 +30,8 @@ def pyproject_with_settings(text: str) -> str:
 def document() -> str:
     """Return ``docs/settings.md``, every setting as a row of a Markdown table."""
     rows = ["| setting | default | allowed | meaning |\n", "|---|---|---|---|\n"]
-    rows += [
-        f"| `{key}` | `{json.dumps(default)}` | {allowed} | {text} |\n" for key, (default, allowed, text) in settings()
-    ]
+    for key, (default, allowed, text) in settings().items():
+        rows.append(f"| `{key}` | `{json.dumps(default)}` | {allowed} | {text} |\n")
     return INTRODUCTION + "".join(rows)
 
 

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -410,7 +412,7 @@ class Config(Section):
             FedjetsError: one line that names the first wrong setting, its value and what is allowed.
         """
         nested: dict[str, dict[str, Scalar]] = {}
-        known = dict(settings())
+        known = settings()
         for key, value in flat.items():
             if key not in known:
                 raise FedjetsError(f"{key}: no such setting; {_closest(key, known)}")
@@ -575,15 +577,17 @@ class Config(Section):
         ).hexdigest()
 
 
-def settings() -> Iterator[tuple[str, tuple[Any, str, str]]]:
-    """Yield (key, (default, allowed values, description)) of every setting, in order."""
-    defaults = Config().flat()
+@cache
+def settings() -> Mapping[str, tuple[Scalar, str, str]]:
+    """Return (default, allowed values, description) by key of every setting, in order."""
+    defaults, found = Config().flat(), dict[str, tuple[Scalar, str, str]]()
     for section, outer in Config.model_fields.items():
         model: type[Section] = outer.annotation  # type: ignore[assignment]
         properties = model.model_json_schema()["properties"]
         for name, field in model.model_fields.items():
             key = f"{kebab(section)}.{kebab(name)}"
-            yield key, (defaults[key], _allowed(properties[kebab(name)]), field.description or "")
+            found[key] = defaults[key], _allowed(properties[kebab(name)]), field.description or ""
+    return MappingProxyType(found)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:

@@ -113,7 +113,7 @@ def _headline(recorded: Recorded) -> dict[str, Any]:
 
 def _settings(flat: Mapping[str, Any]) -> dict[str, list[tuple[str, Any, Any, str]]]:
     """Return (key, value, default, meaning) of the settings that differ from their default, and of the others."""
-    known = dict(settings())
+    known = settings()
     rows = [(key, value, *known.get(key, ("", "", ""))[::2]) for key, value in flat.items()]
     return {
         "changed": [row for row in rows if row[1] != row[2]],

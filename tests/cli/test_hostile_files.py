@@ -67,7 +67,7 @@ def test_an_experiment_that_makes_no_sense_is_one_line(
 def test_no_whole_number_is_beyond_all_sense(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = [key for key, (default, *_) in settings() if type(default) is int and key != "data.channels"]
+    whole = [key for key, (default, *_) in settings().items() if type(default) is int and key != "data.channels"]
     assert {"moe.experts", "partition.clients", "run.rounds", "train.batch-size"} < set(whole)
     for key in whole:
         assert key in told(capsys, monkeypatch, "partition", "-c", f"{key}={10**30}")

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import Array, MetricRecord, RecordDict
 from torch import Tensor
 
 import server_app.preparation
@@ -18,7 +19,7 @@ from fedjets_flwr.runs.checkpoint import Checkpoints, newest_vectors
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.seeds import derive
 from tests.support.faults import clients_of, same_weights, tampering
-from tests.support.in_process import Finished
+from tests.support.in_process import Finished, InProcessGrid
 from tests.support.runs import TinyRunner
 from tests.support.tiny import EXPERTS, samples_of
 
@@ -190,6 +191,65 @@ def test_an_unseen_clients_bad_counts_are_left_out_alone(tiny_run: TinyRunner) -
     assert [set(record["evaluation"]["per_client_accuracy"]) for record in found] == [{"7", "8"}, {"7"}, {"7", "8"}]
     reason = "bad reply: num-examples: not the 13 that the client was prepared with"
     assert [record["failures"] for record in found] == [{}, {"8": reason}, {}]
+
+
+@pytest.mark.parametrize("kind", ["train.fedavg", "evaluate"])
+def test_a_client_that_holds_other_data_by_now_is_prepared_anew_before_the_next_round(
+    tiny_run: TinyRunner, kind: str
+) -> None:
+    """Training or unseen; it fails once, and one preparation is enough."""
+    asked: list[tuple[str, int]] = []
+
+    def tamper(message_type: str, server_round: int, content: RecordDict) -> str | None:
+        for client in clients_of(content):
+            asked.append((message_type, client))
+            if message_type == kind and server_round == 1 and client in (0, 8):
+                record = content.metric_records[f"client.{client}"]
+                content[f"client.{client}"] = MetricRecord({**record, "num-examples": 12})
+        return None
+
+    whole = {"cohort__sampling": "uniform", "cohort__normals": 4, "cohort__anchors": 3, "run__evaluate_every": 1}
+    run = tiny_run("fedavg", tampering(tamper), **whole)
+    changed = 8 if kind == "evaluate" else 0
+    assert [set(record["failures"]) for record in records(run)] == [{str(changed)}, set(), set()]
+    prepared = [client for message_type, client in asked if message_type == "query.prepare"]
+    assert sorted(prepared) == sorted([*range(9), changed])
+    assert prepared[-1] == changed
+    last = len(asked) - 1 - asked[::-1].index(("query.prepare", changed))
+    assert asked[last - 1][0] == "evaluate"  # between two rounds
+    assert run.rounds.changed == set()
+
+
+def test_all_unseen_clients_may_be_prepared_anew_but_after_the_last_round(tiny_run: TinyRunner) -> None:
+    """Where there is a round more the run goes on without a score; after the last there is nothing left to go on to."""
+
+    def tampered(at: int) -> type[InProcessGrid]:
+        def tamper(message_type: str, server_round: int, content: RecordDict) -> str | None:
+            for client in clients_of(content) if (message_type, server_round) == ("evaluate", at) else []:
+                record = content.metric_records[f"client.{client}"]
+                content[f"client.{client}"] = MetricRecord({**record, "num-examples": 1})
+            return None
+
+        return tampering(tamper)
+
+    found = records(tiny_run("fedavg", tampered(2), run__evaluate_every=1))
+    assert ["evaluation" in record for record in found] == [True, False, True]
+    with pytest.raises(FedjetsError, match="round 3: no unseen client answered"):
+        tiny_run("fedavg", tampered(3), run__evaluate_every=1)
+
+
+def test_a_round_records_which_vectors_it_left_as_they_were_and_why(tiny_run: TinyRunner) -> None:
+    def tamper(kind: str, server_round: int, content: RecordDict) -> str | None:
+        if kind.startswith("train") and server_round == 2:
+            for name in content.array_records:
+                vectors = content.array_records[name]
+                for key, array in list(vectors.items()):
+                    huge = np.full(array.shape, 3e38, np.float32)  # finite, but together they are not
+                    vectors[key] = Array(array.dtype, array.shape, array.stype, huge.tobytes())
+        return None
+
+    found = records(tiny_run("fedavg", tampering(tamper), limits__max_growth=0.0))
+    assert [record.get("left") for record in found] == [None, {"expert.0": "its mean is not finite"}, None]
 
 
 def test_a_run_ends_where_no_unseen_client_answers(tiny_run: TinyRunner) -> None:

@@ -1,0 +1,91 @@
+"""Sites that are silent, on clients of a few samples: whom a round asks, and what it records of the others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.wire.binding import fingerprint
+from tests.support.in_process import Finished
+from tests.support.runs import TinyRunner
+from tests.support.sites import SiteGrid
+
+QUICK: dict[str, Scalar] = {
+    "limits__node_seconds": 0.2, "limits__exchange_seconds": 0.3,
+    "limits__max_failure_share": 1.0, "cohort__anchors": 3, "cohort__normals": 4, "run__rounds": 6,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
+    return TinyRunner(tmp_path, monkeypatch)
+
+
+def records(run: Finished) -> list[dict[str, Any]]:
+    return read_metrics(run.config.run_dir)
+
+
+def silent(client: int, *kinds: str) -> type[SiteGrid]:
+    class Silent(SiteGrid):
+        def begin(self) -> None:
+            self.sites[100 + client].silent = set(kinds)
+
+    return Silent
+
+
+def asked(client: int, kind: str) -> int:
+    return SiteGrid.latest.kinds.count((100 + client, kind))
+
+
+def test_a_client_that_hangs_in_training_is_asked_less_often(tiny_run: TinyRunner) -> None:
+    run = tiny_run("fedavg", silent(3, "train.fedavg"), **QUICK)
+    found = records(run)
+    assert [record.get("resting") for record in found] == [None, [3], None, [3], [3], None]
+    assert [list(record["failures"]) for record in found] == [["3"], [], ["3"], [], [], ["3"]]
+    assert [3 in record["cohort"] for record in found] == [True, False, True, False, False, True]
+    assert asked(3, "train.fedavg") == 3
+
+
+def test_a_client_that_hangs_in_routing_is_asked_less_often(tiny_run: TinyRunner) -> None:
+    run = tiny_run("fedjets", silent(5, "query.route"), **QUICK | {"run__evaluate_every": 6})
+    assert [record.get("resting") for record in records(run)] == [None, [5], None, [5], [5], None]
+    assert asked(5, "query.route") == 3
+
+
+def test_a_client_that_hangs_when_it_is_prepared_is_asked_less_often(tiny_run: TinyRunner) -> None:
+    """It does not answer before the rounds, nor in round 1, and rests in round 2."""
+    run = tiny_run("fedavg", silent(3, "query.prepare"), **QUICK)
+    found = records(run)
+    assert [record.get("resting") for record in found] == [None, [3], None, [3], [3], None]
+    assert all("3" in record["failures"] for record in found[::2][:2])
+    assert asked(3, "query.prepare") == 4
+
+
+def test_a_round_waits_for_a_mute_site_less_and_less(tiny_run: TinyRunner) -> None:
+    run = tiny_run("fedavg", silent(3, "query.describe"), **QUICK | {"run__evaluate_every": 6})
+    named = [record["round"] for record in records(run) if "refused_nodes" in record]
+    assert named == [1, 2, 5]
+    assert all(record["failures"].keys() == {"3"} for record in records(run))
+
+
+def test_a_round_waits_for_an_unseen_clients_mute_site_where_it_evaluates(tiny_run: TinyRunner) -> None:
+    class Restarted(SiteGrid):
+        def before(self, message: Message) -> None:
+            if message.metadata.message_type.startswith("train") and 108 in self.sites:
+                site = self.sites[208] = self.sites.pop(108)
+                site.silent = {"query.describe"}
+
+    run = tiny_run("fedavg", Restarted, **QUICK | {"run__evaluate_every": 3})
+    key = fingerprint(SiteGrid.latest.sites[208].key)
+    assert [record.get("refused_nodes", {}).keys() for record in records(run)] == [
+        set(),
+        set(),
+        {key},
+        set(),
+        set(),
+        {key},
+    ]
+    assert [list(record["failures"]) for record in records(run)] == [[], [], ["8"], [], [], ["8"]]
