@@ -38,9 +38,9 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
 
     def probabilities(at: ClientContext) -> Tensor:
         reading = Reading.of(READINGS[at.job.numbers["reading"]])
-        weights, _ = read_out_weights(at, vectors)
-        common = at.data.embedded.logits.softmax(1)
         probs = expert_probabilities(at, vectors, reading.statistics)
+        weights, _ = read_out_weights(at, vectors, probs)
+        common = at.data.embedded.logits.softmax(1)
         return readings(READ_OUTS[reading.read_out](probs, weights, common), at.data.samples.targets)[reading.prior]
 
     return Adapted(probabilities)

@@ -11,7 +11,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.privacy import randomise
 from fedjets_flwr.moe.adabn import adapt_batch_norm
-from fedjets_flwr.moe.gating import chosen_weights, entropy, top_k_experts
+from fedjets_flwr.moe.gating import chosen_weights, entropy, surest, top_k_experts
 from fedjets_flwr.moe.metrics import count_inspection, count_predictions, right_predictions
 from fedjets_flwr.moe.mixture import gate_scores, predict
 from fedjets_flwr.wire.messages import Number
@@ -49,11 +49,14 @@ def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Classify every sample with the experts that the client received; labels only score."""
     data, ids = context.data, context.job.experts
     probs = expert_probabilities(context, vectors)
-    own = expert_probabilities(context, vectors, "own") if context.experts_have_batch_norm else None
-    weights, sample_scores = read_out_weights(context, vectors)
+    weights, sample_scores = read_out_weights(context, vectors, probs)
+    answers = [(probs, weights)]
+    if context.experts_have_batch_norm:
+        own = expert_probabilities(context, vectors, "own")
+        answers.append((own, read_out_weights(context, vectors, own)[0]))
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
     common, samples = data.embedded.logits.softmax(1), data.samples
-    counts = count_predictions(probs, own, weights, common, ids, samples.targets, samples.columns, context.num_columns)
+    counts = count_predictions(answers, common, ids, samples.targets, samples.columns, context.num_columns)
     return Update(numbers=numbers | counts)
 
 
@@ -79,19 +82,20 @@ def expert_probabilities(context: ClientContext, vectors: Mapping[str, Tensor], 
     return probs
 
 
-def read_out_weights(context: ClientContext, vectors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the weights of the job's experts, (n, K), and the scores of all, (n, M); equal ones without a gate."""
-    ids = context.job.experts
+def read_out_weights(context: ClientContext, vectors: Mapping[str, Tensor], probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of the job's experts, (n, K), and the scores of all, (n, M), or of the K without a gate.
+
+    ``probs``: what the experts answer, (K, n, C); without a gate the surest of them weighs alone.
+    """
     if "gate" in context.job.vectors:
         sample_scores = _scores(context, vectors)
-    else:
-        sample_scores = gate_scores(None, context.data.embedding, max(ids) + 1, context.device)
-    return chosen_weights(sample_scores, ids, renormalise=False), sample_scores
+        return chosen_weights(sample_scores, context.job.experts, renormalise=False), sample_scores
+    sample_scores = surest(probs).expand(probs.shape[1], -1)
+    return chosen_weights(sample_scores, range(len(probs)), renormalise=False), sample_scores
 
 
 def _scores(context: ClientContext, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the gate's scores of all samples, (n, M), on the CPU."""
     if (oracle := context.oracle_scores()) is not None:
         return oracle.cpu()
-    experts = context.config.moe.experts
-    return gate_scores(context.gate(vectors).module, context.data.embedding, experts, context.device)
+    return gate_scores(context.gate(vectors).module, context.data.embedding, context.device)

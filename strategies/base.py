@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
 from fedjets_flwr.federation.privacy import check_private
 from fedjets_flwr.federation.reply_checks import check_trained
@@ -186,3 +187,15 @@ class Strategy(ABC):
         """What counts as the method's accuracy: read-out, prior correction, statistics (one of ``READINGS``)."""
         how = self.config.personalize
         return f"{how.read_out or self.read_out}/{how.prior}{'/adabn' if how.statistics == 'own' else ''}"
+
+
+def check_anchors(config: Config, sampling: str) -> None:
+    """Raise FedjetsError where anchors take part as such and there are more of them than experts.
+
+    ``sampling``: how the method draws cohorts unless ``cohort.sampling`` says otherwise.
+    """
+    if config.num_anchors > config.moe.experts and (config.cohort.sampling or sampling) == "anchored":
+        raise FedjetsError(
+            f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
+            " lower it, or set cohort.sampling to 'uniform'"
+        )

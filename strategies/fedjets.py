@@ -10,13 +10,12 @@ from functools import cached_property
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.wire.messages import Job
-from strategies.base import Routes, Strategy
+from strategies.base import Routes, Strategy, check_anchors
 
 
 class FedJets(Strategy):
@@ -31,11 +30,7 @@ class FedJets(Strategy):
     def validate(cls, config: Config) -> None:
         """Every anchor client needs an expert of its own."""
         super().validate(config)
-        if config.num_anchors > config.moe.experts and (config.cohort.sampling or cls.sampling) == "anchored":
-            raise FedjetsError(
-                f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
-                " lower it, or set cohort.sampling to 'uniform'"
-            )
+        check_anchors(config, cls.sampling)
 
     @property
     def num_experts(self) -> int:

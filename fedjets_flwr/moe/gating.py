@@ -117,6 +117,15 @@ READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 """Read-outs by name: (probabilities of the K (K, n, C), gate weights (n, K), the common expert's (n, C)) -> (n, C)."""
 
 
+def surest(probs: Tensor) -> Tensor:
+    """Return scores of K models for samples without labels where no gate gives any, (K,): 1 for the surest, else 0.
+
+    It is the model whose predictions (K, n, C) have the lowest mean entropy; among equals the first.
+    """
+    nats = torch.special.entr(probs.double()).sum(dim=2).mean(dim=1)
+    return torch.nn.functional.one_hot(nats.argmin(), len(probs)).to(probs.dtype)
+
+
 def entropy(sample_scores: Tensor) -> Tensor:
     """Return each sample's gate entropy divided by log M, (n,): 0 is certain, 1 is uniform; 0 for M = 1."""
     if sample_scores.shape[1] == 1:

@@ -55,9 +55,7 @@ def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
 
 
 def count_predictions(
-    probs: Tensor,
-    own: Tensor | None,
-    weights: Tensor,
+    answers: Sequence[tuple[Tensor, Tensor]],
     common: Tensor,
     experts: Sequence[int],
     labels: Tensor,
@@ -67,9 +65,8 @@ def count_predictions(
     """Return a client's counts.
 
     Args:
-        probs: (K, n, C) of the K experts.
-        own: the same with the client's own batch-norm statistics; None where the experts have no batch norm.
-        weights: gate weights of the K experts, (n, K).
+        answers: probabilities (K, n, C) of the K experts and their weights (n, K); where the experts have batch norm,
+            the same once more with the client's own statistics.
         common: the common expert's probabilities, (n, C).
         experts: their ids.
         labels: (n,), for scoring.
@@ -81,10 +78,10 @@ def count_predictions(
         ``answered-right``: the right ones among them; ``classes``: samples by column.
     """
     right = [
-        [n for read in READ_OUTS.values() for n in right_predictions(read(answers, weights, common), labels)]
-        for answers in (probs, own)
-        if answers is not None
+        [n for read in READ_OUTS.values() for n in right_predictions(read(probs, weights, common), labels)]
+        for probs, weights in answers
     ]
+    probs, weights = answers[0]
     best = top_1_of(weights)
     cells = best * num_columns + columns
     hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels

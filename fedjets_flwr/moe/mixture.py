@@ -18,15 +18,13 @@ class Mixture:
     Attributes:
         experts: the K models.
         ids: theirs among the M.
-        gate: over all M; None: every expert counts the same.
-        num_experts: M.
+        gate: over all M, or the scores (M,) that all samples share where there is none.
         read_out: how they answer, a key of ``gating.READ_OUTS``.
     """
 
     experts: Sequence[FlatModel]
     ids: Sequence[int]
-    gate: nn.Module | None
-    num_experts: int
+    gate: nn.Module | Tensor
     read_out: str
 
 
@@ -35,10 +33,10 @@ def probabilities(experts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
     return torch.stack([expert(inputs).softmax(dim=1) for expert in experts])
 
 
-def sample_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int) -> Tensor:
-    """Return the scores of all M experts, (n, M); equal ones without a gate."""
-    if gate is None:
-        return torch.full((embedding.shape[0], num_experts), 1 / num_experts)
+def sample_scores(gate: nn.Module | Tensor, embedding: Tensor) -> Tensor:
+    """Return a gate's scores of all M experts, (n, M), or those that all samples share."""
+    if isinstance(gate, Tensor):
+        return gate.expand(embedding.shape[0], -1)
     return scores(gate(embedding))
 
 
@@ -68,7 +66,7 @@ def predict(models: Sequence[FlatModel], inputs: Inputs, count: int, batch_size:
     return torch.cat(parts, dim=1)
 
 
-def gate_scores(gate: nn.Module | None, embedding: Tensor, num_experts: int, device: torch.device) -> Tensor:
-    """Return the scores of all M experts, (n, M), on the CPU; equal ones without a gate."""
+def gate_scores(gate: nn.Module | Tensor, embedding: Tensor, device: torch.device) -> Tensor:
+    """Return the scores of :func:`sample_scores` on the CPU."""
     with torch.inference_mode():
-        return sample_scores(gate, embedding.to(device), num_experts).cpu()
+        return sample_scores(gate, embedding.to(device)).cpu()

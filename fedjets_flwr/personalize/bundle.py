@@ -49,8 +49,8 @@ class Card(BaseModel):
         run: name of the run; ``weights_hash`` is that of its ``summary.json``.
         image_shape: channels, height, width.
         experts: ids of the K experts, in the order in which the read-out sees them.
-        gated: whether a gate weighs the experts for each image; without one they weigh the same.
-        gate_scores: mean score of each of the run's M experts on the site's images.
+        gated: whether a gate weighs the experts for each image; without one ``gate_scores`` do for all.
+        gate_scores: mean score of each of the run's M experts on the site's images; without a gate 1 for the surest.
         read_out: how the K experts answer (a key of ``gating.READ_OUTS``).
         prior: how ``label_prior`` was estimated, by which probabilities are corrected; ``none``: they are not.
         label_prior: class shares, estimated on the site's unlabelled images.

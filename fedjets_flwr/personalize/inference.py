@@ -117,5 +117,5 @@ def answer(
         probs.append(predict(mixture.experts, on_device.__getitem__, len(chunk.pixels), CHUNK))
         logits.append(chunk.seen.logits)
         embedding.append(chunk.seen.embedding)
-    all_scores = gate_scores(mixture.gate, torch.cat(embedding), mixture.num_experts, device)
+    all_scores = gate_scores(mixture.gate, torch.cat(embedding), device)
     return read(torch.cat(probs, dim=1), all_scores, mixture.ids, torch.cat(logits).softmax(1), mixture.read_out)

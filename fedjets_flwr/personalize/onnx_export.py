@@ -34,7 +34,8 @@ class Graph(nn.Module):
         # Copies: the parameters of the personaliser are views of one vector.
         self.backbone = Backbone(self.common, self.card.trainable)
         self.trunk, self.neck, self.head = (copy.deepcopy(part).cpu() for part in self.backbone.parts)
-        self.gate = copy.deepcopy(personaliser.gate.module).cpu() if personaliser.gate is not None else None
+        gate = personaliser.gate
+        self.gate = copy.deepcopy(gate.module).cpu() if gate else torch.tensor(self.card.gate_scores)
         self.experts = nn.ModuleList(copy.deepcopy(personaliser.experts[m].module).cpu() for m in self.card.experts)
         self.eval()
 
@@ -43,7 +44,7 @@ class Graph(nn.Module):
         card, pixels = self.card, self.common.normalise(images)
         seen = self.backbone.see(pixels, (self.trunk, self.neck, self.head))
         probs = probabilities(list(self.experts), self.backbone.expert_input(pixels, seen))
-        all_scores = sample_scores(self.gate, seen[card.embedding], len(card.gate_scores))
+        all_scores = sample_scores(self.gate, seen[card.embedding])
         mixed, best = read(probs, all_scores, card.experts, seen["logits"].softmax(dim=1), card.read_out)
         if card.prior != "none":
             mixed = with_prior(mixed, torch.tensor(card.label_prior, dtype=torch.float64)).float()

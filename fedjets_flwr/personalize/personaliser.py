@@ -25,10 +25,10 @@ from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
-from fedjets_flwr.moe.gating import READ_OUTS, top_k_experts
+from fedjets_flwr.moe.gating import READ_OUTS, surest, top_k_experts
 from fedjets_flwr.moe.label_prior import ESTIMATES, em_prior, with_prior
 from fedjets_flwr.moe.metrics import STATISTICS
-from fedjets_flwr.moe.mixture import Mixture, gate_scores
+from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize import bundle
 from fedjets_flwr.personalize.bundle import Card
@@ -100,9 +100,9 @@ class Personaliser:
         bundle.write_bundle(folder, self.card, files)
 
     def _answer(self, chunks: Iterable[Chunk]) -> tuple[Tensor, Tensor]:
-        c, gate = self.card, self.gate.module if self.gate else None
-        models, of = [self.experts[m] for m in c.experts], len(c.gate_scores)
-        return answer(chunks, self.common, Mixture(models, c.experts, gate, of, c.read_out), self.device)
+        c, models = self.card, [self.experts[m] for m in self.card.experts]
+        gate = self.gate.module if self.gate else torch.tensor(c.gate_scores)
+        return answer(chunks, self.common, Mixture(models, c.experts, gate, c.read_out), self.device)
 
     def _adapt(self, chunks: Sequence[Chunk]) -> None:
         """Give the experts' batch norms the statistics of images."""
@@ -160,8 +160,8 @@ def personalise(
     chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
     gate = _gate(run, where)
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
-    scores = gate_scores(gate.module if gate else None, embedding, run.num_experts, where)
-    chosen = _choose(run, scores, experts)
+    scores = gate_scores(gate.module if gate else _surest(run, chunks, where), embedding, where)
+    chosen = _choose(run, scores, experts, read_out)
     unread = Personaliser(
         _card(run, chosen, scores, read_out, prior),
         run.common,
@@ -178,13 +178,25 @@ def personalise(
     return replace(made, predictions=made._predictions(probs, answered, pictures))
 
 
-def _choose(run: TrainedRun, scores: Tensor, experts: int) -> tuple[int, ...]:
-    """Return the K experts that the run's method serves: the gate's choice, or all of them in order."""
+def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device) -> Tensor:
+    """Return the scores of a run's M models where no gate gives any, (M,): 1 for the one that is surest."""
+    if run.num_experts == 1:
+        return torch.ones(1)
+    models = [_held(run, expert_name(m), _untrained(run, m), where) for m in range(run.num_experts)]
+    inputs = torch.cat([inputs_of(chunk, run.common) for chunk in chunks]).to(where)
+    return surest(predict(models, inputs.__getitem__, len(inputs)))
+
+
+def _choose(run: TrainedRun, scores: Tensor, experts: int, read_out: str) -> tuple[int, ...]:
+    """Return the K experts that the run's method serves: the gate's choice, or all of them in order.
+
+    Where one answers for all images, as without a gate, the others are left out.
+    """
     total = run.num_experts
     if experts and not 1 <= experts <= total:
         raise FedjetsError(f"--experts {experts}: the run has {total}; choose 1 to {total}")
-    if "gate" not in run.vectors and experts not in (0, total):
-        raise FedjetsError(f"--experts {experts}: {run.config.strategy.name} has no gate to choose by; leave it out")
+    if not experts and "gate" not in run.vectors and read_out == "top-1":
+        experts = 1
     if not experts and not run.serving.routed:
         return tuple(range(total))
     return top_k_experts(scores, experts or run.config.moe.top_k)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client_app.algorithms import algorithms, fedavg, fedjets, fedmix, fedprox, finetune, local, scaffold
+from client_app.algorithms import algorithms, fedavg, fedjets, fedmix, fedprox, finetune, ifca, local, scaffold
 from client_app.participants import as_received
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Scalar
@@ -19,6 +19,7 @@ from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.models.expert import build_expert
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import batches
+from fedjets_flwr.names import expert_id
 from fedjets_flwr.seeds import torch_generator
 from fedjets_flwr.wire.messages import Job, Number
 from tests.support import by_hand
@@ -63,7 +64,7 @@ def test_every_local_algorithm_is_found_by_its_name() -> None:
     found = algorithms()
     assert {name: algorithm.train for name, algorithm in found.items()} == {
         "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train, "fedprox": fedprox.train,
-        "finetune": fedavg.train, "local": None, "scaffold": scaffold.train,
+        "finetune": fedavg.train, "ifca": ifca.train, "local": None, "scaffold": scaffold.train,
     }  # fmt: skip
     own = {name: algorithm.adapt for name, algorithm in found.items() if algorithm.adapt is not as_received}
     assert own == {"finetune": finetune.adapt, "local": local.adapt}
@@ -90,6 +91,38 @@ def test_proximal_steps(tmp_path: Path, client: int, adjust: bool) -> None:
     wanted, loss = by_the_client(runtime, client).proximal(exact(start), 0.8)
     assert_equal(trained, wanted)
     assert numbers == {"num-examples": len(samples_of(runtime.config, client)), "loss": pytest.approx(loss, abs=1e-5)}
+
+
+@each_client
+@adjusted
+def test_ifca_trains_the_model_that_fits_best(tmp_path: Path, client: int, adjust: bool) -> None:
+    """The lowest loss on all its samples as they are, whichever place in the job that model has."""
+    runtime, start = tiny_runtime(tmp_path, train__logit_adjust=adjust), start_vectors(*ALL)
+    here = by_the_client(runtime, client)
+    losses = {name: here.loss(vector) for name, vector in exact(start).items()}
+    best = min(losses, key=losses.__getitem__)
+    assert sorted(losses.values())[1] > losses[best] + 0.01
+    wanted, loss = here.supervised({best: exact(start)[best]}, expert_id(best))
+    for names in (ALL, ALL[::-1], (best,)):
+        trained, numbers = trained_by(ifca, runtime, Job(client, names), ROUND, start)
+        assert_equal(trained, {"trained": wanted[best]})
+        n = len(samples_of(runtime.config, client))
+        assert numbers == {"num-examples": n, "loss": pytest.approx(loss, abs=1e-5), "cluster": expert_id(best)}
+
+
+def test_where_models_are_equal_clients_of_ifca_draw_one_each(tmp_path: Path) -> None:
+    """The draw is that of client and round, so that a resumed run repeats it."""
+    runtime = tiny_runtime(tmp_path)
+    start = dict.fromkeys(ALL, start_vectors("expert.0")["expert.0"])
+    start["expert.1"] = 9 * start["expert.1"]  # fits nobody
+
+    def drawn(client: int, server_round: int) -> Number:
+        return trained_by(ifca, runtime, Job(client, ALL), server_round, start)[1]["cluster"]
+
+    found = {(client, server_round): drawn(client, server_round) for client in range(7) for server_round in (1, 2)}
+    assert set(found.values()) == {0, 2}
+    assert found == {(client, server_round): drawn(client, server_round) for client, server_round in found}
+    assert any(found[client, 1] != found[client, 2] for client in range(7))
 
 
 @each_client

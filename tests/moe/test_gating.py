@@ -17,6 +17,7 @@ from fedjets_flwr.moe.gating import (
     read_mixture,
     read_top_1,
     scores,
+    surest,
     top_1_of,
     top_k_experts,
 )
@@ -191,3 +192,12 @@ def test_loss_stays_finite_when_the_chosen_scores_underflow(mix: str, renormalis
     assert torch.isfinite(loss)
     assert gate.grad is not None
     assert torch.isfinite(gate.grad).all()
+
+
+def test_the_surest_model_has_the_lowest_mean_entropy_over_all_samples() -> None:
+    """Sure of one sample and not of the other (.35 nats) against half sure of both (.5 and .325); a tie: the first."""
+    half, sure, most = [0.5, 0.5], [1.0, 0.0], [0.9, 0.1]
+    assert surest(torch.tensor([[most, half], [sure, half], [half, half]])).tolist() == [0, 1, 0]
+    assert surest(torch.tensor([[sure, half], [most, most], [half, sure]])).tolist() == [0, 1, 0]
+    assert surest(torch.tensor([[half, sure], [sure, half]])).tolist() == [1, 0]
+    assert surest(torch.tensor([[half, half]])).tolist() == [1]

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch import nn
 
@@ -9,13 +8,14 @@ from fedjets_flwr.moe.mixture import gate_scores, predict
 EXPERTS, SAMPLES, EMBEDDING = 4, 6, 3
 
 
-def test_scores_are_the_gates_softmax_or_equal_ones() -> None:
+def test_scores_are_the_gates_softmax_or_those_that_all_samples_share() -> None:
     h = torch.randn(SAMPLES, EMBEDDING, generator=torch.Generator().manual_seed(1))
     gate = FlatModel(nn.Linear(EMBEDDING, EXPERTS))
-    found = gate_scores(gate.module, h, EXPERTS, torch.device("cpu"))
+    found = gate_scores(gate.module, h, torch.device("cpu"))
     torch.testing.assert_close(found, gate.module(h).softmax(dim=1).detach())
     assert not found.requires_grad
-    assert gate_scores(None, h, 5, torch.device("cpu")).tolist() == [pytest.approx([0.2] * 5)] * SAMPLES
+    shared = torch.tensor([0.1, 0.2, 0.7])
+    assert torch.equal(gate_scores(shared, h, torch.device("cpu")), torch.stack([shared] * SAMPLES))
 
 
 def test_predict_is_the_softmax_in_eval_mode() -> None:

@@ -37,7 +37,7 @@ EXPERT, GATE = FEATURES * CLASSES + CLASSES, 87
 ALL = ("expert.0", "expert.1", "expert.2", "gate")
 NOTHING: tuple[Any, Any, Any] = (None, None, None)
 """What hooks get that the state's own strategy has no use for."""
-NAMES = ("ensembles", "fedavg", "fedjets", "fedmix", "fedprox", "scaffold")
+NAMES = ("ensembles", "fedavg", "fedjets", "fedmix", "fedprox", "ifca", "scaffold")
 OWN = ("finetune", "local")
 """Methods of the clients' own models, whose steps are in ``tests/strategies/test_own_models.py``."""
 
@@ -89,6 +89,7 @@ def test_settings_are_checked_by_the_method_that_they_name() -> None:
         ("scaffold", "scaffold", "top-1/none", "uniform", False, False, 1, 1, 1),
         ("ensembles", "fedavg", "mean/none", "uniform", False, False, 4, 4, 4),
         ("fedmix", "fedmix", "mixture/none", "uniform", False, True, 3, 3, 4),
+        ("ifca", "ifca", "top-1/none", "uniform", False, True, 3, 3, 1),
         ("fedjets", "fedjets", "top-1/none", "anchored", True, True, 3, 2, 3),
     ],
 )
@@ -114,14 +115,15 @@ def test_settings_take_the_place_of_a_methods_own_ways() -> None:
 @pytest.mark.parametrize("trainable", ["head", "all"])
 def test_a_state_begins_as_the_experts_that_clients_build(name: str, trainable: str) -> None:
     method = tiny_method(name, moe__trainable=trainable, model__width=2, moe__init="random")
-    init = "random" if name in ("fedjets", "fedmix") else "common"
+    init = "random" if name in ("fedjets", "fedmix", "ifca") else "common"
     of = method.strategy
     experts = [build_expert(of.config, of.common, of.architecture(m), m, init) for m in range(of.num_experts)]
     wanted = {f"expert.{m}": FlatModel(expert).vector for m, expert in enumerate(experts)}
     spec = FlatModel(experts[0]).spec
     if init == "random":
-        wanted["gate"] = FlatModel(build_configured_gate(of.config, of.common, EXPERTS)).vector
         assert not torch.equal(wanted["expert.0"], wanted["expert.1"])
+    if name in ("fedjets", "fedmix"):
+        wanted["gate"] = FlatModel(build_configured_gate(of.config, of.common, EXPERTS)).vector
     if name == "scaffold":
         wanted["variate"] = torch.zeros(spec.trained)
     assert method.vectors.keys() == wanted.keys()
@@ -221,6 +223,48 @@ def test_every_client_of_fedmix_trains_everything() -> None:
     assert method.planned(1, [2], [5, 0]) == [Job(c, ALL, ALL, cost=3 * SAMPLES[c]) for c in (0, 2, 5)]
 
 
+def test_a_client_of_ifca_receives_all_models_and_returns_one_and_an_anchor_has_its_own_alone() -> None:
+    method = tiny_method("ifca", cohort__sampling="anchored")
+    method.strategy.anchors = (3, 5, 6)
+    assert method.planned(1, [5], [0, 2]) == [
+        Job(0, ALL[:3], ("trained",), cost=SAMPLES[0] * 5 / 3),
+        Job(2, ALL[:3], ("trained",), cost=SAMPLES[2] * 5 / 3),
+        Job(5, ("expert.1",), ("trained",), cost=SAMPLES[5]),
+    ]
+    assert method.strategy.spec_of("trained") == method.strategy.spec_of("expert.2")
+
+
+def test_the_models_of_ifca_are_the_averages_of_those_who_chose_them() -> None:
+    method = tiny_method("ifca")
+    before = method.vectors["expert.1"]
+    found = method.merged(
+        [reply(0, trained=1.0, cluster=2), reply(1, trained=5.0, cluster=0), reply(2, trained=3.0, cluster=2)]
+    )
+    mean = (SAMPLES[0] * 1.0 + SAMPLES[2] * 3.0) / (SAMPLES[0] + SAMPLES[2])
+    torch.testing.assert_close(method.vectors["expert.2"], flat(mean))
+    torch.testing.assert_close(method.vectors["expert.0"], flat(5.0))
+    assert method.vectors["expert.1"] is before
+    assert (found["expert.2"], found["expert.0"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "value", "reason"),
+    [(3, 1.0, "cluster"), (-1, 1.0, "cluster"), (0, 1.0, "not the anchor's own"),
+     (1, math.nan, "expert.1 is not finite"), (1, 1e9, "expert.1 is over limits.max-growth"), (1, 1.0, "")],
+)  # fmt: skip
+def test_a_reply_to_ifca_is_checked_as_the_model_that_it_says_it_is(cluster: int, value: float, reason: str) -> None:
+    method = tiny_method("ifca", cohort__sampling="anchored")
+    method.strategy.anchors = (3, 5, 6)
+    found = method.refused(reply(5, trained=value, cluster=cluster), reply(0, trained=1.0, cluster=2))
+    assert set(found) == ({5} if reason else set())
+    assert reason in found.get(5, "")
+
+
+def test_a_client_of_ifca_that_is_no_anchor_in_this_run_may_choose_any() -> None:
+    method = tiny_method("ifca")
+    assert method.refused(*(reply(c, trained=1.0, cluster=2) for c in range(3))) == {}
+
+
 def test_members_of_an_ensemble_draw_cohorts_of_their_own() -> None:
     """A client trains the members that drew it, each by itself; one that could not be prepared trains none."""
     method = tiny_method("ensembles", ensembles__members=3)
@@ -286,6 +330,7 @@ def test_a_choice_that_is_none_is_refused_and_the_others_count(experts: Any) -> 
         ("scaffold", ("expert.0",)),
         ("ensembles", ("expert.0", "expert.1")),
         ("fedmix", ALL),
+        ("ifca", ALL[:3]),
     ],
 )
 def test_unseen_clients_receive_all_that_there_is(name: str, names: tuple[str, ...]) -> None:

@@ -136,8 +136,17 @@ def scaffold(config: Config, state: Vectors, server_round: int, **_: Any) -> lis
     return replies
 
 
+def ifca(config: Config, state: Vectors, server_round: int, **_: Any) -> list[Reply]:
+    cohort, replies = draw_cohort(config, server_round, config.cohort.sampling or "uniform", (0, 1, 2)), []
+    for c in cohort.clients:
+        client = Client(config, c, server_round)
+        best = min(range(EXPERTS), key=lambda m: client.loss(state[f"expert.{m}"])) if c in cohort.normals else c
+        replies.append(Reply(c, *client.supervised({f"expert.{best}": state[f"expert.{best}"]}, best)))
+    return replies
+
+
 METHODS = {
-    "ensembles": ensembles, "fedavg": fedavg, "fedjets": fedjets, "fedmix": fedmix, "fedprox": fedprox,
+    "ensembles": ensembles, "fedavg": fedavg, "fedjets": fedjets, "fedmix": fedmix, "fedprox": fedprox, "ifca": ifca,
     "scaffold": scaffold,
 }  # fmt: skip
 
@@ -192,6 +201,13 @@ def test_rounds_of_fedjets_in_other_ways(tiny_run: TinyRunner, changes: dict[str
     assert_follows(tiny_run("fedjets", **changes))
 
 
+def test_anchors_of_ifca_train_the_model_that_they_are_bound_to(tiny_run: TinyRunner) -> None:
+    method = tiny_run("ifca", cohort__sampling="anchored", train__logit_adjust=True)
+    assert_follows(method)
+    trained = [set(record["trained"]) for record in read_metrics(method.config.run_dir)]
+    assert set.union(*trained) == {"expert.0", "expert.1", "expert.2"}
+
+
 def test_anchors_chosen_by_embeddings_drive_the_expert_of_their_position(tiny_run: TinyRunner) -> None:
     """Farthest first: the client whose mean embedding is farthest from the mean, then twice the one farthest from
     those chosen; in ascending order they are bound to experts 0, 1, 2."""
@@ -222,11 +238,13 @@ def readings_by_hand(method: Finished, state: Vectors, client: int) -> tuple[lis
     """Return an unseen client's experts, the share of its samples that each one answers, and the accuracy of each
     read-out with each correction."""
     samples, names = samples_of(method.config, client), [n for n in state if n.startswith("expert.")]
-    ids, g = list(range(len(names))), np.full((len(samples), len(names)), 1 / len(names))
-    if "gate" in state:
-        g = by_hand.scores(state["gate"], samples.h)
-        ids = chosen(state["gate"], samples.h, method.config.moe.top_k) if method.strategy.routed else ids
+    ids = list(range(len(names)))
+    if "gate" in state and method.strategy.routed:
+        ids = chosen(state["gate"], samples.h, method.config.moe.top_k)
     p = np.stack([by_hand.softmax(by_hand.expert(state[f"expert.{m}"], samples.x)[0]) for m in ids])
+    surest = (-(p * np.log(p)).sum(axis=2)).mean(axis=1).argmin()  # without a gate it answers alone
+    g = np.eye(len(names))[[surest] * len(samples)]
+    g = by_hand.scores(state["gate"], samples.h) if "gate" in state else g
     w = g[:, ids].T
     mixture = (w[:, :, None] * p).sum(axis=0) / w.sum(axis=0)[:, None]
     read = {

@@ -175,6 +175,10 @@ class Client:
                     now[name] = now[name] - rate.lr * heavy[name]
         return now, sum(losses) / len(losses)
 
+    def loss(self, vector: Array) -> float:
+        """Return an expert's cross entropy on all samples."""
+        return cross_entropy(expert(vector, self.samples.x)[0] + self.offset, self.samples.y)[0]
+
     def supervised(
         self, vectors: Vectors, m: int = 0, more: Callable[[Array], Array] = np.zeros_like
     ) -> tuple[Vectors, float]:

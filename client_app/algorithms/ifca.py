@@ -1,0 +1,33 @@
+"""IFCA's local training (Ghosh et al. 2020): the model that fits the client's samples best, by FedAvg's steps."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from client_app.algorithms.fedavg import train_one
+from client_app.client import ClientContext, Update
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.early_stopping import mean_loss
+
+
+@torch.no_grad()
+def best_fitting(context: ClientContext, models: Mapping[int, FlatModel]) -> int:
+    """Return the id of the model with the lowest loss on the client's training samples; one drawn among equals."""
+    data, inputs, task = context.data, context.plain_inputs(), context.task
+
+    def total_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return task.total_loss(outputs, targets, data.offset)
+
+    losses = {m: mean_loss(model, inputs, data.targets, total_loss) for m, model in models.items()}
+    equal = [m for m, loss in losses.items() if loss == min(losses.values())]
+    return equal[int(torch.randint(len(equal), (1,), generator=context.generator("cluster")))]
+
+
+def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+    """Train the model that fits best; return it, which one it is, the sample count and the mean loss."""
+    models = context.experts(vectors)
+    cluster = best_fitting(context, models)
+    loss = train_one(context, models[cluster], cluster)
+    numbers = {"num-examples": len(context.data), "loss": loss, "cluster": cluster}
+    return Update({"trained": models[cluster].vector}, numbers)
