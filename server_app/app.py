@@ -12,6 +12,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+from torch import Tensor
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_split
@@ -23,7 +24,7 @@ from fedjets_flwr.models.common_expert import COMMON_EXPERT
 from fedjets_flwr.models.expert import encode_architectures, forward_flops
 from fedjets_flwr.models.flat_model import digest_of
 from fedjets_flwr.models.pretraining import provide_common_expert, save_common_expert
-from fedjets_flwr.names import expert_name
+from fedjets_flwr.names import expert_ids, expert_name
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.callback import Callback, installed_callbacks
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
@@ -34,7 +35,7 @@ from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.stopping import StopRequest, error_facts
 from fedjets_flwr.runs.tensorboard import TensorBoard
 from fedjets_flwr.runs.tracking import Tracker, publish
-from fedjets_flwr.runs.trained_run import Serving
+from fedjets_flwr.runs.trained_run import Serving, open_run
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.binding import PINS, Binding, read_roster
 from fedjets_flwr.wire.exchange import Exchange
@@ -203,7 +204,7 @@ def begin(
 ) -> tuple[Rounds, int]:
     """Give the method its state, prepare the clients and choose anchors; return the rounds and the first one to do."""
     config = method.config
-    method.vectors = found.vectors if found else method.state()
+    method.vectors = found.vectors if found else start_of(method)
     method.anchors = tuple(found.facts["anchors"]) if found else ()
     choose = config.cohort.anchor_selection != "partition" and not method.anchors
     prepared = prepare_all(exchange, config, tracker.say, choose)
@@ -215,6 +216,29 @@ def begin(
         method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
     checkpoints.anchors = method.anchors
     return Rounds(method, exchange, prepared, callbacks), found.server_round + 1 if found else 1
+
+
+def start_of(method: Strategy) -> dict[str, Tensor]:
+    """Return the state before round 1: the method's own, or what it has of the run in ``run.start-from``.
+
+    Raises:
+        FedjetsError: that is no finished run, or its models are of another size.
+    """
+    own, folder = method.state(), method.config.run.start_from
+    if not folder:
+        return own
+    theirs = open_run(folder).vectors
+    single = theirs["expert.0"] if len(expert_ids(theirs)) == 1 else None
+    for name, vector in own.items():
+        taken = single if single is not None and name.startswith("expert.") else theirs.get(name)
+        if taken is None and name.startswith("expert."):
+            raise FedjetsError(f"run.start-from = {folder!r}: it has no {name}; lower moe.experts")
+        if taken is not None and taken.shape != vector.shape:
+            raise FedjetsError(
+                f"run.start-from = {folder!r}: its {name} is of another size; set model.* and moe.* alike"
+            )
+        own[name] = vector if taken is None else taken.clone()
+    return own
 
 
 def newest_checkpoint(config: Config, tracker: Tracker, checkpoints: Checkpoints) -> Checkpoint | None:

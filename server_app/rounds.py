@@ -8,6 +8,7 @@ the callbacks.
 """
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -201,12 +202,12 @@ class Rounds(FlowerStrategy):
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, *, first: int = 1, **_: object
     ) -> Result:
-        """Do the rounds from ``first`` to the last.
+        """Do the rounds from ``first`` to the last; with none to do, only serve and score the unseen clients.
 
         Raises:
             FedjetsError: too many clients failed, or no node came.
         """
-        for server_round in range(first, self.config.run.rounds + 1):
+        for server_round in range(first, self.config.run.rounds + 1) if self.config.run.rounds else [0]:
             before = dict(self.strategy.vectors)
             try:
                 record = self._round(server_round, grid)
@@ -224,14 +225,15 @@ class Rounds(FlowerStrategy):
         c, strategy, arrays, settings = self.config, self.strategy, ArrayRecord(), ConfigRecord()
         started, before = time.monotonic(), self.exchange.traffic.copy()
         timed, self.failures, self._left = self.seconds.copy(), {}, {}
-        messages = self.configure_train(server_round, arrays, settings, grid)
-        with self.clock("train"):
-            self.aggregate_train(server_round, self.exchange.stream(messages))
-        trained = dict(self._metrics)
+        if server_round:
+            messages = self.configure_train(server_round, arrays, settings, grid)
+            with self.clock("train"):
+                self.aggregate_train(server_round, self.exchange.stream(messages))
+        trained = {"loss": math.nan} | self._metrics
         record: dict[str, object] = {"round": server_round, "loss": trained.pop("loss")}
         record |= {"cohort": self.cohort.clients, "trained": trained}
         merged = time.monotonic()
-        if metrics := strategy.after_merge(server_round):
+        if server_round and (metrics := strategy.after_merge(server_round)):
             self.seconds["server"] += time.monotonic() - merged
             record["metrics"] = dict(metrics)
         last = server_round == c.run.rounds

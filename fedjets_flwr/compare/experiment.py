@@ -1,7 +1,8 @@
 """Comparisons: rows x seeds, each run once, one Markdown table and its figures.
 
 An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all rows, and ``rows``, a list of ``name``,
-``settings``, and optionally ``seeds`` and ``readings``, the read-outs of the same run that get a line each.
+``settings``, and optionally ``seeds``, ``readings``, the read-outs of the same run that get a line each, and ``start``,
+the name of a row above from whose models it starts (``run.start-from``); with ``run.rounds = 0`` it only scores them.
 """
 
 import hashlib
@@ -40,6 +41,7 @@ class Row(BaseModel):
     settings: dict[str, str | int | float | bool] = {}
     seeds: list[int] = []
     readings: list[str] = []
+    start: str = ""
 
     @field_validator("readings")
     @classmethod
@@ -92,13 +94,21 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
     shared |= {"run.output-dir": str(parent)}
     final = parse_pairs(extra)
     rows = []
+    above: dict[tuple[str, int], Config] = {}
     for row in file.rows:
         configs = []
         for seed in row.seeds or file.seeds:
+            own = {**row.settings, "run.seed": seed}
+            if row.start:
+                if (row.start, seed) not in above:
+                    raise FedjetsError(f"{path}, row {row.name!r}: start: no row {row.start!r} of seed {seed} above it")
+                own["run.start-from"] = str(above[row.start, seed].run_dir)
+            no_rounds = {name: 0 for name in ("run.rounds",) if own.get(name) == 0}  # whatever all others have
             try:
-                configs.append(_named(absolute_paths(shared | row.settings | {"run.seed": seed} | final)))
+                configs.append(_named(absolute_paths(shared | own | final | no_rounds)))
             except FedjetsError as error:
                 raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
+            above[row.name, seed] = configs[-1]
         rows.append((row, tuple(configs)))
     return Experiment(file.title, parent, tuple(rows))
 
@@ -116,6 +126,8 @@ def _preset(preset: str, path: Path) -> dict[str, Scalar]:
 def _named(flat: Mapping[str, Scalar]) -> Config:
     """Return the settings with a run name of all that matters to the table, rounds and read-out included."""
     matters = {k: v for k, v in flat.items() if not k.startswith(("run.output-dir", "run.cache-dir", "data.dir"))}
+    if "run.start-from" in matters:
+        matters["run.start-from"] = Path(str(matters["run.start-from"])).name
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
     return Config.from_flat({**flat, "run.name": f"{flat.get('strategy.name', 'fedjets')}-{digest}"})
 
@@ -173,7 +185,8 @@ def _check_rows(experiment: Experiment, validate: Callable[[Config], None]) -> N
             try:
                 if done(config.run_dir) is None:
                     validate(config)
-                    check(config)
+                    if not row.start:  # whose run may be one of these
+                        check(config)
             except FedjetsError as error:
                 raise FedjetsError(f"row {row.name!r}: {error}") from None
 

@@ -50,7 +50,17 @@ class Run(Section):
     )
     output_dir: str = Field("", description="where runs are written; empty: `runs/` in the caller's folder")
     cache_dir: str = Field("", description="embeddings, common experts; empty: `$FEDJETS_CACHE` or `~/.cache/fedjets`")
-    rounds: int = Field(40, ge=1, le=999_999, description="federated rounds (T)")
+    start_from: str = Field(
+        "",
+        description="folder of a finished run whose common expert and models this one starts from; where that one has a"
+        " single model, all experts do",
+    )
+    rounds: int = Field(
+        40,
+        ge=0,
+        le=999_999,
+        description="federated rounds (T); 0, with start-from: only serve and score the unseen clients",
+    )
     evaluate_every: int = Field(5, ge=1, le=1_000_000, description="rounds between evaluations on the unseen clients")
     inspect_every: int = Field(
         0,
@@ -452,6 +462,14 @@ class Config(Section):
             (
                 not (self.run.resume and self.run.overwrite),
                 "run.overwrite = true: not together with run.resume; leave one of them out",
+            ),
+            (
+                bool(self.run.rounds or self.run.start_from),
+                "run.rounds = 0: there is nothing to score without run.start-from; name a finished run there",
+            ),
+            (
+                not (self.run.start_from and self.common_expert.path),
+                f"common-expert.path = {self.common_expert.path!r}: run.start-from brings its own; leave one out",
             ),
             (moe.top_k <= moe.experts, f"moe.top-k = {moe.top_k}: more than moe.experts = {moe.experts}; lower it"),
             (

@@ -10,7 +10,7 @@ from fedjets_flwr.config.schema import Config, Scalar, flatten
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.reading import Format, read
 
-PATHS = ("run.output-dir", "run.cache-dir", "data.dir", "common-expert.path")
+PATHS = ("run.output-dir", "run.cache-dir", "run.start-from", "data.dir", "common-expert.path", "nodes.roster")
 """Settings that name folders and files."""
 
 FLAT_TOML = Format("TOML", lambda text: dict(flatten(tomllib.loads(text))))

@@ -121,7 +121,7 @@ def check(config: Config) -> None:
     """
     if open_task(config).simulates:
         open_split(config)
-    if config.common_expert.path:
+    if config.common_expert.path or config.run.start_from:
         named_common_expert(config)
 
 

@@ -15,7 +15,7 @@ from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
 from fedjets_flwr.models.architectures import build
-from fedjets_flwr.models.common_expert import CommonExpert, accuracy_of, freeze, load_common_expert
+from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, accuracy_of, freeze, load_common_expert
 from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import configured_architecture
 from fedjets_flwr.seeds import derive, torch_generator
@@ -29,7 +29,7 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     Raises:
         FedjetsError: the file does not fit the data set, or training never reached the target.
     """
-    if config.common_expert.path:
+    if config.common_expert.path or config.run.start_from:
         return named_common_expert(config)
     path = cached_path(config)
     if not path.is_file():
@@ -40,17 +40,21 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
 
 
 def named_common_expert(config: Config) -> CommonExpert:
-    """Return the common expert in the file ``common-expert.path``.
+    """Return the common expert in the file ``common-expert.path``, or that of the run in ``run.start-from``.
 
     Raises:
         FedjetsError: it cannot be read, or does not fit the data set.
     """
-    dataset = open_dataset(config)
-    expert = load_common_expert(Path(config.common_expert.path).expanduser())
+    dataset, name, path = open_dataset(config), "common-expert.path", Path(config.common_expert.path)
+    if not config.common_expert.path:
+        name, path = "run.start-from", Path(config.run.start_from) / COMMON_EXPERT
+        if not path.is_file():
+            raise FedjetsError(f"run.start-from = {config.run.start_from!r}: no finished run; name the folder of one")
+    expert = load_common_expert(path.expanduser())
     have = (expert.architecture.channels, expert.architecture.num_classes)
     if have != (dataset.shape[0], len(dataset.classes)):
         raise FedjetsError(
-            f"common-expert.path = {config.common_expert.path!r}: made for {have[0]} channels and {have[1]}"
+            f"{name} = {str(path)!r}: made for {have[0]} channels and {have[1]}"
             f" classes, but {dataset.name} has {dataset.shape[0]} and {len(dataset.classes)}"
         )
     return expert

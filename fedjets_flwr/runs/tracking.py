@@ -143,7 +143,7 @@ def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, value in record["seconds"].items():
             seconds[name] = round(seconds.get(name, 0.0) + value, 3)
     return {
-        "rounds": len(records),
+        "rounds": sum(record["round"] > 0 for record in records),
         **_measured(records),
         "participants": next((r["participants"] for r in reversed(records) if "participants" in r), {}),
         "score": best_of(records),

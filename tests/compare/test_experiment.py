@@ -46,6 +46,10 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
         (SMALL.replace("preset: digits", "preset: configs/nope.toml"), "nope.toml"),
         (SMALL.replace("readings:", "reading:"), "rows"),
         (SMALL.replace("blend/em", "blend/magic"), "blend/magic"),
+        (
+            SMALL.replace("name: FedAvg", "name: FedAvg, start: FedJETs"),
+            "start: no row 'FedJETs' of seed 1",
+        ),
     ],
 )
 def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: str) -> None:
@@ -143,15 +147,48 @@ rows:
 """
 
 
+def in_this_process(config: Config, *_: object) -> None:
+    checkpoints = Checkpoints(config)
+    run(InProcessGrid(config), config, checkpoints)
+    checkpoints.close()
+
+
+SCORED = """
+title: "the same models, other clients"
+preset: digits
+seeds: [1, 2]
+settings: {
+  moe.trainable: head, moe.init: common, common-expert.target-accuracy: 0.1, partition.clients: 8, cohort.normals: 2,
+}
+rows:
+  - {name: "FedJETs"}
+  - {name: "FedJETs, 30 images", start: FedJETs, settings: {run.rounds: 0, partition.unseen-samples: 30}}
+  - {name: "FedJETs, on", start: FedJETs, seeds: [2]}
+"""
+
+
+def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same seed; ``-c run.rounds`` is for rows that have some. The table holds all three."""
+    configure(tmp_path, monkeypatch)
+    extra = [f"run.cache-dir={tmp_path / 'cache'}", "run.rounds=1"]
+    experiment = read_experiment(small(tmp_path, SCORED), extra, tmp_path / "runs")
+    (_, trained), (_, scored), (_, on) = experiment.rows
+    assert [c.run.rounds for c in (*trained, *scored, *on)] == [1, 1, 0, 0, 1]
+    assert [c.run.start_from for c in (*scored, *on)] == [str(c.run_dir) for c in (*trained, trained[1])]
+    assert len({c.run_dir for c in (*trained, *scored, *on)}) == 5
+    run_experiment(experiment, tmp_path / "results", in_this_process, Console(quiet=True), validate)
+    hashes = [summary["weights_hash"] for c in (*trained, *scored, *on) if (summary := done(c.run_dir))]
+    assert hashes[:2] == hashes[2:4]
+    assert hashes[4] not in hashes[:4]
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert all(f"| {name} |" in table for name in ("FedJETs", "FedJETs, 30 images", "FedJETs, on"))
+    elsewhere = read_experiment(tmp_path / "experiments" / "small.yaml", extra, tmp_path / "other")
+    assert [c.run.name for _, cs in elsewhere.rows for c in cs] == [c.run.name for _, cs in experiment.rows for c in cs]
+
+
 def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that serves nobody else leaves the columns of the unseen clients empty."""
     configure(tmp_path, monkeypatch)
-
-    def in_this_process(config: Config, *_: object) -> None:
-        checkpoints = Checkpoints(config)
-        run(InProcessGrid(config), config, checkpoints)
-        checkpoints.close()
-
     extra = [f"run.cache-dir={tmp_path / 'cache'}"]
     experiment = read_experiment(small(tmp_path, PERSONAL), extra, tmp_path / "runs")
     run_experiment(experiment, tmp_path / "results", in_this_process, Console(quiet=True), validate)
