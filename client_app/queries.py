@@ -11,8 +11,9 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.privacy import randomise
 from fedjets_flwr.moe.adabn import adapt_batch_norm
+from fedjets_flwr.moe.controls import right_by_control
 from fedjets_flwr.moe.gating import chosen_weights, entropy, surest, top_k_experts
-from fedjets_flwr.moe.metrics import count_inspection, count_predictions, right_predictions
+from fedjets_flwr.moe.metrics import count_inspection, count_predictions
 from fedjets_flwr.moe.mixture import gate_scores, predict
 from fedjets_flwr.wire.messages import Number
 
@@ -29,10 +30,9 @@ def prepare(context: ClientContext, _: Mapping[str, Tensor]) -> Update:
     }  # fmt: skip
     vectors = {"mean-embedding": data.embedding.mean(dim=0)} if "mean-embedding" in context.job.numbers else {}
     if labelled and not data.samples.training:
-        answers = (data.embedded.logits, context.adapted_logits())
-        numbers["common-right"] = [
-            count for logits in answers for count in right_predictions(logits.softmax(1), data.samples.targets)
-        ]
+        answers, temperature = (data.embedded.logits, context.adapted_logits()), context.runtime.common.temperature
+        groups, held = context.runtime.groups_held
+        numbers["common-right"] = right_by_control(answers, data.samples.targets, temperature, groups, held)
     return Update(vectors, numbers)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.image_folder import site_folder
+from fedjets_flwr.data.partition import Labels, groups_held
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
@@ -164,6 +165,11 @@ class Runtime:
     def experts_have_batch_norm(self) -> bool:
         """Whether a vector of some expert holds running statistics."""
         return any(len(spec.positions("running_var")) for spec in self.specs)
+
+    @cached_property
+    def groups_held(self) -> tuple[list[Labels], int]:
+        """The groups of classes of the label-groups split and how many a client holds; a site's own data has none."""
+        return groups_held(self.config, len(self.task.spec.classes)) if self.task.simulates else ([], 0)
 
     def oracle_scores(self, data: LocalData) -> Tensor | None:
         """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""

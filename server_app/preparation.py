@@ -8,11 +8,12 @@ from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_split
+from fedjets_flwr.data.partition import groups_held
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.anchors import select_anchors
 from fedjets_flwr.models.expert import gate_inputs
-from fedjets_flwr.moe.controls import CONTROLS
+from fedjets_flwr.moe.controls import CONTROLS, measured
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.exchange import Exchange
@@ -35,6 +36,7 @@ class Prepared:
         computed: clients whose embeddings had to be computed.
         failures: why the others could not be prepared.
         late: those of them that did not answer in time.
+        measured: keys of the controls that there are.
     """
 
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -43,14 +45,16 @@ class Prepared:
     computed: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     late: Sequence[int] = ()
+    measured: Sequence[str] = tuple(CONTROLS)
 
     @property
     def controls(self) -> dict[str, float | None]:
         """Accuracy of the common expert alone, by itself and corrected: means over unseen clients with labels."""
         if not self.right:
-            return dict.fromkeys(CONTROLS)
+            return dict.fromkeys(self.measured)
         shares = [[count / self.num_samples[u] for count in counts] for u, counts in self.right.items()]
-        return {name: sum(share[i] for share in shares) / len(shares) for i, name in enumerate(CONTROLS)}
+        means = {name: sum(share[i] for share in shares) / len(shares) for i, name in enumerate(CONTROLS)}
+        return {name: means[name] for name in self.measured}
 
     @property
     def per_client(self) -> dict[int, float]:
@@ -105,7 +109,9 @@ def prepare(
         say: is told of the progress.
         with_means: ask training clients for their mean embedding.
     """
-    prepared, training = Prepared(), config.partition.clients
+    task, training = open_task(config), config.partition.clients
+    groups = groups_held(config, len(task.spec.classes))[0] if task.simulates else []
+    prepared = Prepared(measured=measured(exchange.common.temperature, groups))
     means = Job(-1, returns=(MEAN,), numbers={MEAN: 1}) if with_means else Job(-1)
     jobs = [replace(means if client < training else Job(-1), client=client) for client in clients]
     sizes = {MEAN: gate_inputs(exchange.common, config.common_expert.embedding)}

@@ -94,6 +94,14 @@ def _quantity(config: Config, train: np.ndarray, test: np.ndarray, num_classes: 
     return _by_combination(config, train, test, groups, units, k, rng)
 
 
+def groups_held(config: Config, num_classes: int) -> tuple[list[Labels], int]:
+    """Return the groups of classes of the label-groups split, and how many whole ones a client holds; else none."""
+    if config.partition.name != "label-groups":
+        return [], 0
+    groups = anchor_groups(num_classes, config.num_anchors, numpy_generator(config.run.seed, "partition"))
+    return groups, config.partition.labels_per_client * len(groups) // num_classes
+
+
 def _label_groups(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
     rng = numpy_generator(config.run.seed, "partition")
     groups = anchor_groups(num_classes, config.num_anchors, rng)

@@ -26,7 +26,12 @@ COMMON_EXPERT = "common-expert.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class CommonExpert:
-    """A frozen model in eval mode and the preprocessing it was trained with."""
+    """A frozen model in eval mode and the preprocessing it was trained with.
+
+    Attributes:
+        accuracy: on the samples that stopped its training.
+        temperature: by which its logits are as sure as it is right on held-out public samples; 1: nobody measured it.
+    """
 
     model: nn.Sequential
     architecture: Architecture
@@ -34,6 +39,7 @@ class CommonExpert:
     std: tuple[float, ...]
     dataset: str
     accuracy: float
+    temperature: float = 1.0
 
     @cached_property
     def digest(self) -> str:
@@ -54,6 +60,8 @@ class CommonExpert:
         metadata = {key: str(value) for key, value in asdict(self.architecture).items()}
         metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
+        if self.temperature != 1:
+            metadata["temperature"] = repr(self.temperature)
         return safetensors.torch.save(self.model.state_dict(), metadata)
 
     @property
@@ -116,7 +124,10 @@ def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
         raise ValueError("mean and std need one number per channel")
     accuracy = float(metadata["test_accuracy"])
     accuracy = accuracy / 100 if accuracy > 1 else accuracy
-    return CommonExpert(freeze(model), architecture, mean, std, metadata["dataset"], accuracy)
+    temperature = float(metadata.get("temperature", 1.0))
+    if not 0.01 <= temperature <= 100:
+        raise ValueError("temperature: none from 0.01 to 100")
+    return CommonExpert(freeze(model), architecture, mean, std, metadata["dataset"], accuracy, temperature)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -147,10 +158,11 @@ def _join(values: tuple[float, ...]) -> str:
 
 
 @torch.inference_mode()
-def accuracy_of(expert: CommonExpert, pixels: Tensor, labels: Tensor, batch_size: int = 1000) -> float:
+def logits_of(expert: CommonExpert, pixels: Tensor, batch_size: int = 1000) -> Tensor:
+    """Return the logits (n, C) of uint8 pixels (n, c, h, w)."""
+    return torch.cat([expert.model(expert.normalise(part)) for part in pixels.split(batch_size)])
+
+
+def accuracy_of(expert: CommonExpert, pixels: Tensor, labels: Tensor) -> float:
     """Return the share of right answers on uint8 pixels."""
-    correct = sum(
-        int((expert.model(expert.normalise(x)).argmax(1) == y).sum())
-        for x, y in zip(pixels.split(batch_size), labels.split(batch_size), strict=True)
-    )
-    return correct / len(labels)
+    return int((logits_of(expert, pixels).argmax(1) == labels).sum()) / len(labels)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
 from fedjets_flwr.models.architectures import build
-from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, accuracy_of, freeze, load_common_expert
+from fedjets_flwr.models.calibration import fit_temperature
+from fedjets_flwr.models.common_expert import (
+    COMMON_EXPERT,
+    CommonExpert,
+    accuracy_of,
+    freeze,
+    load_common_expert,
+    logits_of,
+)
 from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import configured_architecture
 from fedjets_flwr.seeds import derive, torch_generator
@@ -68,7 +77,7 @@ def cached_path(config: Config) -> Path:
         (k, v) for k, v in sorted(flat.items()) if k.startswith(("model.", "common-expert.")) and k not in unused
     ]
     if config.partition.public_share:
-        decides.append(("partition.public-share", config.partition.public_share))
+        decides += [("partition.public-share", config.partition.public_share), ("temperature", "fitted")]
     digest = derive(0, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 
@@ -92,8 +101,8 @@ def _parts(config: Config) -> tuple[Images, Images]:
 def pretrain(config: Config, progress: Progress) -> CommonExpert:
     """Train on ``run.device`` until the accuracy on held-out samples first reaches ``common-expert.target-accuracy``.
 
-    With ``partition.public-share`` it sees public samples alone, a fifth of them held out; otherwise it is trained on
-    the train split, which the clients share, and stopped by the test split.
+    With ``partition.public-share`` it sees public samples alone, a fifth of them held out, which fit its temperature
+    too; otherwise it is trained on the train split, which the clients share, and stopped by the test split.
 
     SGD with Nesterov momentum and a one-cycle rate. The paper states neither data nor recipe of its common experts; its
     73 % and 93 % columns are read here as two stopping points on the same pool.
@@ -137,9 +146,9 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
                 best = max(best, accuracy)
                 progress(f"epoch {epoch + 1}/{settings.max_epochs}: held-out accuracy {accuracy:.4f}")
                 if accuracy >= settings.target_accuracy:
-                    return CommonExpert(
-                        freeze(model.cpu()), architecture, dataset.mean, dataset.std, dataset.name, accuracy
-                    )
+                    held_out = logits_of(expert, test.pixels).cpu() if config.partition.public_share else None
+                    temperature = 1.0 if held_out is None else fit_temperature(held_out, test.labels.cpu())
+                    return replace(expert, model=freeze(model.cpu()), accuracy=accuracy, temperature=temperature)
     raise FedjetsError(
         f"common-expert.target-accuracy = {settings.target_accuracy}: the best of {settings.max_epochs} epochs was"
         f" {best:.4f}; lower it, or raise common-expert.max-epochs or model.width"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.moe.gating import READ_OUTS, top_1_of
-from fedjets_flwr.moe.label_prior import ESTIMATES, present_classes, with_prior
+from fedjets_flwr.moe.label_prior import ESTIMATES, estimates, present_classes, with_prior
 
 PRIORS = ("none", *ESTIMATES, "masked")
 """How a read-out is corrected: not at all, by class shares that are estimated on the unlabelled data, by knowing the
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
 
 def readings(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return class probabilities (n, C) corrected in each way of :data:`PRIORS`."""
-    estimated = {name: with_prior(probs, estimate(probs)) for name, estimate in ESTIMATES.items()}
+    estimated = {name: with_prior(probs, shares) for name, shares in estimates(probs).items()}
     return {"none": probs, **estimated, "masked": with_prior(probs, present_classes(labels, probs.shape[1]))}
 
 
@@ -77,10 +77,7 @@ def count_predictions(
         ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, column), flat;
         ``answered-right``: the right ones among them; ``classes``: samples by column.
     """
-    right = [
-        [n for read in READ_OUTS.values() for n in right_predictions(read(probs, weights, common), labels)]
-        for probs, weights in answers
-    ]
+    right = [_right_by_read_out(probs, weights, common, labels) for probs, weights in answers]
     probs, weights = answers[0]
     best = top_1_of(weights)
     cells = best * num_columns + columns
@@ -92,6 +89,16 @@ def count_predictions(
         "answered-right": torch.bincount(cells[hit], minlength=size).tolist(),
         "classes": torch.bincount(columns, minlength=num_columns).tolist(),
     }
+
+
+def _right_by_read_out(probs: Tensor, weights: Tensor, common: Tensor, labels: Tensor) -> list[int]:
+    """Return how many samples every read-out gets right with each of :data:`PRIORS`; one expert makes some the same."""
+    found: list[tuple[Tensor, list[int]]] = []
+    for read in READ_OUTS.values():
+        mixed = read(probs, weights, common)
+        same = next((counts for other, counts in found if torch.equal(other, mixed)), None)
+        found.append((mixed, same or right_predictions(mixed, labels)))
+    return [count for _, counts in found for count in counts]
 
 
 def count_inspection(probs: Tensor, labels: Tensor, columns: Tensor, num_columns: int) -> list[int]:

@@ -26,7 +26,7 @@ from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.gating import READ_OUTS, surest, top_k_experts
-from fedjets_flwr.moe.label_prior import ESTIMATES, em_prior, with_prior
+from fedjets_flwr.moe.label_prior import ESTIMATES, estimates, with_prior
 from fedjets_flwr.moe.metrics import STATISTICS
 from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict
 from fedjets_flwr.names import expert_name
@@ -172,7 +172,7 @@ def personalise(
     if statistics == "own":
         unread._adapt(chunks)
     probs, answered = unread._answer(chunks)
-    shares = ESTIMATES.get(prior, em_prior)(probs)
+    shares = estimates(probs)[prior if prior != "none" else "em"]
     card = unread.card.model_copy(update={"label_prior": tuple(shares.clamp(0, 1).tolist())})
     made = replace(unread, card=card)
     return replace(made, predictions=made._predictions(probs, answered, pictures))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedjets_flwr.moe.controls import CONTROLS
+from fedjets_flwr.moe.controls import measured
 from tests.support.started import finish, start
 
 
@@ -24,7 +24,7 @@ def test_a_run_leaves_everything_the_design_names(folder: Path, two_nodes: dict[
     assert two_nodes["status"] == "completed"
     assert two_nodes["rounds"] == 2
     assert two_nodes["embeddings_computed"] == 10
-    assert set(two_nodes["controls"]) == set(CONTROLS)
+    assert set(two_nodes["controls"]) == set(measured(1.0, [{0}]))
     assert set(two_nodes["per_client_accuracy"]) == {"8", "9"}
     assert 0 <= two_nodes["accuracy"] <= two_nodes["best_accuracy"] <= 1
     assert sum(two_nodes["routing"]["expert_load"]) == pytest.approx(1)

@@ -12,7 +12,7 @@ from fedjets_flwr.config.schema import Config, Model
 from fedjets_flwr.data.datasets import load_dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build, tail_start
-from fedjets_flwr.models.common_expert import CommonExpert, accuracy_of, freeze, load_common_expert
+from fedjets_flwr.models.common_expert import CommonExpert, accuracy_of, freeze, load_common_expert, logits_of
 from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
 from fedjets_flwr.models.gate import build_gate
 
@@ -269,4 +269,5 @@ def test_accuracy_of_counts_every_batch() -> None:
     with torch.no_grad():
         labels = expert.model(expert.normalise(pixels)).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10
-    assert accuracy_of(expert, pixels, labels, batch_size=4) == pytest.approx(18 / 23)
+    assert accuracy_of(expert, pixels, labels) == pytest.approx(18 / 23)
+    torch.testing.assert_close(logits_of(expert, pixels, batch_size=4), logits_of(expert, pixels))

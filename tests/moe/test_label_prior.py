@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedjets_flwr.moe.label_prior import ESTIMATES, em_prior, map_prior, present_classes, support_prior, with_prior
+from fedjets_flwr.moe.label_prior import (
+    ESTIMATES,
+    em_prior,
+    estimates,
+    group_prior,
+    map_prior,
+    present_classes,
+    support_of,
+    with_prior,
+)
 
 
 def correct(probs: Tensor) -> Tensor:
@@ -84,7 +93,8 @@ def test_a_mask_zeroes_absent_classes() -> None:
 def test_the_support_is_the_classes_above_two_percent_and_they_count_alike() -> None:
     probs, _ = calibrated([0.7, 0.28, 0.01, 0.01])
     assert [share > 0.005 for share in em_prior(probs).tolist()] == [True] * 4
-    assert support_prior(probs).tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert support_of(em_prior(probs)).tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert support_of(torch.tensor([0.02, 0.0199, 0.97])).tolist() == [0.5, 0.0, 0.5]
 
 
 def test_one_map_step_by_hand() -> None:
@@ -104,6 +114,38 @@ def test_few_samples_are_drawn_to_equal_shares_and_many_are_not() -> None:
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_every_estimate_is_shares_even_of_outputs_that_say_nothing(name: str) -> None:
     for probs in (torch.full((3, 4), 0.25), torch.eye(4), torch.zeros(2, 4)):
-        shares = ESTIMATES[name](probs)
+        shares = estimates(probs)[name]
         assert float(shares.sum()) == pytest.approx(1.0)
         assert bool((shares >= 0).all())
+
+
+def test_estimates_are_those_of_their_names() -> None:
+    probs, _ = calibrated([0.7, 0.28, 0.01, 0.01], 50)
+    found = estimates(probs)
+    assert torch.equal(found["em"], em_prior(probs))
+    assert torch.equal(found["support"], support_of(em_prior(probs)))
+    assert torch.equal(found["map"], map_prior(probs))
+
+
+def test_em_is_the_sum_over_samples_of_their_corrected_outputs() -> None:
+    """A sample that no class left can explain counts as the shares so far."""
+    probs, _ = calibrated([0.6, 0.3, 0.1], 40)
+    probs = torch.cat([probs, torch.zeros(2, 3)])
+    q = torch.full((3,), 1 / 3, dtype=torch.float64)
+    for steps in range(1, 6):
+        q = with_prior(probs, q).mean(dim=0)
+        torch.testing.assert_close(em_prior(probs, iterations=steps), q)
+    settled = em_prior(probs)
+    torch.testing.assert_close(with_prior(probs, settled).mean(dim=0), settled, atol=1e-6, rtol=0)
+    smoothed = (with_prior(probs, map_prior(probs)).sum(dim=0) + 1) / (len(probs) + 3)
+    torch.testing.assert_close(smoothed, map_prior(probs), atol=1e-6, rtol=0)
+
+
+def test_a_mask_of_groups_keeps_the_likeliest_whole_ones() -> None:
+    """Sums are (.9, .3, .2, .6): groups {0, 2} and {1, 3} have 1.1 and .9; of {0}, {1}, {2, 3} the last has .8."""
+    probs = torch.tensor([[0.5, 0.1, 0.1, 0.3], [0.4, 0.2, 0.1, 0.3]])
+    assert group_prior(probs, [frozenset({1, 3}), frozenset({0, 2})], 1).tolist() == [0.5, 0, 0.5, 0]
+    groups = [frozenset({1}), frozenset({2, 3}), frozenset({0})]
+    assert group_prior(probs, groups, 2).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    assert group_prior(torch.ones(2, 2) / 2, [frozenset({1}), frozenset({0})], 1).tolist() == [0, 1]
+    assert group_prior(probs, [], 0).tolist() == [0.25] * 4
