@@ -581,18 +581,21 @@ class Config(Section):
         depends on it. Settings at their default do not count, so that a new setting does not rename old runs.
         """
         defaults = Config().flat()
-        flat = {key: value for key, value in self.flat().items() if value != defaults[key]}
-        free = {"run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.overwrite", "run.tensorboard"}
-        free |= {"run.device", "run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download"}
-        free |= {"limits.max-failure-share", "limits.max-samples", "limits.enough-share", "nodes.roster"} | {
-            k for k in flat if k.endswith("-seconds")
-        }
-        free |= {key for key in flat if key.startswith(("transport.name", "personalize."))}
-        if self.train.schedule == "constant":
-            free.add("run.rounds")
-        return hashlib.sha256(
-            json.dumps({k: v for k, v in flat.items() if k not in free}, sort_keys=True).encode()
-        ).hexdigest()
+        flat = {key: value for key, value in self.flat().items() if value != defaults[key] and self.decides(key)}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+    def decides(self, key: str) -> bool:
+        """Return whether the weights depend on a setting."""
+        free = key in FREE or key.endswith("-seconds") or key.startswith("personalize.")
+        return not free and not (key == "run.rounds" and self.train.schedule == "constant")
+
+
+FREE = frozenset([
+    "run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.overwrite", "run.tensorboard", "run.device",
+    "run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download", "limits.max-failure-share",
+    "limits.max-samples", "limits.enough-share", "nodes.roster", "transport.name",
+])  # fmt: skip
+"""Settings on which no weight depends, besides those that :meth:`Config.decides` tells by their beginning or end."""
 
 
 @cache

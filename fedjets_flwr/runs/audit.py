@@ -92,6 +92,8 @@ def verify(path: Path, noted: str = "") -> Verified:
         raise FedjetsError(f"{path}: cannot be verified ({error}); give --head HASH if its .head is lost") from None
     for number, line in enumerate(lines, 1):
         if (before := _before(line)) is None:
+            if not _torn(line, hashes[-1]):
+                raise FedjetsError(f"{path}: line {number} is none that a log begins: something was put in")
             torn.append(number)
         elif before != hashes[-1]:
             raise FedjetsError(f"{path}: line {number} does not follow from what is before it: something was changed")
@@ -127,6 +129,12 @@ def _before(line: bytes) -> str | None:
         return str(json.loads(line)["before"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _torn(line: bytes, before: str) -> bool:
+    """Return whether a crash can have left a line after the one of a hash: its beginning, or zeros of a lost block."""
+    begun = json.dumps({"before": before}).encode()[:-1]
+    return line.startswith(begun) or begun.startswith(line) or not line.strip(b"\0")
 
 
 def _hash(line: bytes) -> str:

@@ -196,7 +196,8 @@ class Checkpoints(Callback):
         if facts["identity"] == self.config.identity():
             return
         mine, theirs = self.config.flat(), facts["settings"]
-        differ = [f"{k} ({theirs.get(k)!r} -> {v!r})" for k, v in mine.items() if theirs.get(k) != v]
+        decide = filter(self.config.decides, mine)
+        differ = [f"{k} ({theirs.get(k)!r} -> {mine[k]!r})" for k in decide if theirs.get(k) != mine[k]]
         raise FedjetsError(
             f"run.resume: the checkpoint in {self.folder} is of another configuration: {', '.join(differ)};"
             " set them back, or start afresh under another run.name"

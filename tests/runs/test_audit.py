@@ -94,19 +94,27 @@ def test_a_log_without_its_newest_hash_needs_one_that_was_noted(folder: Path) ->
     assert verify(path, noted).lines == WRITTEN
 
 
-@pytest.mark.parametrize("torn", [b'{"before": "12', b"\0\0\0", b'{"before": "12\n{"bef'])
+@pytest.mark.parametrize(
+    "torn", ['{"before": "', '{"before": "HEAD", "what": "exch', "\0\0\0", '{"before": "HEAD"\n{"bef', ""]
+)
 def test_a_line_that_a_crash_cut_off_is_told_and_the_log_goes_on(
-    tmp_path: Path, torn: bytes, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, torn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "audit.jsonl"
     write(path, 2)
     with path.open("ab") as file:
-        file.write(torn)
-    assert verify(path).torn
+        file.write(torn.replace("HEAD", verify(path).head).encode())
     write(path, 2)
-    found, broken = verify(path), torn.count(b"\n") + 1
+    found, broken = verify(path), torn.count("\n") + 1 if torn else 0
     assert (found.lines, found.torn) == (4, tuple(range(3, 3 + broken)))
-    assert caplog.text.count("cut off in writing") == 1
+    assert caplog.text.count("cut off in writing") == (1 if torn else 0)
+
+
+@pytest.mark.parametrize("alien", [b"nonsense", b"[]", b'{"before": "' + 64 * b"0" + b'", "what": "exch', b'{"x": 1}'])
+def test_a_line_that_no_log_begins_is_found(folder: Path, alien: bytes) -> None:
+    lines = lines_of(folder)
+    with pytest.raises(FedjetsError, match="line 4 is none that a log begins: something was put in"):
+        verify(changed(folder, b"".join([*lines[:3], alien + b"\n", *lines[3:]])))
 
 
 def test_a_line_without_its_end_is_still_one(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_resume_that_is_refused_leaves_a_finished_run_finished(run: Runner) ->
     start(run, run__name="mine")
     folder = run.folder / "runs" / "mine"
     before = bytes_of(folder)
-    with pytest.raises(FedjetsError, match="another configuration"):
+    with pytest.raises(FedjetsError, match=r"another configuration: train\.lr \(0\.05 -> 0\.01\); set"):
         start(run, run__name="mine", run__resume=True, train__lr=0.01)
     changed = {name for name, text in bytes_of(folder).items() if before.get(name) != text}
     assert changed == {"progress.json", "error.json", "audit.jsonl", "audit.jsonl.head"}
