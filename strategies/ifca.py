@@ -63,14 +63,17 @@ class Ifca(Strategy):
 
     def check(self, reply: Reply) -> None:
         """Also refuse a model that there is not, and one of an anchor that is not its own."""
-        cluster = reply.count("cluster", self.num_experts - 1)
+        cluster = self._cluster(reply)
         if self.drawn == "anchored" and reply.client in self.anchors and self.anchors[cluster:][:1] != (reply.client,):
             raise BadReply(f"cluster: {cluster} is not the anchor's own")
         super().check(replace(reply, vectors=self.averaged(reply)))
 
     def averaged(self, reply: Reply) -> Mapping[str, Tensor]:
         """Return the model that the client trained, by its full name."""
-        return {expert_name(reply.count("cluster", self.num_experts - 1)): reply.vectors[TRAINED]}
+        return {expert_name(self._cluster(reply)): reply.vectors[TRAINED]}
+
+    def _cluster(self, reply: Reply) -> int:
+        return reply.count("cluster", self.num_experts - 1)
 
     def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return all models for every unseen client."""

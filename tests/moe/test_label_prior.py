@@ -147,5 +147,6 @@ def test_a_mask_of_groups_keeps_the_likeliest_whole_ones() -> None:
     assert group_prior(probs, [frozenset({1, 3}), frozenset({0, 2})], 1).tolist() == [0.5, 0, 0.5, 0]
     groups = [frozenset({1}), frozenset({2, 3}), frozenset({0})]
     assert group_prior(probs, groups, 2).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
-    assert group_prior(torch.ones(2, 2) / 2, [frozenset({1}), frozenset({0})], 1).tolist() == [0, 1]
+    alike = [frozenset({column}) for column in reversed(range(40))]
+    assert group_prior(torch.ones(2, 40) / 40, alike, 1).tolist() == [*[0] * 39, 1]
     assert group_prior(probs, [], 0).tolist() == [0.25] * 4

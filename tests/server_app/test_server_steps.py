@@ -249,7 +249,8 @@ def test_the_models_of_ifca_are_the_averages_of_those_who_chose_them() -> None:
 
 @pytest.mark.parametrize(
     ("cluster", "value", "reason"),
-    [(3, 1.0, "cluster"), (-1, 1.0, "cluster"), (0, 1.0, "not the anchor's own"),
+    [(3, 1.0, "cluster: expected an integer from 0 to 2"), (-1, 1.0, "cluster: expected an integer from 0"),
+     (0, 1.0, "not the anchor's own"),
      (1, math.nan, "expert.1 is not finite"), (1, 1e9, "expert.1 is over limits.max-growth"), (1, 1.0, "")],
 )  # fmt: skip
 def test_a_reply_to_ifca_is_checked_as_the_model_that_it_says_it_is(cluster: int, value: float, reason: str) -> None:
