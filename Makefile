@@ -6,7 +6,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: help setup run check lint format test test-slow mutants bench lock
+.PHONY: help setup run check lint format test test-slow mutants mutants-rounds bench lock
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -43,7 +43,13 @@ test-slow: setup ## deployments, kills, whole presets, the documents' long comma
 # Workers are forked: a second thread of torch's would hang in them.
 mutants: setup ## change the maths line by line; a test must fail; half an hour
 	rm -rf mutants
-	OMP_THREAD_LIMIT=1 $(BIN)/mutmut run --max-children 2
+	OMP_THREAD_LIMIT=1 $(BIN)/mutmut run --max-children 2 "client_app*" "fedjets_flwr*" "strategies*"
+	$(BIN)/python -m tests.mutants
+
+# Only whole runs see what a change of the rounds does.
+mutants-rounds: setup ## the same for the order of a round; two hours
+	rm -rf mutants
+	OMP_THREAD_LIMIT=1 $(BIN)/mutmut run --max-children 2 "server_app*"
 	$(BIN)/python -m tests.mutants
 
 # One line a bound, ending in ok or MISS. Some only: make bench NAMES="round pfl"
