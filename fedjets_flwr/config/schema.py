@@ -127,7 +127,8 @@ class Partition(Section):
     domains: str = Field(
         "as-is,rotate-90,negative,noise=0.157,blur=1.6",
         description="of the domains split, comma between: as-is, rotate-90, rotate-180, rotate-270, negative, grey, or"
-        " noise, blur, contrast, jpeg with :1 to :5 for a severity of CIFAR-10-C or =STRENGTH",
+        " noise, blur, contrast, jpeg with :1 to :5 for a severity of CIFAR-10-C or =STRENGTH; of an image-folder the"
+        " names of its folders, domain/class/",
     )
     unseen_domains: int = Field(
         1, ge=1, le=100, description="domains that an unseen client's images are of, in turn (domains split)"

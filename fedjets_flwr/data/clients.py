@@ -19,8 +19,8 @@ from fedjets_flwr.data.datasets import (
     no_images,
 )
 from fedjets_flwr.data.domains import as_held
-from fedjets_flwr.data.image_folder import cached_images, read_folder
-from fedjets_flwr.data.partition import Split, make_split, own_part, public_samples
+from fedjets_flwr.data.image_folder import cached_images, read_domains, read_folder
+from fedjets_flwr.data.partition import Pool, Split, make_split, own_part, public_samples
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.seeds import numpy_generator
 
@@ -42,20 +42,31 @@ def open_dataset(config: Config) -> Dataset:
     """Return the data set of the settings; of an image folder what lies in ``data.dir``, if anything."""
     if config.data.name != "image-folder":
         return load_dataset(config.data.name, config.data_dir, config.data.download)
-    shape = (config.data.channels, config.data.size, config.data.size)
-    train, test = (
-        read_folder(folder, config.class_names, shape).images if folder.is_dir() else no_images(shape)
-        for folder in (config.data_dir / "train", config.data_dir / "test")
-    )
+    train, test = _shared_images(config)
     mean, std = (CIFAR_MEAN, CIFAR_STD) if config.data.channels == 3 else (GREY_MEAN, GREY_STD)
     return Dataset(config.data.name, train, test, config.class_names, mean, std)
+
+
+@lru_cache(maxsize=2)
+def _shared_images(config: Config) -> tuple[Images, Images]:
+    """Return what lies in ``data.dir``, if anything: folders of domains, or a train and a test split."""
+    shape = (config.data.channels, config.data.size, config.data.size)
+    if config.partition.name == "domains" and config.data.dir:
+        return read_domains(config.data_dir, config.domain_names, config.class_names, shape)
+    splits = [config.data_dir / name for name in ("train", "test")]
+    train, test = (read_folder(f, config.class_names, shape).images if f.is_dir() else no_images(shape) for f in splits)
+    return train, test
 
 
 @lru_cache(maxsize=2)
 def open_split(config: Config) -> Split:
     """Return the partition of the settings, made once per process."""
     dataset = open_dataset(config)
-    return make_split(config, dataset.train.labels.numpy(), dataset.test.labels.numpy(), len(dataset.classes))
+    train, test = (
+        Pool(images.labels.numpy(), None if images.domains is None else images.domains.numpy())
+        for images in (dataset.train, dataset.test)
+    )
+    return make_split(config, train, test, len(dataset.classes))
 
 
 @lru_cache(maxsize=256)
@@ -90,6 +101,8 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
     images = (dataset.train if training else dataset.test).subset(samples)
     if config.partition.name != "domains":
         return ClientData(client, images, training)
+    if images.domains is not None:
+        return ClientData(client, images, training, images.domains)
     # Train and test images of the same number are different ones.
     pixels, domains = as_held(config, client, images.pixels, (samples if training else ~samples).tolist())
     return ClientData(client, Images(pixels, images.labels), training, domains)

@@ -21,10 +21,11 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Images:
-    """Images (n, channels, height, width) uint8 and labels (n,) int64."""
+    """Images (n, channels, height, width) uint8 and labels (n,) int64; of real domains, which is whose, (n,) int64."""
 
     pixels: Tensor
     labels: Tensor
+    domains: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,7 +38,7 @@ class Images:
     def subset(self, indices: np.ndarray) -> "Images":
         """Return the samples at ``indices``, in that order."""
         rows = torch.from_numpy(indices)
-        return Images(self.pixels[rows], self.labels[rows])
+        return Images(self.pixels[rows], self.labels[rows], None if self.domains is None else self.domains[rows])
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,29 @@ def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int
     return Folder(Images(torch.from_numpy(np.stack(read)), torch.tensor(kept_labels)), tuple(kept_paths))
 
 
+def read_domains(
+    folder: Path, domains: Sequence[str], classes: Sequence[str], shape: tuple[int, int, int]
+) -> tuple[Images, Images]:
+    """Return train and test images of ``folder/domain/class/``, every fifth of a domain and class being a test image.
+
+    That is how PACS, Office-Home and DomainNet lie on a disk: with no split of their own, or one that is not used.
+
+    Raises:
+        FedjetsError: as :func:`read_folder`; a domain has no folder, or no image of a known class.
+    """
+    parts = [read_folder(folder / name, classes, shape).images for name in domains]
+    for name, part in zip(domains, parts, strict=True):
+        if not part.labelled:
+            raise FedjetsError(f"{folder / name}: a domain's images lie in one folder for each class, named as it")
+    pixels, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "labels"))
+    kinds = torch.cat([torch.full_like(part.labels, position) for position, part in enumerate(parts)])
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for cell in (kinds * len(classes) + labels).unique():
+        test[(kinds * len(classes) + labels == cell).nonzero().flatten()[4::5]] = True
+    train, held_out = (Images(pixels[rows], labels[rows], kinds[rows]) for rows in (~test, test))
+    return train, held_out
+
+
 def list_images(folder: Path, classes: Sequence[str]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     """Return the files of a folder's images in the order of their paths, and the label of each (:func:`read_folder`).
 

@@ -3,18 +3,18 @@
 The splits of FedJETs, appendix A: ``quantity`` (strategy 1), ``dirichlet`` (strategy 2), and ``label-groups``, where a
 client's labels are the union of whole anchor groups. The paper draws *with replacement* between clients and keeps the
 unseen clients' label combinations out of training; no partitioner of flwr-datasets does either, so they are here. In
-``domains`` clients differ in how their images look.
+``domains`` clients differ in how their images look: in what is made of them, or in which folder of a domain they lie.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.domains import domains_of
+from fedjets_flwr.data.domains import domains_held, domains_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.seeds import numpy_generator
 
@@ -22,6 +22,14 @@ Indices = np.ndarray
 Labels = frozenset[int]
 NOBODYS = -1
 """In place of the label of a sample that no client may hold."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What samples are dealt from: the label of each, (n,), and its domain where the images themselves are of some."""
+
+    labels: np.ndarray
+    domains: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,20 +59,20 @@ def public_samples(config: Config, of: int) -> Indices:
     return order[: round(config.partition.public_share * of)]
 
 
-def make_split(config: Config, train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> Split:
+def make_split(config: Config, train: Pool, test: Pool, num_classes: int) -> Split:
     """Return the split that the settings describe; the same settings give the same split in every process.
 
     Raises:
         FedjetsError: the labels or samples do not suffice.
     """
-    train_labels = train_labels.copy()
+    train_labels = train.labels.copy()
     train_labels[public_samples(config, len(train_labels))] = NOBODYS
     if config.partition.public_share and len(np.unique(train_labels[train_labels != NOBODYS])) < num_classes:
         raise FedjetsError(
             f"partition.public-share = {config.partition.public_share:g}: it leaves the clients no sample of some"
             " class; lower it"
         )
-    samples = PARTITIONS[config.partition.name](config, train_labels, test_labels, num_classes)
+    samples = PARTITIONS[config.partition.name](config, replace(train, labels=train_labels), test, num_classes)
     for client, indices in enumerate(samples):
         if len(indices) == 0:
             raise FedjetsError(
@@ -84,7 +92,7 @@ def anchor_groups(num_classes: int, anchors: int, generator: np.random.Generator
     return [frozenset(map(int, part)) for part in np.array_split(generator.permutation(num_classes), anchors)]
 
 
-def _quantity(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+def _quantity(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
     rng = numpy_generator(config.run.seed, "partition")
     groups = anchor_groups(num_classes, config.num_anchors, rng)
     k = config.partition.labels_per_client
@@ -102,7 +110,7 @@ def groups_held(config: Config, num_classes: int) -> tuple[list[Labels], int]:
     return groups, config.partition.labels_per_client * len(groups) // num_classes
 
 
-def _label_groups(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+def _label_groups(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
     rng = numpy_generator(config.run.seed, "partition")
     groups = anchor_groups(num_classes, config.num_anchors, rng)
     per_client, rest = divmod(config.partition.labels_per_client * len(groups), num_classes)
@@ -116,8 +124,8 @@ def _label_groups(config: Config, train: np.ndarray, test: np.ndarray, num_class
 
 def _by_combination(
     config: Config,
-    train: np.ndarray,
-    test: np.ndarray,
+    train: Pool,
+    test: Pool,
     groups: Sequence[Labels],
     units: Sequence[Labels],
     per_client: int,
@@ -150,7 +158,7 @@ def _by_combination(
         if combination not in reserved:
             normals.append(combination)
     holders = [*groups, *normals]
-    train_pool, test_pool = _by_label(train), _by_label(test)
+    train_pool, test_pool = _by_label(train.labels), _by_label(test.labels)
     samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
     unseen = [reserved[u % distinct] for u in range(part.unseen_clients)]
     return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in unseen]
@@ -242,11 +250,11 @@ def _take(
     return np.sort(np.concatenate(parts))
 
 
-def _dirichlet(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+def _dirichlet(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
     part = config.partition
     rng = numpy_generator(config.run.seed, "partition")
-    training = _proportions(train, part.clients, part.samples_per_client, part.alpha, rng)
-    return training + _proportions(test, part.unseen_clients, part.unseen_samples, part.alpha, rng)
+    training = _proportions(train.labels, part.clients, part.samples_per_client, part.alpha, rng)
+    return training + _proportions(test.labels, part.unseen_clients, part.unseen_samples, part.alpha, rng)
 
 
 def _proportions(
@@ -270,20 +278,51 @@ def _proportions(
     ]
 
 
-def _domains(config: Config, train: np.ndarray, test: np.ndarray, num_classes: int) -> list[Indices]:
+def _domains(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
     """Give anchors all classes, everybody else ``labels-per-client`` of them; how they look is in ``domains.py``."""
     part, rng = config.partition, numpy_generator(config.run.seed, "partition")
     if not part.samples_per_client:
         raise FedjetsError("partition.samples-per-client = 0: the domains split needs a number; set it to 500, say")
-    domains_of(config)  # one that is none is told before anything starts
+    if train.domains is None:
+        domains_of(config)  # one that is none is told before anything starts
     k = min(part.labels_per_client, num_classes)
     everything = frozenset(range(num_classes))
     units = [frozenset([label]) for label in everything]
-    holders = [everything if client < config.num_anchors else _draw(units, k, rng) for client in range(part.clients)]
-    train_pool, test_pool = _by_label(train), _by_label(test)
-    samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
+    clients = range(part.clients)
+    holders = [everything if client < config.num_anchors else _draw(units, k, rng) for client in clients]
+    of_train, of_test = (_by_domain(config, pool, num_classes) for pool in (train, test))
+    samples = [_take_domains(config, c, holders[c], of_train, part.samples_per_client, rng) for c in clients]
     unseen = [_draw(units, k, rng) for _ in range(part.unseen_clients)]
-    return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in unseen]
+    return samples + [
+        _take_domains(config, part.clients + u, labels, of_test, part.unseen_samples, rng)
+        for u, labels in enumerate(unseen)
+    ]
+
+
+def _by_domain(config: Config, pool: Pool, num_classes: int) -> list[list[Indices]]:
+    """Return sample indices by label of each domain; one pool for all, if how images look is made of them later."""
+    if pool.domains is None:
+        return [_by_label(pool.labels)]
+    own = [np.where(pool.domains == domain, pool.labels, NOBODYS) for domain in range(len(config.domain_names))]
+    return [[np.flatnonzero(labels == label) for label in range(num_classes)] for labels in own]
+
+
+def _take_domains(
+    config: Config, client: int, labels: Labels, pools: list[list[Indices]], total: int, rng: np.random.Generator
+) -> Indices:
+    """Draw a client's samples from the domains that it holds, alike from each; a domain may lack classes."""
+    held = domains_held(config, client) if len(pools) > 1 else (0,)
+    parts = []
+    for position, domain in enumerate(held):
+        there = frozenset(label for label in labels if len(pools[domain][label]))
+        if not there:
+            raise FedjetsError(
+                f"partition.labels-per-client = {config.partition.labels_per_client}: domain"
+                f" {config.domain_names[domain]!r} has no image of the classes that client {client} drew; raise it"
+            )
+        count = total // len(held) + (position < total % len(held))
+        parts.append(_take(there, pools[domain], [there], count, rng))
+    return np.concatenate(parts)
 
 
 PARTITIONS = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet, "domains": _domains}

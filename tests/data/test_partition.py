@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.partition import Split, anchor_groups, make_split
+from fedjets_flwr.data.partition import Pool, Split, anchor_groups, make_split
 from fedjets_flwr.errors import FedjetsError
 
 CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 60, 20
@@ -30,7 +30,7 @@ def make(**changes: Scalar) -> tuple[Config, Split]:
         section, _, name = key.rpartition("__")
         flat[f"{section or 'partition'}.{name}".replace("_", "-")] = value
     config = Config.from_flat(flat)
-    return config, make_split(config, TRAIN, TEST, CLASSES)
+    return config, make_split(config, Pool(TRAIN), Pool(TEST), CLASSES)
 
 
 def held(split: Split) -> list[Labels]:
