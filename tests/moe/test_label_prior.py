@@ -94,6 +94,7 @@ def test_the_support_is_the_classes_above_two_percent_and_they_count_alike() -> 
     probs, _ = calibrated([0.7, 0.28, 0.01, 0.01])
     assert [share > 0.005 for share in em_prior(probs).tolist()] == [True] * 4
     assert support_of(em_prior(probs)).tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert support_of(torch.tensor([0.0, 1.0])).tolist() == [0.0, 1.0]
     assert support_of(torch.tensor([0.02, 0.0199, 0.97])).tolist() == [0.5, 0.0, 0.5]
 
 
