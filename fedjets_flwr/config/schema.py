@@ -375,8 +375,10 @@ class Adapt(Section):
 
 
 class Personalize(Section):
-    read_out: Literal["", "top-1", "mixture", "blend", "mean"] = Field(
-        "", description="how K experts answer; blend: mixture x common expert; empty: the method's own way"
+    read_out: Literal["", "top-1", "mixture", "blend", "mean", "surest"] = Field(
+        "",
+        description="how K experts answer; blend: mixture x common expert; surest: the one whose answers to all of a"
+        " client's images are surest; empty: the method's own way",
     )
     prior: Literal["none", "em", "support", "map"] = Field(
         "none",

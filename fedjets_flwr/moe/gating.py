@@ -108,11 +108,21 @@ def read_mean(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
     return probs.mean(dim=0)
 
 
+def read_surest(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+    """Return the probabilities of the one model that is surest of all samples together, (n, C): see :func:`surest`.
+
+    Not in the paper. The gate sees what the common expert sees; which of the K experts it chose knows images like these
+    best shows in their own answers.
+    """
+    return probs[int(surest(probs).argmax())]
+
+
 READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "top-1": read_top_1,
     "mixture": read_mixture,
     "blend": read_blend,
     "mean": read_mean,
+    "surest": read_surest,
 }
 """Read-outs by name: (probabilities of the K (K, n, C), gate weights (n, K), the common expert's (n, C)) -> (n, C)."""
 

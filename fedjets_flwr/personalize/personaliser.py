@@ -104,13 +104,6 @@ class Personaliser:
         gate = self.gate.module if self.gate else torch.tensor(c.gate_scores)
         return answer(chunks, self.common, Mixture(models, c.experts, gate, c.read_out), self.device)
 
-    def _adapt(self, chunks: Sequence[Chunk]) -> None:
-        """Give the experts' batch norms the statistics of images."""
-        parts = [inputs_of(chunk, self.common) for chunk in chunks]
-        inputs = torch.cat(parts).to(self.device)
-        for expert in self.experts.values():
-            adapt_batch_norm(expert.module, inputs.__getitem__, len(inputs))
-
     def _predictions(self, probs: Tensor, experts: Tensor, pictures: Pictures) -> Predictions:
         if self.card.prior != "none":
             probs = with_prior(probs, torch.tensor(self.card.label_prior, dtype=torch.float64))
@@ -161,16 +154,16 @@ def personalise(
     gate = _gate(run, where)
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
     scores = gate_scores(gate.module if gate else _surest(run, chunks, where), embedding, where)
-    chosen = _choose(run, scores, experts, read_out)
-    unread = Personaliser(
-        _card(run, chosen, scores, read_out, prior),
-        run.common,
-        gate,
-        {m: _held(run, expert_name(m), _untrained(run, m), where) for m in chosen},
-        where,
-    )
-    if statistics == "own":
-        unread._adapt(chunks)
+    models = {m: _trained(run, m, where) for m in _choose(run, scores, experts, read_out)}
+    if statistics == "own" or read_out == "surest":
+        inputs = _inputs(run, chunks, where)
+        if statistics == "own":
+            for model in models.values():
+                adapt_batch_norm(model.module, inputs.__getitem__, len(inputs))
+        if read_out == "surest":  # of these images; from now on it answers every other one too
+            best = list(models)[int(surest(predict(list(models.values()), inputs.__getitem__, len(inputs))).argmax())]
+            models, read_out = {best: models[best]}, "top-1"
+    unread = Personaliser(_card(run, tuple(models), scores, read_out, prior), run.common, gate, models, where)
     probs, answered = unread._answer(chunks)
     shares = estimates(probs)[prior if prior != "none" else "em"]
     card = unread.card.model_copy(update={"label_prior": tuple(shares.clamp(0, 1).tolist())})
@@ -182,9 +175,13 @@ def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device) -> Te
     """Return the scores of a run's M models where no gate gives any, (M,): 1 for the one that is surest."""
     if run.num_experts == 1:
         return torch.ones(1)
-    models = [_held(run, expert_name(m), _untrained(run, m), where) for m in range(run.num_experts)]
-    inputs = torch.cat([inputs_of(chunk, run.common) for chunk in chunks]).to(where)
+    models, inputs = [_trained(run, m, where) for m in range(run.num_experts)], _inputs(run, chunks, where)
     return surest(predict(models, inputs.__getitem__, len(inputs)))
+
+
+def _inputs(run: TrainedRun, chunks: Sequence[Chunk], device: torch.device) -> Tensor:
+    """Return what experts read of images, (n, ...)."""
+    return torch.cat([inputs_of(chunk, run.common) for chunk in chunks]).to(device)
 
 
 def _choose(run: TrainedRun, scores: Tensor, experts: int, read_out: str) -> tuple[int, ...]:
@@ -212,8 +209,9 @@ def _gate(run: TrainedRun, device: torch.device) -> FlatModel | None:
     return _held(run, "gate", build_configured_gate(run.config, run.common, run.num_experts), device)
 
 
-def _untrained(run: TrainedRun, expert: int) -> nn.Sequential:
-    return tail(build(run.serving.architectures[expert], 0), run.config.moe.trainable)
+def _trained(run: TrainedRun, expert: int, device: torch.device) -> FlatModel:
+    untrained = tail(build(run.serving.architectures[expert], 0), run.config.moe.trainable)
+    return _held(run, expert_name(expert), untrained, device)
 
 
 def _held(run: TrainedRun, name: str, module: nn.Module, device: torch.device) -> FlatModel:

@@ -59,7 +59,7 @@ class Serving(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    read_out: Literal["top-1", "mixture", "blend", "mean"]
+    read_out: Literal["top-1", "mixture", "blend", "mean", "surest"]
     routed: bool
     architectures: tuple[Architecture, ...]
 

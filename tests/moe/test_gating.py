@@ -15,6 +15,7 @@ from fedjets_flwr.moe.gating import (
     read_blend,
     read_mean,
     read_mixture,
+    read_surest,
     read_top_1,
     scores,
     surest,
@@ -201,3 +202,10 @@ def test_the_surest_model_has_the_lowest_mean_entropy_over_all_samples() -> None
     assert surest(torch.tensor([[sure, half], [most, most], [half, sure]])).tolist() == [0, 1, 0]
     assert surest(torch.tensor([[half, sure], [sure, half]])).tolist() == [1, 0]
     assert surest(torch.tensor([[half, half]])).tolist() == [1]
+
+
+def test_the_surest_expert_answers_all_samples_whatever_the_gate_says() -> None:
+    probs = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.8, 0.2], [0.2, 0.8]]])
+    for weights in (torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.2, 0.8], [0.9, 0.1]])):
+        assert torch.equal(read_surest(probs, weights, torch.ones(2, 2) / 2), probs[1])
+    assert torch.equal(read_surest(probs[:1], torch.ones(2, 1), torch.ones(2, 2) / 2), probs[0])

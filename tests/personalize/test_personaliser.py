@@ -77,7 +77,9 @@ def check_like_the_run(run: TrainedRun, folder: Path) -> None:
         images = open_client(run.config, int(client)).images
         made = personalise(run, images.pixels)
         assert made.predictions is not None
-        one = "gate" not in run.vectors and made.card.read_out == "top-1"
+        one = run.config.personalize.read_out == "surest" or (
+            "gate" not in run.vectors and made.card.read_out == "top-1"
+        )
         served = made.predictions.experts.unique().tolist() if one else run.summary["chosen"][client]
         assert list(made.card.experts) == served
         assert set(served) <= set(run.summary["chosen"][client])
@@ -118,9 +120,11 @@ def test_tails_answer_as_in_their_run(
         {"personalize__prior": "em", "strategy__name": "fedmix", "personalize__read_out": "blend"},
         {"personalize__prior": "support", "personalize__statistics": "own", "personalize__read_out": "mixture"},
         {"personalize__prior": "map", "personalize__statistics": "own", "moe__trainable": "stage"},
+        {"personalize__read_out": "surest"},
+        {"personalize__read_out": "surest", "personalize__statistics": "own", "moe__top_k": 3},
         {"transport__dtype": "float16", "moe__init": "common", "moe__top_k": 5},
     ],
-    ids=["em", "fedmix-em", "support-adabn", "map-adabn", "float16"],
+    ids=["em", "fedmix-em", "support-adabn", "map-adabn", "surest", "surest-adabn", "float16"],
 )
 def test_other_settings_answer_as_in_their_run(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: dict[str, Any]

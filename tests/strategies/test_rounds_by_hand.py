@@ -255,6 +255,7 @@ def readings_by_hand(method: Finished, state: Vectors, client: int) -> tuple[lis
         "mixture": mixture,
         "blend": np.sqrt(mixture * by_hand.softmax(samples.h)),
         "mean": p.mean(axis=0),
+        "surest": p[surest],
     }
     read["blend"] /= read["blend"].sum(axis=1, keepdims=True)
     right = {}
