@@ -60,8 +60,9 @@ def test_a_log_goes_on_over_a_broken_run_a_torn_line_and_a_resume(
             run("fedavg", run__name="broken", run__rounds=2)
     folder = tmp_path / "runs" / "broken"
     assert told(folder / AUDIT_LOG)[-1]["what"] == "broken off"
+    killed = f'{{"before": "{verify(folder / AUDIT_LOG).head}", "time": "20'
     with (folder / AUDIT_LOG).open("ab") as file:
-        file.write(b'{"before": "kill')
+        file.write(killed.encode())
     run("fedavg", run__name="broken", run__rounds=2, run__resume=True)
     found = verify(folder / AUDIT_LOG)
     assert len(found.torn) == 1
