@@ -82,6 +82,7 @@ def small(folder: Path, text: str = SMALL) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
     small(tmp_path)
     assert compare(tmp_path).count("round 2/2") == 2

@@ -41,6 +41,7 @@ def test_a_run_leaves_everything_the_design_names(folder: Path, two_nodes: dict[
     assert any((run / "checkpoints").glob("round-000002-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_number_of_nodes_changes_no_bit_and_nothing_is_embedded_twice(
     folder: Path, two_nodes: dict[str, Any]
 ) -> None:
