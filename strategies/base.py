@@ -91,6 +91,11 @@ class Strategy(ABC):
         """Vectors that one client can change in a round at most: the sensitivity of private sums."""
         return self.num_experts
 
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """Full names of all experts."""
+        return tuple(expert_name(m) for m in range(self.num_experts))
+
     def architecture(self, expert: int) -> Architecture:
         """Return the architecture of an expert, or of the model whose tail it is; experts may differ in it."""
         return expert_architecture(self.config, self.common, self.task.spec, self.init or self.config.moe.init)
@@ -189,13 +194,20 @@ class Strategy(ABC):
         return f"{how.read_out or self.read_out}/{how.prior}{'/adabn' if how.statistics == 'own' else ''}"
 
 
-def check_anchors(config: Config, sampling: str) -> None:
-    """Raise FedjetsError where anchors take part as such and there are more of them than experts.
+class OfExperts(Strategy):
+    """A method of ``moe.experts`` models, to each of which an anchor client may be bound."""
 
-    ``sampling``: how the method draws cohorts unless ``cohort.sampling`` says otherwise.
-    """
-    if config.num_anchors > config.moe.experts and (config.cohort.sampling or sampling) == "anchored":
-        raise FedjetsError(
-            f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
-            " lower it, or set cohort.sampling to 'uniform'"
-        )
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """Where anchors take part as such, every one needs an expert of its own."""
+        super().validate(config)
+        if config.num_anchors > config.moe.experts and (config.cohort.sampling or cls.sampling) == "anchored":
+            raise FedjetsError(
+                f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
+                " lower it, or set cohort.sampling to 'uniform'"
+            )
+
+    @property
+    def num_experts(self) -> int:
+        """M."""
+        return self.config.moe.experts

@@ -40,7 +40,7 @@ class Ensembles(Strategy):
 
     def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return all members for every unseen client."""
-        return dict.fromkeys(clients, tuple(expert_name(m) for m in range(self.num_experts)))
+        return dict.fromkeys(clients, self.expert_names)
 
 
 STRATEGY = Ensembles

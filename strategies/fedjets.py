@@ -9,33 +9,21 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.wire.messages import Job
-from strategies.base import Routes, Strategy, check_anchors
+from strategies.base import OfExperts, Routes
 
 
-class FedJets(Strategy):
+class FedJets(OfExperts):
     """Gate-driven expert dispatch with per-expert averaging."""
 
     algorithm = "fedjets"
     read_out = "top-1"
     sampling = "anchored"
     routed = True
-
-    @classmethod
-    def validate(cls, config: Config) -> None:
-        """Every anchor client needs an expert of its own."""
-        super().validate(config)
-        check_anchors(config, cls.sampling)
-
-    @property
-    def num_experts(self) -> int:
-        """M."""
-        return self.config.moe.experts
 
     @property
     def experts_served(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
-from fedjets_flwr.names import expert_id, expert_name
+from fedjets_flwr.names import expert_id
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import Routes
 from strategies.fedjets import FedJets
@@ -46,7 +46,7 @@ class FedMix(FedJets):
     @property
     def everything(self) -> tuple[str, ...]:
         """Names of all experts and the gate."""
-        return (*(expert_name(m) for m in range(self.num_experts)), "gate")
+        return (*self.expert_names, "gate")
 
     def to_route(self, cohort: Cohort) -> Sequence[int]:
         """Nobody: everyone trains everything."""

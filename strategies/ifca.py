@@ -14,32 +14,20 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
-from strategies.base import Routes, Strategy, check_anchors
+from strategies.base import OfExperts, Routes
 
 TRAINED = "trained"
 """Name in a reply of the model that the client chose; ``cluster`` says which."""
 
 
-class Ifca(Strategy):
+class Ifca(OfExperts):
     """M models, each the average of the clients that chose it."""
 
     algorithm = "ifca"
-
-    @classmethod
-    def validate(cls, config: Config) -> None:
-        """Every anchor client needs a model of its own."""
-        super().validate(config)
-        check_anchors(config, cls.sampling)
-
-    @property
-    def num_experts(self) -> int:
-        """M."""
-        return self.config.moe.experts
 
     @property
     def vectors_moved(self) -> int:
@@ -50,15 +38,10 @@ class Ifca(Strategy):
         """Return the layout of a model: all have the same."""
         return super().spec_of(expert_name(0) if name == TRAINED else name)
 
-    @property
-    def everything(self) -> tuple[str, ...]:
-        """Names of all models."""
-        return tuple(expert_name(m) for m in range(self.num_experts))
-
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client all models, and an anchor its own."""
         bound = {client: (expert_name(self.anchors.index(client)),) for client in cohort.anchors}
-        held = {client: bound.get(client, self.everything) for client in cohort.clients}
+        held = {client: bound.get(client, self.expert_names) for client in cohort.clients}
         return [Job(c, names, (TRAINED,), cost=self.num_samples[c] * (2 + len(names)) / 3) for c, names in held.items()]
 
     def check(self, reply: Reply) -> None:
@@ -77,7 +60,7 @@ class Ifca(Strategy):
 
     def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return all models for every unseen client."""
-        return dict.fromkeys(clients, self.everything)
+        return dict.fromkeys(clients, self.expert_names)
 
 
 STRATEGY = Ifca

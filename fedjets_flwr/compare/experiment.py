@@ -103,7 +103,7 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
                 if (row.start, seed) not in above:
                     raise FedjetsError(f"{path}, row {row.name!r}: start: no row {row.start!r} of seed {seed} above it")
                 own["run.start-from"] = str(above[row.start, seed].run_dir)
-            no_rounds = {name: 0 for name in ("run.rounds",) if own.get(name) == 0}  # whatever all others have
+            no_rounds: Settings = {"run.rounds": 0} if own.get("run.rounds") == 0 else {}  # whatever all others have
             try:
                 configs.append(_named(absolute_paths(shared | own | final | no_rounds)))
             except FedjetsError as error:

@@ -5,7 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import (
@@ -27,15 +26,11 @@ from fedjets_flwr.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class ClientData:
-    """The local data of a client; ``training`` is false for an unseen client, whose labels, if known, only score.
-
-    ``domains``: of each image, (n,) int64, where clients differ in them.
-    """
+    """The local data of a client; ``training`` is false for an unseen client, whose labels, if known, only score."""
 
     client: int
     images: Images
     training: bool
-    domains: Tensor | None = None
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -99,13 +94,11 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
     if training:
         samples = own_part(config, samples, len(dataset.train), part)
     images = (dataset.train if training else dataset.test).subset(samples)
-    if config.partition.name != "domains":
+    if config.partition.name != "domains" or images.domains is not None:
         return ClientData(client, images, training)
-    if images.domains is not None:
-        return ClientData(client, images, training, images.domains)
     # Train and test images of the same number are different ones.
     pixels, domains = as_held(config, client, images.pixels, (samples if training else ~samples).tolist())
-    return ClientData(client, Images(pixels, images.labels), training, domains)
+    return ClientData(client, Images(pixels, images.labels, domains), training)
 
 
 def open_public(config: Config) -> Images:

@@ -21,7 +21,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Images:
-    """Images (n, channels, height, width) uint8 and labels (n,) int64; of real domains, which is whose, (n,) int64."""
+    """Images (n, channels, height, width) uint8, labels (n,) int64, and domains (n,) int64 where images are of some."""
 
     pixels: Tensor
     labels: Tensor

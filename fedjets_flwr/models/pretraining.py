@@ -146,8 +146,9 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
                 best = max(best, accuracy)
                 progress(f"epoch {epoch + 1}/{settings.max_epochs}: held-out accuracy {accuracy:.4f}")
                 if accuracy >= settings.target_accuracy:
-                    held_out = logits_of(expert, test.pixels).cpu() if config.partition.public_share else None
-                    temperature = 1.0 if held_out is None else fit_temperature(held_out, test.labels.cpu())
+                    temperature = 1.0
+                    if config.partition.public_share:
+                        temperature = fit_temperature(logits_of(expert, test.pixels).cpu(), test.labels.cpu())
                     return replace(expert, model=freeze(model.cpu()), accuracy=accuracy, temperature=temperature)
     raise FedjetsError(
         f"common-expert.target-accuracy = {settings.target_accuracy}: the best of {settings.max_epochs} epochs was"

@@ -45,7 +45,7 @@ class ImageClassification:
             return Samples(-1, public.pixels, public.labels, public.labelled, False)
         data = open_global(self.config) if part == "global" else open_client(self.config, client, folder, part)
         images = data.images
-        return Samples(data.client, images.pixels, images.labels, images.labelled, data.training, data.domains)
+        return Samples(data.client, images.pixels, images.labels, images.labelled, data.training, images.domains)
 
     def inputs(self, stored: Tensor, common: CommonExpert, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get normalised images, float32 (b, c, h, w), cropped and flipped as ``data.augment`` says."""

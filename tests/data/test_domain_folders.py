@@ -69,8 +69,8 @@ def test_a_client_holds_images_of_its_domain_alone(folder: Path, client: int) ->
     of = config(folder)
     held = open_client(of, client)
     domain = client % 2
-    assert held.domains is not None
-    assert held.domains.tolist() == [domain] * len(held.images)
+    assert held.images.domains is not None
+    assert held.images.domains.tolist() == [domain] * len(held.images)
     assert held.images.labels.unique().tolist() == list(range(4 - domain))
     assert (float(held.images.pixels.float().mean()) > 125) is bool(domain)
     assert len(held.images) == (24 if client < 6 else 4 * (4 - domain))
@@ -78,10 +78,10 @@ def test_a_client_holds_images_of_its_domain_alone(folder: Path, client: int) ->
 
 def test_an_unseen_client_may_hold_two_domains_and_one_may_be_left_out(folder: Path) -> None:
     mixed = open_client(config(folder, partition__unseen_domains=2, partition__unseen_samples=8), 6)
-    assert mixed.domains is not None
-    assert mixed.domains.tolist() == [0] * 4 + [1] * 4
+    assert mixed.images.domains is not None
+    assert mixed.images.domains.tolist() == [0] * 4 + [1] * 4
     left_out = config(folder, partition__held_out_domain="negative", moe__experts=1, cohort__anchors=1)
-    domains = [open_client(left_out, client).domains for client in range(8)]
+    domains = [open_client(left_out, client).images.domains for client in range(8)]
     assert [int(d.unique()) for d in domains if d is not None] == [0] * 6 + [1] * 2
     assert len(set(np.concatenate(open_split(left_out).samples[:6]).tolist())) <= 64
 

@@ -131,12 +131,12 @@ def test_a_client_holds_its_share_of_images_as_they_look_there() -> None:
     dataset, split = open_dataset(settings), open_split(settings)
     anchor = open_client(settings, 2)
     assert torch.equal(anchor.images.pixels, 255 - dataset.train.pixels[torch.from_numpy(split.samples[2])])
-    assert anchor.domains is not None
-    assert anchor.domains.tolist() == [2] * 40
+    assert anchor.images.domains is not None
+    assert anchor.images.domains.tolist() == [2] * 40
     assert torch.bincount(anchor.images.labels).tolist() == [4] * 10
     mixed = open_client(settings, 13)  # rotate-90 and negative in turn
-    assert mixed.domains is not None
-    assert mixed.domains.tolist() == [1, 2] * 10
+    assert mixed.images.domains is not None
+    assert mixed.images.domains.tolist() == [1, 2] * 10
     plain = dataset.test.pixels[torch.from_numpy(split.samples[13])]
     assert torch.equal(mixed.images.pixels[1::2], 255 - plain[1::2])
     assert torch.equal(mixed.images.pixels[0::2], torch.rot90(plain[0::2], 1, (2, 3)))
