@@ -23,9 +23,11 @@ def draw(title: str, rows: Runs, folder: Path) -> None:
     seaborn.set_theme(style="whitegrid", context="notebook")
     pictures = {"participants": _participants(title, rows)}
     if unseen := {name: runs for name, runs in rows.items() if all(s["accuracy"] is not None for s, _ in runs)}:
+        # Rows that only score another row's models have no course.
+        trained = {name: runs for name, runs in unseen.items() if all(r[-1]["round"] > 0 for _, r in runs)}
         pictures |= {
-            "accuracy": _by_round(title, unseen),
-            "bytes": _by_bytes(title, unseen),
+            "accuracy": _by_round(title, trained) if trained else None,
+            "bytes": _by_bytes(title, trained) if trained else None,
             "experts": _experts(title, unseen),
             "privacy": _by_epsilon(title, unseen),
         }

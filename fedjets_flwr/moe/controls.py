@@ -63,13 +63,22 @@ def measured(temperature: float, groups: Collection[object]) -> list[str]:
 
 def best_control(controls: Mapping[str, float | None]) -> str:
     """Return the name of the best of the controls that read no label; results of older versions know fewer."""
-    found = {name: value for name in FREE if (value := controls.get(name)) is not None}
-    return max(found, key=found.__getitem__, default=FREE[0])
+    return _best(controls, FREE)
+
+
+def best_bound(controls: Mapping[str, float | None]) -> str:
+    """Return the name of the best of the controls that are told which classes there are."""
+    return _best(controls, [name for name in CONTROLS if name not in FREE])
+
+
+def _best(controls: Mapping[str, float | None], names: Sequence[str]) -> str:
+    found = {name: value for name in names if (value := controls.get(name)) is not None}
+    return max(found, key=found.__getitem__, default=names[0])
 
 
 def shown(controls: Mapping[str, float | None]) -> list[str]:
     """Return the keys that are worth a line: the common expert, EM, the best that is free, the bound."""
-    keys = dict.fromkeys(("common_expert", "common_expert_em", best_control(controls), "common_expert_masked"))
+    keys = dict.fromkeys(("common_expert", "common_expert_em", best_control(controls), best_bound(controls)))
     return [key for key in keys if controls.get(key) is not None]
 
 

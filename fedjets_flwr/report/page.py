@@ -12,7 +12,7 @@ import jinja2
 from fedjets_flwr.config.schema import settings
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
-from fedjets_flwr.moe.controls import CONTROLS, best_control
+from fedjets_flwr.moe.controls import CONTROLS, best_bound, best_control
 from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.charts import Chart, column_chart, line_chart
 from fedjets_flwr.report.example_images import Samples, find_samples
@@ -33,7 +33,7 @@ def _levels(controls: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
         ("common_expert", "common expert", "what every client starts with, alone", "level-common"),
         (free, CONTROLS[free], "the best that unlabelled images make of it, without any training", "level-em"),
         (
-            "common_expert_masked",
+            best_bound(controls),
             "classes known",
             "a bound: the common expert, told which classes occur",
             "level-bound",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjets_flwr.files import StrPath
-from fedjets_flwr.moe.controls import CONTROLS, best_control
+from fedjets_flwr.moe.controls import CONTROLS, best_bound, best_control
 from fedjets_flwr.runs.score import UNSEEN_ACCURACY
 from fedjets_flwr.runs.tracking import read_metrics
 
@@ -80,7 +80,7 @@ def draw_controls(axes: Any, controls: Mapping[str, float]) -> None:
     free = best_control(controls)
     kinds = {
         "common_expert": ("", "black", "--"), free: (" (best free control)", "C3", "-."),
-        "common_expert_masked": (" (bound)", "C2", ":"),
+        best_bound(controls): (" (bound)", "C2", ":"),
     }  # fmt: skip
     for name, (role, colour, line) in kinds.items():
         axes.axhline(controls[name], color=colour, linestyle=line, linewidth=1.8, label=CONTROLS[name] + role)

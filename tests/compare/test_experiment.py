@@ -183,6 +183,7 @@ def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatc
     assert hashes[4] not in hashes[:4]
     table = (tmp_path / "results" / "table.md").read_text()
     assert all(f"| {name} |" in table for name in ("FedJETs", "FedJETs, 30 images", "FedJETs, on"))
+    assert {path.name for path in (tmp_path / "results").glob("*.png")} == {"accuracy.png", "bytes.png"}
     elsewhere = read_experiment(tmp_path / "experiments" / "small.yaml", extra, tmp_path / "other")
     assert [c.run.name for _, cs in elsewhere.rows for c in cs] == [c.run.name for _, cs in experiment.rows for c in cs]
 

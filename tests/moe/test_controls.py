@@ -5,6 +5,7 @@ import torch
 from fedjets_flwr.moe.controls import (
     CONTROLS,
     FREE,
+    best_bound,
     best_control,
     mean_controls,
     measured,
@@ -42,6 +43,9 @@ def test_the_best_control_reads_no_label() -> None:
     assert best_control(controls) == "common_expert_adabn"
     assert shown(controls) == ["common_expert", "common_expert_em", "common_expert_adabn", "common_expert_masked"]
     assert best_control({**controls, "common_expert_adabn": None}) == "common_expert_em"
+    assert best_bound(controls) == "common_expert_masked"
+    adapted = {**controls, "common_expert_adabn_masked": 0.95}
+    assert best_bound(adapted) == shown(adapted)[-1] == "common_expert_adabn_masked"
     assert best_control(dict.fromkeys(CONTROLS)) == "common_expert"
     assert shown(dict.fromkeys(CONTROLS)) == []
 
