@@ -44,14 +44,14 @@ def read_node(node_config: Mapping[str, Scalar], config: Config, simulated: bool
     if unknown := sorted(set(node_config) - set(KEYS)):
         raise FedjetsError(f"--node-config: no such key {unknown[0]}; there are {', '.join(KEYS)}")
     client = node_config.get("client-id", node_config.get("partition-id"))
-    training, total = config.partition.clients, config.partition.clients + config.partition.unseen_clients
+    training, total = config.partition.clients, config.partition.all_clients
     if not isinstance(client, int) or not 0 <= client < total:
         raise FedjetsError(f"--node-config: give client-id, a number from 0 to {total - 1}, e.g. 'client-id=0'")
-    fits = "train" if client < training else "unseen"
+    fits = config.partition.role_of(client)
     if node_config.get("role", fits) != fits:
         raise FedjetsError(
             f"--node-config: role={node_config['role']!r} does not fit client-id={client}: training clients are 0 to"
-            f" {training - 1}, unseen ones {training} to {total - 1} (partition.clients, partition.unseen-clients)"
+            f" {training - 1}, others {training} to {total - 1} (partition.clients and partition.*-clients)"
         )
     path = node_config.get("data-path")
     if config.data.name != "image-folder" and path is not None:

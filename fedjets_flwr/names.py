@@ -1,6 +1,10 @@
-"""Full names of the vectors that travel and are kept: ``expert.3``, ``gate``, ``variate.7``."""
+"""Names that travel and are kept: of vectors, ``expert.3``, ``gate``, ``variate.7``, and of the roles of clients."""
 
 from collections.abc import Iterable
+
+TRAIN, UNSEEN, VALIDATION = ROLES = ("train", "unseen", "validation")
+"""Clients that train; that never train and score a method; that never train and by whose scores settings are chosen.
+Their ids follow each other in this order."""
 
 
 def expert_name(expert: int) -> str:

@@ -24,7 +24,7 @@ from fedjets_flwr.models.common_expert import COMMON_EXPERT
 from fedjets_flwr.models.expert import encode_architectures, forward_flops
 from fedjets_flwr.models.flat_model import digest_of
 from fedjets_flwr.models.pretraining import provide_common_expert, save_common_expert
-from fedjets_flwr.names import expert_ids, expert_name
+from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.callback import Callback, installed_callbacks
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
@@ -211,7 +211,9 @@ def begin(
     if method.keeps_state:
         hosts = exchange.nodes.hosts.values()
         check_seen(config, all(host.sees_private for host in hosts if host.any_client))
-    tracker.set_controls(prepared.controls, prepared.per_client, prepared.computed)
+    unseen, validation = (prepared.labelled(config, role) for role in (UNSEEN, VALIDATION))
+    of_validation = prepared.controls(validation) if validation else None
+    tracker.set_controls(prepared.controls(unseen), prepared.per_client(unseen), prepared.computed, of_validation)
     if not method.anchors:
         method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
     checkpoints.anchors = method.anchors

@@ -14,6 +14,7 @@ from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.anchors import select_anchors
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.moe.controls import CONTROLS, measured
+from fedjets_flwr.names import UNSEEN
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.exchange import Exchange
@@ -30,7 +31,7 @@ class Prepared:
 
     Attributes:
         num_samples: how many they hold.
-        right: the common expert's right predictions of unseen clients that have labels, one for each of
+        right: the common expert's right predictions of clients that never train and have labels, one for each of
             ``controls.CONTROLS``.
         means: mean embeddings (d,) of training clients, if asked for.
         computed: clients whose embeddings had to be computed.
@@ -47,19 +48,21 @@ class Prepared:
     late: Sequence[int] = ()
     measured: Sequence[str] = tuple(CONTROLS)
 
-    @property
-    def controls(self) -> dict[str, float | None]:
-        """Accuracy of the common expert alone, by itself and corrected: means over unseen clients with labels."""
-        if not self.right:
+    def labelled(self, config: Config, role: str) -> list[int]:
+        """Return the clients of a role that never trains which have labels."""
+        return [client for client in self.right if config.partition.role_of(client) == role]
+
+    def controls(self, clients: Sequence[int]) -> dict[str, float | None]:
+        """Return the accuracy of the common expert alone, by itself and corrected: means over clients with labels."""
+        if not clients:
             return dict.fromkeys(self.measured)
-        shares = [[count / self.num_samples[u] for count in counts] for u, counts in self.right.items()]
+        shares = [[count / self.num_samples[u] for count in self.right[u]] for u in clients]
         means = {name: sum(share[i] for share in shares) / len(shares) for i, name in enumerate(CONTROLS)}
         return {name: means[name] for name in self.measured}
 
-    @property
-    def per_client(self) -> dict[int, float]:
-        """Accuracy of the common expert by unseen client."""
-        return {client: counts[0] / self.num_samples[client] for client, counts in self.right.items()}
+    def per_client(self, clients: Sequence[int]) -> dict[int, float]:
+        """Return the accuracy of the common expert by client."""
+        return {client: self.right[client][0] / self.num_samples[client] for client in clients}
 
     def anchors(self, config: Config) -> tuple[int, ...]:
         """Return the anchors that the settings have chosen by the clients' mean embeddings."""
@@ -75,14 +78,14 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     Raises:
         FedjetsError: too many failed.
     """
-    everyone = range(config.partition.clients + config.partition.unseen_clients)
+    everyone = range(config.partition.all_clients)
     exchange.wait_for_nodes(everyone)
     prepared = prepare(exchange, config, everyone, say, with_means)
     failed = prepared.failures
     if len(failed) > config.limits.max_failure_share * len(everyone):
         client, reason = next(iter(failed.items()))
         raise FedjetsError(f"{len(failed)} of {len(everyone)} clients could not be prepared; client {client}: {reason}")
-    if not prepared.right:
+    if not prepared.labelled(config, UNSEEN):
         log.warning("no unseen client has labels: experts are chosen for them, but no accuracy is measured")
     return prepared
 

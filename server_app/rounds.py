@@ -37,8 +37,9 @@ from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import OtherData, bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
-from fedjets_flwr.names import expert_ids
+from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids
 from fedjets_flwr.runs.callback import Callback
+from fedjets_flwr.runs.score import UNSEEN_ACCURACY, VALIDATION_ACCURACY
 from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
@@ -60,7 +61,10 @@ class Rounds(FlowerStrategy):
         exchange: with the SuperNodes.
         ledger: of what privacy counts.
         unseen: clients that never train and whose labels score the method.
+        validation: clients that never train and by whose scores settings are chosen; where there are some, the unseen
+            ones are scored once, after the last round.
         unlabelled: clients that never train and have no labels; experts are chosen for them all the same.
+        score: what the run is judged by.
         participants: clients that train and are scored on a test part of their own.
         cohort: of the current round.
         failures: of the current round, reasons by client id.
@@ -77,8 +81,10 @@ class Rounds(FlowerStrategy):
         self.ledger = Ledger(self.config.run_dir)
         self.take(prepared)
         never_train = [client for client in prepared.num_samples if client >= self.config.partition.clients]
-        self.unseen = [client for client in never_train if client in prepared.right]
+        self.unseen, self.validation = (prepared.labelled(self.config, role) for role in (UNSEEN, VALIDATION))
         self.unlabelled = [client for client in never_train if client not in prepared.right]
+        validated = self.validation and strategy.score is UNSEEN_ACCURACY
+        self.score = VALIDATION_ACCURACY if validated else strategy.score
         self.participants = draw_participants(self.config) if self.config.partition.test_share > 0 else []
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
@@ -92,7 +98,7 @@ class Rounds(FlowerStrategy):
         self._pending: PendingExchange
         self._metrics: dict[str, float] = {}
         self._left: dict[str, str] = {}  # vectors that a round leaves as they were, and why
-        self._evaluation: dict[str, object] = {}
+        self._evaluations: dict[str, dict[str, object]] = {}
         self._served: dict[int, tuple[str, ...]] = {}
         self._ahead: Routes = {}  # of the next cohort, asked along with the unseen clients: the gate is the same
         self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
@@ -159,19 +165,23 @@ class Rounds(FlowerStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the evaluate messages to the unseen clients; where a gate routes, it is asked for their experts."""
-        strategy, clients = self.strategy, [*self.unseen, *self.unlabelled]
+        strategy, clients = self.strategy, self._scored_in(server_round)
         coming: list[int] = []
         if strategy.routed and server_round < self.config.run.rounds:
             coming = list(strategy.to_route(strategy.cohort(server_round + 1).only(strategy.num_samples)))
         routes = self.route(server_round, [*clients, *coming]) if strategy.routed else {}
         self._ahead = {client: routes[client] for client in coming if client in routes}
         self._served = strategy.serve(clients, routes)
-        jobs = [Job(c, self._served[c], cost=strategy.num_samples[c]) for c in self.unseen if c in self._served]
+        jobs = [
+            Job(c, self._served[c], cost=strategy.num_samples[c])
+            for c in clients
+            if c in self._served and c not in self.unlabelled
+        ]
         self._pending = self.request("evaluate", server_round, jobs)
         return self._pending.messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Collect the unseen clients' counts in :attr:`results`; return the method's accuracy."""
+        """Collect the counts of clients that never train in :attr:`results`; return the method's accuracy."""
         self.results = {}
         for reply in self._pending.read(replies):
             try:
@@ -182,15 +192,17 @@ class Rounds(FlowerStrategy):
             except BadReply as error:
                 self._reject(reply.client, error)
         self.failures |= self._pending.failures
-        again = server_round < self.config.run.rounds and not self.changed.isdisjoint(self.unseen)
-        if self.unseen and not self.results and not again:
+        asked = set(self._scored_in(server_round)).difference(self.unlabelled)
+        again = server_round < self.config.run.rounds and not self.changed.isdisjoint(asked)
+        if asked and not self.results and not again:
             raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
-        if not self.results:
-            return None
-        strategy = self.strategy
-        gated = "gate" in strategy.vectors
-        self._evaluation = summarise(self.results, strategy.reading, strategy.num_experts, gated)
-        return MetricRecord({"accuracy": self._evaluation["accuracy"]})  # type: ignore[dict-item]
+        self._evaluations = {}
+        for kind, clients in (("validation", self.validation), ("evaluation", self.unseen)):
+            if answered := {client: self.results[client] for client in clients if client in self.results}:
+                strategy, gated = self.strategy, "gate" in self.strategy.vectors
+                self._evaluations[kind] = summarise(answered, strategy.reading, strategy.num_experts, gated)
+        accuracies = [evaluation["accuracy"] for evaluation in self._evaluations.values()]
+        return MetricRecord({"accuracy": accuracies[-1]}) if accuracies else None  # type: ignore[dict-item]
 
     def summary(self) -> None:
         """Log what the run is."""
@@ -242,7 +254,7 @@ class Rounds(FlowerStrategy):
         every = c.participants.evaluate_every
         if self.participants and (last or (every and server_round % every == 0)):
             record |= self._score_participants(server_round)
-        record |= strategy.score.of(record)
+        record |= self.score.of(record)
         self.seconds["transport"] = self.exchange.coding_seconds
         seconds = {name: total - timed[name] for name, total in self.seconds.items() if total > timed[name]}
         record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
@@ -259,7 +271,7 @@ class Rounds(FlowerStrategy):
     def _evaluate(
         self, server_round: int, arrays: ArrayRecord, settings: ConfigRecord, grid: Grid, last: bool
     ) -> dict[str, object]:
-        """Score the state on the unseen clients and return what the round's record says of it."""
+        """Score the state on clients that never train and return what the round's record says of it."""
         found: dict[str, object] = {}
         messages = self.configure_evaluate(server_round, arrays, settings, grid)
         with self.clock("evaluate"):
@@ -268,11 +280,13 @@ class Rounds(FlowerStrategy):
             found["served"] = {c: list(expert_ids(n)) for c, n in self._served.items() if c in self.unlabelled}
         if not self.results:
             return found
-        found["evaluation"] = self._evaluation
+        found |= self._evaluations
         every = self.config.run.inspect_every
         if last or (every and server_round % every == 0):
             with self.clock("inspect"):
-                found["inspection"], failed = inspect(self.exchange, server_round, self.strategy, self.results)
+                unseen = {client: result for client, result in self.results.items() if client in self.unseen}
+                looked_at = unseen or self.results
+                found["inspection"], failed = inspect(self.exchange, server_round, self.strategy, looked_at)
             self.failures |= failed
         return found
 
@@ -327,7 +341,12 @@ class Rounds(FlowerStrategy):
     def _asked_in(self, server_round: int) -> list[int]:
         """Return the clients that a round asks, unseen ones where it evaluates."""
         evaluates = self.strategy.serves_unseen and server_round % self.config.run.evaluate_every == 0
-        return [*self.cohort.clients, *([*self.unseen, *self.unlabelled] if evaluates else [])]
+        return [*self.cohort.clients, *(self._scored_in(server_round) if evaluates else [])]
+
+    def _scored_in(self, server_round: int) -> list[int]:
+        """Return the clients that never train which a round serves, if it evaluates."""
+        choosing = self.validation and server_round < self.config.run.rounds
+        return [*self.validation, *([] if choosing else [*self.unseen, *self.unlabelled])]
 
     def merge(self, server_round: int, replies: Iterable[Reply]) -> dict[str, float]:
         """Make the next state of usable replies.

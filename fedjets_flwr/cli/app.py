@@ -12,6 +12,7 @@ from fedjets_flwr.config.schema import Config, Scalar, settings
 from fedjets_flwr.config.sources import about_preset, local_config, preset_names, read_flat, remote_config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.interrupts import Interrupts
+from fedjets_flwr.names import TRAIN
 from fedjets_flwr.runs.claim import agreed, claimed
 
 cli = typer.Typer(
@@ -105,15 +106,18 @@ def credentials(
     sites: Annotated[int, typer.Option(help="key pairs of sites to make")] = 0,
     first: Annotated[int, typer.Option(help="client id of the first of them")] = 0,
     unseen: Annotated[int, typer.Option(min=0, help="how many of them, the last ones, never train")] = 0,
+    validation: Annotated[int, typer.Option(min=0, help="how many, after those, are to choose settings")] = 0,
     days: Annotated[int, typer.Option(min=1, help="how long the certificates are valid")] = 825,
 ) -> None:
     """Make a certificate authority and the SuperLink's certificate (--host), keys and a roster of sites (--sites)."""
     from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
 
+    if unseen + validation > sites:
+        raise FedjetsError(f"--unseen {unseen}, --validation {validation}: more than --sites {sites}")
     if not host and sites < 1:
         raise FedjetsError("give --host NAME for the SuperLink's certificate, --sites N for keys of sites, or both")
     made = make_server_credentials(output, host, days) if host else []
-    made += make_site_keys(output, range(first, first + sites), unseen) if sites > 0 else []
+    made += make_site_keys(output, range(first, first + sites), unseen, validation) if sites > 0 else []
     for path in made:
         console.print(str(path), soft_wrap=True)
 
@@ -200,16 +204,17 @@ def partition(
 
     c = local_config(read_flat(preset, config, set_ or []))
     counts = label_counts(open_dataset(c), open_split(c))
-    roles = ["anchor"] * c.num_anchors + ["normal"] * (c.partition.clients - c.num_anchors)
     table = Table(title=f"{c.partition.name} partition of {c.data.name}")
     for heading in ("client", "role", "samples", "labels"):
         table.add_column(heading, justify="left" if heading in ("role", "labels") else "right")
     for client, row in enumerate(counts):
         held = [f"{label}:{int(n)}" for label, n in enumerate(row) if n]
         labels = " ".join(held[:12]) + (" …" if len(held) > 12 else "")
-        table.add_row(str(client), roles[client] if client < len(roles) else "unseen", str(int(row.sum())), labels)
+        role = c.partition.role_of(client)
+        trains = "anchor" if client < c.num_anchors else "normal"
+        table.add_row(str(client), trains if role == TRAIN else role, str(int(row.sum())), labels)
     console.print(table)
-    draw(counts, c.num_anchors, c.partition.clients, output)
+    draw(counts, (c.num_anchors, c.partition.clients, c.partition.clients + c.partition.unseen_clients), output)
     console.print(str(output))
 
 

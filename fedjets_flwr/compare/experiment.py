@@ -238,9 +238,20 @@ def lines_of(experiment: Experiment) -> list[Line]:
             lines.append(Line(row.name, [], [], [], [], [], _facts(runs), *own_tests))
             continue
         own = runs[0][0]["reading"]
-        for reading in [own, *(r for r in row.readings if r != own)]:
-            lines.append(_line(row.name if reading == own else f"{row.name}, {reading}", reading, runs))
+        shown = [own, *(r for r in row.readings if r != own)]
+        chosen = chosen_reading([summary for summary, _ in runs], shown) if row.readings else ""
+        for reading in shown:
+            name = row.name if reading == own else f"{row.name}, {reading}"
+            lines.append(_line(name + CHOSEN * (reading == chosen), reading, runs))
     return lines
+
+
+def chosen_reading(summaries: Sequence[Mapping[str, Any]], among: Sequence[str]) -> str:
+    """Return the read-out that is best on the validation clients, by the mean over runs; empty without such clients."""
+    measured = [summary.get("validation") for summary in summaries]
+    if not all(measured):
+        return ""
+    return max(among, key=lambda reading: statistics.fmean(found["readings"][reading] for found in measured if found))
 
 
 def _controls(measured: Sequence[Mapping[str, float]]) -> list[Line]:
@@ -322,6 +333,9 @@ def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
     return found
 
 
+CHOSEN = " †"
+"""Marks the read-out of a row that the validation clients chose."""
+
 HEADINGS = (
     "method", "seeds", "last", "best", "classes known", "over common", "over best free", "kB down", "kB up", "s",
     "parameters", "MFLOPs",
@@ -361,6 +375,12 @@ def markdown(experiment: Experiment) -> str:
         " that a served client holds; MFLOPs: their forward pass, one sample.",
         "",
     ]
+    if any(line.name.endswith(CHOSEN) for line in lines):
+        text += [
+            "†: of the row's read-outs the best on the validation clients, which are no part of the numbers here. The"
+            " unseen clients were scored once, after the last round.",
+            "",
+        ]
     if personal:
         text += [
             "Own tests: accuracy of clients that train, on test samples of their own, after adapting the model where"

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjets_flwr.moe.controls import mean_controls
 from fedjets_flwr.report.plots import draw_controls, legend_beside
+from fedjets_flwr.runs.score import COURSES, course
 
 Runs = Mapping[str, Sequence[tuple[Any, Sequence[Mapping[str, Any]]]]]
 
@@ -40,10 +41,11 @@ def draw(title: str, rows: Runs, folder: Path) -> None:
 def _evaluated(records: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float], list[float]]:
     """Return rounds, accuracies and bytes moved so far, at the evaluations."""
     moved = list(accumulate(r["bytes_down"] + r["bytes_up"] for r in records))
-    at = [i for i, r in enumerate(records) if "evaluation" in r]
+    kind, _ = course(records)
+    at = [i for i, r in enumerate(records) if kind in r]
     return (
         [records[i]["round"] for i in at],
-        [records[i]["evaluation"]["accuracy"] for i in at],
+        [records[i][kind]["accuracy"] for i in at],
         [moved[i] / 1e6 for i in at],
     )
 
@@ -52,13 +54,16 @@ def _axes(title: str, xlabel: str) -> Any:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.8))
-    axes.set(title=title, xlabel=xlabel, ylabel="accuracy on unseen clients")
+    axes.set(title=title, xlabel=xlabel)
     return figure, axes
 
 
 def _finish(figure: Any, axes: Any, rows: Runs) -> Any:
+    kinds = {course(records)[0] for runs in rows.values() for _, records in runs}
+    axes.set(ylabel=f"accuracy on {' and '.join(COURSES[kind] for kind in sorted(kinds))}")
+    controls = "validation_controls" if kinds == {"validation"} else "controls"
     summaries = [summary for runs in rows.values() for summary, _ in runs]
-    draw_controls(axes, mean_controls([summary["controls"] for summary in summaries]))
+    draw_controls(axes, mean_controls([summary[controls] for summary in summaries]))
     legend_beside(axes)
     return figure
 

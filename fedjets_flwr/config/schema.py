@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.names import ROLES
 from fedjets_flwr.reading import shown
 
 Scalar = str | int | float | bool
@@ -110,6 +112,13 @@ class Partition(Section):
     )
     clients: int = Field(20, ge=1, le=100_000, description="training clients S, anchors included")
     unseen_clients: int = Field(5, ge=1, le=100_000, description="clients that never train (U)")
+    validation_clients: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="clients that never train, for choosing settings: rounds are scored on them, with labels or domains"
+        " of their own and public images that trained nobody, and the unseen clients once, after the last; 0: none",
+    )
     anchors: int = Field(0, ge=0, le=100_000, description="anchor clients; 0: as many as moe.experts")
     labels_per_client: int = Field(
         4,
@@ -150,6 +159,16 @@ class Partition(Section):
     test_share: float = Field(
         0.0, ge=0, lt=1, description="share of a training client's samples that scores it; 0: only unseen clients are"
     )
+
+    @property
+    def all_clients(self) -> int:
+        """How many clients there are; their ids count from 0."""
+        return self.clients + self.unseen_clients + self.validation_clients
+
+    def role_of(self, client: int) -> str:
+        """Return which of ``names.ROLES`` a client has."""
+        ends = accumulate((self.clients, self.unseen_clients))
+        return ROLES[sum(client >= end for end in ends)]
 
 
 class Model(Section):

@@ -21,12 +21,13 @@ from fedjets_flwr.data.domains import as_held
 from fedjets_flwr.data.image_folder import cached_images, read_domains, read_folder
 from fedjets_flwr.data.partition import Pool, Split, make_split, own_part, public_samples
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.names import TRAIN, UNSEEN
 from fedjets_flwr.seeds import numpy_generator
 
 
 @dataclass(frozen=True)
 class ClientData:
-    """The local data of a client; ``training`` is false for an unseen client, whose labels, if known, only score."""
+    """The local data of a client; ``training`` is false for one that never trains: its labels, if known, only score."""
 
     client: int
     images: Images
@@ -72,12 +73,13 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
         config: the settings.
         client: its id.
         folder: of a deployed site's own images.
-        part: of a training client's samples, ``train``, ``val``, ``test`` or ``all``; an unseen client's are not split.
+        part: of a training client's samples, ``train``, ``val``, ``test`` or ``all``; others' are not split.
 
     Raises:
         FedjetsError: there are no images, or a training client's have no labels.
     """
-    dataset, training = open_dataset(config), client < config.partition.clients
+    dataset, role = open_dataset(config), config.partition.role_of(client)
+    training = role == TRAIN
     if folder is not None:
         own = ClientData(client, cached_images(folder, dataset.classes, dataset.shape, config.cache_dir), training)
         if training and not own.images.labelled:
@@ -93,11 +95,12 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
     samples = split.samples[client]
     if training:
         samples = own_part(config, samples, len(dataset.train), part)
-    images = (dataset.train if training else dataset.test).subset(samples)
+    of_test = role == UNSEEN
+    images = (dataset.test if of_test else dataset.train).subset(samples)
     if config.partition.name != "domains" or images.domains is not None:
         return ClientData(client, images, training)
     # Train and test images of the same number are different ones.
-    pixels, domains = as_held(config, client, images.pixels, (samples if training else ~samples).tolist())
+    pixels, domains = as_held(config, client, images.pixels, (~samples if of_test else samples).tolist())
     return ClientData(client, Images(pixels, images.labels, domains), training)
 
 

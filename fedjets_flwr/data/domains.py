@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.names import TRAIN, UNSEEN, VALIDATION
 from fedjets_flwr.seeds import torch_generator
 
 if TYPE_CHECKING:
@@ -152,17 +153,22 @@ def domains_held(config: "Config", client: int) -> tuple[int, ...]:
     """Return the domains that a client's images are of, in turn, as positions in ``partition.domains``.
 
     Clients that train hold one each, the first ones (the anchors) all in turn, and never ``partition.held-out-domain``,
-    which then all unseen clients hold. Unseen clients hold ``partition.unseen-domains``, in mixtures that differ.
+    which then all unseen clients hold. Unseen clients hold ``partition.unseen-domains``, in mixtures that differ, and
+    validation clients as many, of those that are trained on, in the mixtures that come next.
     """
-    part, count = config.partition, len(config.domain_names)
-    held_out = [position for position, name in enumerate(config.domain_names) if name == part.held_out_domain]
-    if client >= part.clients:
-        turn, first = divmod(client - part.clients, count)
-        others = [(first + step) % count for step in range(1, count)]
-        mixed = [others[(turn + position) % len(others)] for position in range(part.unseen_domains - 1)]
-        return tuple(held_out) or (first, *mixed)
-    trained = [position for position in range(count) if position not in held_out]
-    return (trained[client % len(trained)],)
+    part, names, role = config.partition, config.domain_names, config.partition.role_of(client)
+    trained = [position for position, name in enumerate(names) if name != part.held_out_domain]
+    if role == TRAIN:
+        return (trained[client % len(trained)],)
+    if role == UNSEEN and len(trained) < len(names):
+        return tuple(set(range(len(names))) - set(trained))
+    since = client - part.clients
+    if role == VALIDATION:
+        since += -part.unseen_clients % len(trained)  # all domains from the first on, and no mixture of before
+    turn, first = divmod(since, len(trained))
+    others = [(first + step) % len(trained) for step in range(1, len(trained))]
+    mixed = [others[(turn + position) % len(others)] for position in range(min(part.unseen_domains - 1, len(others)))]
+    return tuple(trained[position] for position in (first, *mixed))
 
 
 def as_held(config: "Config", client: int, pixels: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -37,17 +37,23 @@ class Split:
     """Sample indices by client id.
 
     Training clients are 0..S-1 (client m is the anchor of expert m for m < anchors) and index the train split; unseen
-    clients are S..S+U-1 and index the test split.
+    clients are S..S+U-1 and index the test split; validation clients come after them and index the train split.
     """
 
     samples: tuple[Indices, ...]
     anchors: int
     training: int
+    unseen: int
 
     @property
     def unseen_ids(self) -> range:
         """Ids of the unseen clients."""
-        return range(self.training, len(self.samples))
+        return range(self.training, self.training + self.unseen)
+
+    @property
+    def validation_ids(self) -> range:
+        """Ids of the validation clients."""
+        return range(self.training + self.unseen, len(self.samples))
 
 
 def public_samples(config: Config, of: int) -> Indices:
@@ -59,27 +65,57 @@ def public_samples(config: Config, of: int) -> Indices:
     return order[: round(config.partition.public_share * of)]
 
 
+def held_out(public: Indices) -> Indices:
+    """Return the public samples that train no model: they stop the common expert, and are the validation clients'."""
+    return public[: len(public) // 5]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What the samples of each role are dealt from."""
+
+    train: Pool
+    unseen: Pool
+    validation: Pool
+
+
 def make_split(config: Config, train: Pool, test: Pool, num_classes: int) -> Split:
     """Return the split that the settings describe; the same settings give the same split in every process.
 
     Raises:
         FedjetsError: the labels or samples do not suffice.
     """
-    train_labels = train.labels.copy()
-    train_labels[public_samples(config, len(train_labels))] = NOBODYS
-    if config.partition.public_share and len(np.unique(train_labels[train_labels != NOBODYS])) < num_classes:
+    part, public = config.partition, public_samples(config, len(train.labels))
+    private = np.setdiff1d(np.arange(len(train.labels)), public)
+    pools = Pools(_only(train, private), test, _only(train, held_out(public)))
+    if part.public_share and not _holds_all(pools.train, num_classes):
         raise FedjetsError(
-            f"partition.public-share = {config.partition.public_share:g}: it leaves the clients no sample of some"
-            " class; lower it"
+            f"partition.public-share = {part.public_share:g}: it leaves the clients no sample of some class; lower it"
         )
-    samples = PARTITIONS[config.partition.name](config, replace(train, labels=train_labels), test, num_classes)
+    if part.validation_clients and not _holds_all(pools.validation, num_classes):
+        raise FedjetsError(
+            f"partition.validation-clients = {part.validation_clients}: they hold public samples, a fifth of"
+            f" partition.public-share = {part.public_share:g}, which lacks some class; set that to 0.2, say"
+        )
+    samples = PARTITIONS[part.name](config, pools, num_classes)
     for client, indices in enumerate(samples):
         if len(indices) == 0:
             raise FedjetsError(
                 f"partition.samples-per-client = {config.partition.samples_per_client}: client {client} holds no"
                 " sample; raise it or lower partition.clients"
             )
-    return Split(tuple(samples), config.num_anchors, config.partition.clients)
+    return Split(tuple(samples), config.num_anchors, part.clients, part.unseen_clients)
+
+
+def _only(pool: Pool, samples: Indices) -> Pool:
+    """Return a pool of some of the samples, at their old places."""
+    labels = np.full_like(pool.labels, NOBODYS)
+    labels[samples] = pool.labels[samples]
+    return replace(pool, labels=labels)
+
+
+def _holds_all(pool: Pool, num_classes: int) -> bool:
+    return len(np.unique(pool.labels[pool.labels != NOBODYS])) == num_classes
 
 
 def anchor_groups(num_classes: int, anchors: int, generator: np.random.Generator) -> list[Labels]:
@@ -92,14 +128,14 @@ def anchor_groups(num_classes: int, anchors: int, generator: np.random.Generator
     return [frozenset(map(int, part)) for part in np.array_split(generator.permutation(num_classes), anchors)]
 
 
-def _quantity(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
+def _quantity(config: Config, pools: Pools, num_classes: int) -> list[Indices]:
     rng = numpy_generator(config.run.seed, "partition")
     groups = anchor_groups(num_classes, config.num_anchors, rng)
     k = config.partition.labels_per_client
     if k > num_classes:
         raise FedjetsError(f"partition.labels-per-client = {k}: there are only {num_classes} classes; lower it")
     units = [frozenset([label]) for label in range(num_classes)]
-    return _by_combination(config, train, test, groups, units, k, rng)
+    return _by_combination(config, pools, groups, units, k, rng)
 
 
 def groups_held(config: Config, num_classes: int) -> tuple[list[Labels], int]:
@@ -110,7 +146,7 @@ def groups_held(config: Config, num_classes: int) -> tuple[list[Labels], int]:
     return groups, config.partition.labels_per_client * len(groups) // num_classes
 
 
-def _label_groups(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
+def _label_groups(config: Config, pools: Pools, num_classes: int) -> list[Indices]:
     rng = numpy_generator(config.run.seed, "partition")
     groups = anchor_groups(num_classes, config.num_anchors, rng)
     per_client, rest = divmod(config.partition.labels_per_client * len(groups), num_classes)
@@ -119,19 +155,18 @@ def _label_groups(config: Config, train: Pool, test: Pool, num_classes: int) -> 
             f"partition.labels-per-client = {config.partition.labels_per_client}: not a union of whole groups"
             f" ({len(groups)} anchors share {num_classes} classes); set it to a multiple of classes / anchors"
         )
-    return _by_combination(config, train, test, groups, groups, per_client, rng)
+    return _by_combination(config, pools, groups, groups, per_client, rng)
 
 
 def _by_combination(
     config: Config,
-    train: Pool,
-    test: Pool,
+    pools: Pools,
     groups: Sequence[Labels],
     units: Sequence[Labels],
     per_client: int,
     rng: np.random.Generator,
 ) -> list[Indices]:
-    """Give every normal client ``per_client`` random units; unseen clients get combinations kept out of training."""
+    """Give every normal client ``per_client`` random units; who never trains gets combinations kept out of training."""
     part = config.partition
     # Anchors train, so a combination that an anchor holds is not unseen.
     held_by_anchors = [group for group in groups if sum(unit <= group for unit in units) == per_client]
@@ -140,28 +175,42 @@ def _by_combination(
     for name, count in (("samples-per-client", part.samples_per_client), ("unseen-samples", part.unseen_samples)):
         if 0 < count < labels:
             raise FedjetsError(f"partition.{name} = {count}: a client holds {labels} labels; raise it to that at least")
-    distinct = min(part.unseen_clients, free // 2)
-    if distinct == 0:
-        raise FedjetsError(
-            f"partition.labels-per-client = {part.labels_per_client}: only {free} label combinations are free of"
-            " anchors, none can be kept out of training; change it or partition.anchors"
-        )
-    if distinct < part.unseen_clients and part.unseen_samples == 0:
-        raise FedjetsError(
-            f"partition.unseen-clients = {part.unseen_clients}: {distinct} label combinations are kept out of"
-            " training, so clients share them and would be the same; lower it, or set partition.unseen-samples"
-        )
-    reserved = _reserve(units, per_client, distinct, held_by_anchors, rng)
+    reserved: list[Labels] = []
+    dealt: list[list[Labels]] = []
+    wanted = {"unseen-clients": part.unseen_clients, "validation-clients": part.validation_clients}
+    draws = (rng, _apart(config))
+    for (name, count), draw in zip(wanted.items(), draws, strict=True):
+        distinct = min(count, (free - len(reserved)) // 2)
+        if distinct == 0 < count:
+            raise FedjetsError(
+                f"partition.labels-per-client = {part.labels_per_client}: only {free} label combinations are free of"
+                f" anchors, none can be kept out of training for partition.{name}; change it or partition.anchors"
+            )
+        if distinct < count and part.unseen_samples == 0:
+            raise FedjetsError(
+                f"partition.{name} = {count}: {distinct} label combinations are kept out of training, so clients share"
+                " them and would be the same; lower it, or set partition.unseen-samples"
+            )
+        own = _reserve(units, per_client, distinct, [*held_by_anchors, *reserved], draw)
+        dealt.append([own[position % distinct] for position in range(count)])
+        reserved += own
     normals: list[Labels] = []
     while len(normals) < part.clients - len(groups):
         combination = _draw(units, per_client, rng)
         if combination not in reserved:
             normals.append(combination)
     holders = [*groups, *normals]
-    train_pool, test_pool = _by_label(train.labels), _by_label(test.labels)
+    train_pool = _by_label(pools.train.labels)
     samples = [_take(labels, train_pool, holders, part.samples_per_client, rng) for labels in holders]
-    unseen = [reserved[u % distinct] for u in range(part.unseen_clients)]
-    return samples + [_take(labels, test_pool, [labels], part.unseen_samples, rng) for labels in unseen]
+    for held, pool, draw in zip(dealt, (pools.unseen, pools.validation), draws, strict=True):
+        by_label = _by_label(pool.labels) if held else []
+        samples += [_take(labels, by_label, [labels], part.unseen_samples, draw) for labels in held]
+    return samples
+
+
+def _apart(config: Config) -> np.random.Generator:
+    """Return what the validation clients are drawn by: all other clients are as they are without them."""
+    return numpy_generator(config.run.seed, "validation clients")
 
 
 def _reserve(
@@ -250,11 +299,15 @@ def _take(
     return np.sort(np.concatenate(parts))
 
 
-def _dirichlet(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
+def _dirichlet(config: Config, pools: Pools, num_classes: int) -> list[Indices]:
     part = config.partition
     rng = numpy_generator(config.run.seed, "partition")
-    training = _proportions(train.labels, part.clients, part.samples_per_client, part.alpha, rng)
-    return training + _proportions(test.labels, part.unseen_clients, part.unseen_samples, part.alpha, rng)
+    training = _proportions(pools.train.labels, part.clients, part.samples_per_client, part.alpha, rng)
+    unseen = _proportions(pools.unseen.labels, part.unseen_clients, part.unseen_samples, part.alpha, rng)
+    if not (count := part.validation_clients):
+        return training + unseen
+    own = _proportions(pools.validation.labels, count, part.unseen_samples, part.alpha, _apart(config))
+    return training + unseen + own
 
 
 def _proportions(
@@ -278,25 +331,31 @@ def _proportions(
     ]
 
 
-def _domains(config: Config, train: Pool, test: Pool, num_classes: int) -> list[Indices]:
+def _domains(config: Config, pools: Pools, num_classes: int) -> list[Indices]:
     """Give anchors all classes, everybody else ``labels-per-client`` of them; how they look is in ``domains.py``."""
     part, rng = config.partition, numpy_generator(config.run.seed, "partition")
     if not part.samples_per_client:
         raise FedjetsError("partition.samples-per-client = 0: the domains split needs a number; set it to 500, say")
-    if train.domains is None:
+    if pools.train.domains is None:
         domains_of(config)  # one that is none is told before anything starts
     k = min(part.labels_per_client, num_classes)
     everything = frozenset(range(num_classes))
     units = [frozenset([label]) for label in everything]
     clients = range(part.clients)
     holders = [everything if client < config.num_anchors else _draw(units, k, rng) for client in clients]
-    of_train, of_test = (_by_domain(config, pool, num_classes) for pool in (train, test))
-    samples = [_take_domains(config, c, holders[c], of_train, part.samples_per_client, rng) for c in clients]
-    unseen = [_draw(units, k, rng) for _ in range(part.unseen_clients)]
-    return samples + [
-        _take_domains(config, part.clients + u, labels, of_test, part.unseen_samples, rng)
-        for u, labels in enumerate(unseen)
-    ]
+    own = _by_domain(config, pools.train, num_classes)
+    samples = [_take_domains(config, c, holders[c], own, part.samples_per_client, rng) for c in clients]
+    for count, pool, draw in (
+        (part.unseen_clients, pools.unseen, rng),
+        (part.validation_clients, pools.validation, _apart(config)),
+    ):
+        own = _by_domain(config, pool, num_classes) if count else []
+        held = [_draw(units, k, draw) for _ in range(count)]
+        samples += [
+            _take_domains(config, client, labels, own, part.unseen_samples, draw)
+            for client, labels in enumerate(held, len(samples))
+        ]
+    return samples
 
 
 def _by_domain(config: Config, pool: Pool, num_classes: int) -> list[list[Indices]]:

@@ -13,7 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
-from fedjets_flwr.wire.binding import ROLES, roster_line
+from fedjets_flwr.names import ROLES
+from fedjets_flwr.wire.binding import roster_line
 
 LOOPBACK = ("127.0.0.1", "localhost")
 """Names that every server certificate has: the SuperLink's own processes reach it there."""
@@ -71,7 +72,7 @@ def make_server_credentials(folder: Path, hosts: Sequence[str], days: int = 825)
     )
 
 
-def make_site_keys(folder: Path, clients: Sequence[int], unseen: int = 0) -> list[Path]:
+def make_site_keys(folder: Path, clients: Sequence[int], unseen: int = 0, validation: int = 0) -> list[Path]:
     """Write ``site-<client>`` (private) and ``site-<client>.pub`` for each client and return their paths.
 
     What ``nodes.roster`` needs is added to ``roster``: client id, role and public key, a line each.
@@ -79,19 +80,23 @@ def make_site_keys(folder: Path, clients: Sequence[int], unseen: int = 0) -> lis
     Args:
         folder: made if it is missing.
         clients: their ids.
-        unseen: how many of them, the last ones, never train.
+        unseen: how many of them never train.
+        validation: how many of them, the last ones, never train and are there to choose settings; before them come the
+            unseen ones.
 
     Raises:
         FedjetsError: one of the files is there already.
     """
     files: dict[str, tuple[bytes, int]] = {}
     lines = []
+    counts = (len(clients) - unseen - validation, unseen, validation)
+    roles = [role for role, count in zip(ROLES, counts, strict=True) for _ in range(count)]
     for position, client in enumerate(clients):
         key = ec.generate_private_key(ec.SECP384R1())
         files[f"site-{client}"] = (key.private_bytes(_PEM, serialization.PrivateFormat.OpenSSH, _PLAIN), 0o600)
         public = key.public_key().public_bytes(_OPENSSH, serialization.PublicFormat.OpenSSH)
         files[f"site-{client}.pub"] = (public + f" site-{client}\n".encode(), 0o644)
-        role = ROLES[position >= len(clients) - unseen]
+        role = roles[position]
         lines.append(roster_line(client, role, f"{public.decode()} site-{client}"))
     made, roster = _write(folder, files), folder / ROSTER
     known = roster.read_text() if roster.is_file() else ""

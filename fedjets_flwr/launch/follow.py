@@ -21,6 +21,7 @@ from fedjets_flwr.moe.controls import CONTROLS, shown
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.claim import make_room, put_back
+from fedjets_flwr.runs.score import COURSES
 from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
 from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
 from fedjets_flwr.tasks import open_task
@@ -144,7 +145,7 @@ def follow(launched: Launched, config: Config, console: Console) -> None:
                 facts = facts_of(records)
                 progress.update(task, description="round", completed=records[-1]["round"], facts=facts)
                 for position in range(shown, len(records)):
-                    if not console.is_terminal and "evaluation" in records[position]:
+                    if not console.is_terminal and not COURSES.keys().isdisjoint(records[position]):
                         facts = facts_of(records[: position + 1])
                         console.print(f"round {records[position]['round']}/{config.run.rounds} {facts}")
                 shown = len(records)

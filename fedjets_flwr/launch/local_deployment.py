@@ -63,12 +63,11 @@ def as_sites(config: Config, folder: Path, console: Console) -> tuple[Config, Si
         "transport.name": "inline",  # as between machines
     }  # fmt: skip
     sites: Sites = {}
-    for client in range(config.partition.clients + config.partition.unseen_clients):
+    for client in range(config.partition.all_clients):
         path = folder / f"site{client}"
         shutil.rmtree(path, ignore_errors=True)
         write_images(config, client, path)
-        role = "train" if client < config.partition.clients else "unseen"
-        sites[client] = {"client-id": client, "data-path": str(path), "role": role}
+        sites[client] = {"client-id": client, "data-path": str(path), "role": config.partition.role_of(client)}
     return Config.from_flat(config.flat() | changes), sites
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_dataset, open_public
+from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.datasets import Images
+from fedjets_flwr.data.partition import held_out, public_samples
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
@@ -92,10 +92,10 @@ def _parts(config: Config) -> tuple[Images, Images]:
     """Return what a common expert is trained on, and what stops that."""
     if not config.partition.public_share:
         return open_dataset(config).train, open_dataset(config).test
-    public = open_public(config)
-    held_out = len(public) // 5
-    order = np.arange(len(public))
-    return public.subset(order[held_out:]), public.subset(order[:held_out])
+    train = open_dataset(config).train
+    public = public_samples(config, len(train))
+    stops = held_out(public)
+    return train.subset(public[len(stops) :]), train.subset(stops)
 
 
 def pretrain(config: Config, progress: Progress) -> CommonExpert:

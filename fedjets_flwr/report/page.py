@@ -17,11 +17,21 @@ from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.charts import Chart, column_chart, line_chart
 from fedjets_flwr.report.example_images import Samples, find_samples
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
-from fedjets_flwr.runs.score import UNSEEN_ACCURACY
+from fedjets_flwr.runs.score import ACCURACIES, COURSES, course
 
 MOST_FAILURES = 200
 UNKNOWN = dict.fromkeys(("strategy", "dataset", "weights_hash", "reading", "serving"), "") | dict.fromkeys(
-    ("seed", "rounds", "best_accuracy", "best_round", "trained_parameters", "gate_collapsed", "versions", "privacy")
+    (
+        "seed",
+        "rounds",
+        "best_accuracy",
+        "best_round",
+        "trained_parameters",
+        "gate_collapsed",
+        "versions",
+        "privacy",
+        "validation",
+    )
 )
 """What the templates read of results and an unfinished run, or one of another version, may not tell."""
 
@@ -71,15 +81,15 @@ def render(recorded: Recorded, samples: Samples) -> str:
     )
     environment.filters |= {name: getattr(page_text, name) for name in page_text.__all__}
     r = UNKNOWN | recorded.results
+    kind, evaluated = course(recorded.records)
     return environment.get_template("report.html").render(
         run=recorded,
         results=r,
         chosen_settings=_settings(recorded.settings),
         headline=_headline(recorded),
         charts=_charts(recorded),
-        evaluations=[
-            (e["round"], e["loss"], e["evaluation"]["accuracy"]) for e in recorded.records if "evaluation" in e
-        ],
+        scored=COURSES[kind],
+        evaluations=[(e["round"], e["loss"], e[kind]["accuracy"]) for e in evaluated],
         experts=_experts(r),
         clients=_clients(r),
         participants=_participants(r),
@@ -123,23 +133,24 @@ def _settings(flat: Mapping[str, Any]) -> dict[str, list[tuple[str, Any, Any, st
 
 def _charts(recorded: Recorded) -> dict[str, Chart]:
     """Return the drawings that the records allow, by name."""
-    records, controls = recorded.records, recorded.results.get("controls") or {}
+    records = recorded.records
     rounds = [record["round"] for record in records]
-    evaluated = [record for record in records if "evaluation" in record]
+    whose, evaluated = course(records)
+    controls = recorded.results.get("validation_controls" if whose == "validation" else "controls") or {}
     charts = {}
     if evaluated:
         levels = [(name, kind, value) for name, _, kind, value in _levels(controls)]
         at = [record["round"] for record in evaluated]
-        accuracy = [record["evaluation"]["accuracy"] for record in evaluated]
+        accuracy = [record[whose]["accuracy"] for record in evaluated]
         charts["accuracy"] = line_chart(
             at, (str(recorded.results.get("strategy", "")), accuracy), levels, page_text.percent, page_text.percent_mark
         )
-        loads = list(zip(*(record["evaluation"]["expert_load"] for record in evaluated), strict=True))
+        loads = list(zip(*(record[whose]["expert_load"] for record in evaluated), strict=True))
         if len(loads) > 1:
             layers = [(f"expert {m}", page_text.kind(m), load) for m, load in enumerate(loads)]
             charts["load"] = column_chart(at, layers, page_text.percent, page_text.percent_mark, top=1.0)
     scored = [(record["round"], record["score"]) for record in records if "score" in record]
-    if recorded.results.get("score") and scored and scored[-1][1]["name"] != UNSEEN_ACCURACY.name:
+    if recorded.results.get("score") and scored and scored[-1][1]["name"] not in ACCURACIES:
         at, values = [number for number, _ in scored], [score["value"] for _, score in scored]
         # A share reads as percent; any other number as it is.
         kind, mark = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.moe.controls import CONTROLS, best_bound, best_control
-from fedjets_flwr.runs.score import UNSEEN_ACCURACY
+from fedjets_flwr.runs.score import ACCURACIES, COURSES, course
 from fedjets_flwr.runs.tracking import read_metrics
 
 
@@ -39,7 +39,7 @@ def draw_plots(folder: StrPath) -> list[Path]:
             "load": _load(records),
             "clients": _clients(summary),
         }
-    if score and score["name"] != UNSEEN_ACCURACY.name:
+    if score and score["name"] not in ACCURACIES:
         pictures["score"] = _score(records, summary)
     if summary.get("participants"):
         pictures["participants"] = _participants(summary)
@@ -58,18 +58,16 @@ def _axes(width: float = 7, height: float = 4) -> Any:
     return pyplot.subplots(figsize=(width, height))
 
 
-def _evaluations(records: list[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
-    evaluated = [r for r in records if "evaluation" in r]
-    return [r["round"] for r in evaluated], [r["evaluation"] for r in evaluated]
-
-
 def _accuracy(records: list[dict[str, Any]], summary: Mapping[str, Any]) -> Any:
     figure, axes = _axes()
-    rounds, evaluations = _evaluations(records)
-    axes.plot(rounds, [e["accuracy"] for e in evaluations], marker="o", color="C0", label=summary["strategy"])
-    draw_controls(axes, summary["controls"])
+    kind, evaluated = course(records)
+    rounds, accuracies = zip(*((r["round"], r[kind]["accuracy"]) for r in evaluated), strict=True)
+    axes.plot(rounds, accuracies, marker="o", color="C0", label=summary["strategy"])
+    if kind == "validation":
+        axes.plot(rounds[-1], summary["accuracy"], marker="D", color="C1", linestyle="", label="unseen clients")
+    draw_controls(axes, summary["validation_controls" if kind == "validation" else "controls"])
     axes.set(
-        xlabel="round", ylabel="accuracy on unseen clients", title=f"{summary['strategy']} on {summary['dataset']}"
+        xlabel="round", ylabel=f"accuracy on {COURSES[kind]}", title=f"{summary['strategy']} on {summary['dataset']}"
     )
     legend_beside(axes)
     return figure
@@ -110,15 +108,15 @@ def _experts(summary: Mapping[str, Any]) -> Any:
 
 def _load(records: list[dict[str, Any]]) -> Any:
     figure, axes = _axes()
-    rounds, evaluations = _evaluations(records)
-    loads = np.array([e["expert_load"] for e in evaluations]).T
+    kind, evaluated = course(records)
+    rounds, loads = [r["round"] for r in evaluated], np.array([r[kind]["expert_load"] for r in evaluated]).T
     if len(rounds) == 1:
         axes.bar([f"expert {m}" for m in range(len(loads))], loads[:, 0])
     else:
         axes.stackplot(rounds, loads, labels=[f"expert {m}" for m in range(len(loads))], alpha=0.85)
         axes.set_xlim(rounds[0], rounds[-1])
         legend_beside(axes)
-    axes.set(xlabel="round", ylabel="share of unseen samples", ylim=(0, 1), title="who answers: expert load by round")
+    axes.set(xlabel="round", ylabel="share of samples", ylim=(0, 1), title=f"who answers {COURSES[kind]}, by round")
     return figure
 
 

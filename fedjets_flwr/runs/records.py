@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.reading import JSON, read, shortened
+from fedjets_flwr.runs.score import COURSES
 
 Value = TypeVar("Value")
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
@@ -107,9 +108,20 @@ class RecordTold(Told):
     wire_bytes: Count = 0
     served: Experts = {}
     evaluation: EvaluationTold = None  # type: ignore[assignment]
+    validation: EvaluationTold = None  # type: ignore[assignment]
     participants: ParticipantsTold = None  # type: ignore[assignment]
     inspection: InspectionTold = None  # type: ignore[assignment]
     score: ScoreTold = None  # type: ignore[assignment]
+
+
+class ValidationTold(Told):
+    """What was measured on the validation clients, if there were any."""
+
+    accuracy: Number | None = None
+    best_accuracy: Number | None = None
+    best_round: Count | None = None
+    readings: dict[Reading, Number] = {}
+    per_client_accuracy: dict[ClientId, Number] = {}
 
 
 class SummaryTold(Told):
@@ -129,6 +141,8 @@ class SummaryTold(Told):
     common_expert_accuracy: Number | None = None
     common_expert_per_client: dict[ClientId, Number] | None = None
     controls: dict[str, Number | None] | None = None
+    validation: ValidationTold | None = None
+    validation_controls: dict[str, Number | None] = {}
     chosen: Experts | None = None
     routing: RoutingTold | None = None
     expert_class_accuracy: Table | None = None
@@ -205,6 +219,6 @@ def checked_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     checked(records, list[RecordTold], str(path))
     if any(before["round"] >= after["round"] for before, after in pairwise(records)):
         raise FedjetsError(f"{path}: damaged: rounds that are not one after the other")
-    evaluations = [record["evaluation"] for record in records if "evaluation" in record]
+    evaluations = [record[kind] for record in records for kind in COURSES if kind in record]
     if len({len(evaluation["expert_load"]) for evaluation in evaluations}) > 1:
         raise FedjetsError(f"{path}: damaged: rounds of different numbers of experts")

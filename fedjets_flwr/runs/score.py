@@ -28,7 +28,21 @@ class Score:
 
 
 UNSEEN_ACCURACY = Score("accuracy on unseen clients", "higher", ("evaluation", "accuracy"))
+VALIDATION_ACCURACY = Score("accuracy on validation clients", "higher", ("validation", "accuracy"))
 PARTICIPANTS_ACCURACY = Score("accuracy on clients' own tests", "higher", ("participants", "local"))
+
+
+ACCURACIES = (UNSEEN_ACCURACY.name, VALIDATION_ACCURACY.name)
+"""Scores that every picture of accuracies shows."""
+
+COURSES = {"validation": "validation clients", "evaluation": "unseen clients"}
+"""Who is scored in a round's record, for people: where some clients are there to choose by, others are scored once."""
+
+
+def course(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[str, Any]]]:
+    """Return the key of :data:`COURSES` by which records show how a run went, and those of them that hold it."""
+    found = {kind: [record for record in records if kind in record] for kind in COURSES}
+    return next(((kind, held) for kind, held in found.items() if held), ("evaluation", []))
 
 
 def improves(score: Mapping[str, Any], best: float | None) -> bool:

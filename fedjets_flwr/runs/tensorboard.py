@@ -31,6 +31,7 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the scalars of a round's record by the names under which they are drawn."""
     scalars = {"loss": record["loss"]} | {f"seconds/{name}": value for name, value in record["seconds"].items()}
     scalars |= record.get("metrics", {})
-    if "evaluation" in record:
-        scalars |= {name: record["evaluation"][name] for name in ("accuracy", "gate_entropy")}
+    for kind, where in (("evaluation", ""), ("validation", "validation/")):
+        if kind in record:
+            scalars |= {where + name: record[kind][name] for name in ("accuracy", "gate_entropy")}
     return scalars | ({"score": record["score"]["value"]} if "score" in record else {})

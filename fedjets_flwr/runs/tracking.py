@@ -17,7 +17,7 @@ from fedjets_flwr.reading import JSON
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.claim import holds_results
 from fedjets_flwr.runs.remote_log import Announcer
-from fedjets_flwr.runs.score import best_of
+from fedjets_flwr.runs.score import COURSES, best_of
 
 log = logging.getLogger("flwr")
 
@@ -57,8 +57,9 @@ def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the newest loss and accuracy of some records for a reader."""
     loss = records[-1]["loss"]
     facts = f"loss {loss:.3f}" if loss is not None else "loss -"
-    evaluations = [r["evaluation"] for r in records if "evaluation" in r]
-    facts += f", unseen clients {evaluations[-1]['accuracy']:.3f}" if evaluations else ""
+    for kind, who in COURSES.items():
+        evaluations = [r[kind] for r in records if kind in r]
+        facts += f", {who} {evaluations[-1]['accuracy']:.3f}" if evaluations else ""
     own = [r["participants"] for r in records if "participants" in r]
     return facts + (f", clients' own tests {own[-1]['local']:.3f}" if own else "")
 
@@ -96,15 +97,19 @@ class Tracker(Callback):
         self.write("progress.json", {"text": text} | word)
 
     def set_controls(
-        self, controls: Mapping[str, float | None], per_client: Mapping[int, float], computed: int
+        self,
+        controls: Mapping[str, float | None],
+        per_client: Mapping[int, float],
+        computed: int,
+        of_validation: Mapping[str, float | None] | None = None,
     ) -> None:
-        """Keep what does not change over the rounds."""
+        """Keep what does not change over the rounds: the controls of the unseen clients, and of validation clients."""
         self.prepared = {
             "common_expert_accuracy": controls["common_expert"],
             "common_expert_per_client": {str(k): v for k, v in per_client.items()},
             "controls": dict(controls),
             "embeddings_computed": computed,
-        }
+        } | ({} if of_validation is None else {"validation_controls": dict(of_validation)})
         self.write("prepared.json", self.prepared)
 
     def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
@@ -145,6 +150,7 @@ def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "rounds": sum(record["round"] > 0 for record in records),
         **_measured(records),
+        "validation": _validated(records),
         "participants": next((r["participants"] for r in reversed(records) if "participants" in r), {}),
         "score": best_of(records),
         "client_rounds": sum(len(r["cohort"]) for r in records),
@@ -178,6 +184,17 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         measured["routing"] = inspection["routing"] | measured["routing"]
         measured["expert_class_accuracy"] = inspection["expert_class_accuracy"]
     return measured
+
+
+def _validated(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was measured on the validation clients, by which settings may be chosen; nothing without any."""
+    evaluations = [(r["round"], r["validation"]) for r in records if "validation" in r]
+    if not evaluations:
+        return {}
+    best_round, best = max(evaluations, key=lambda e: e[1]["accuracy"])
+    told = ("accuracy", "reading", "readings", "per_client_accuracy", "chosen")
+    last = {name: evaluations[-1][1][name] for name in told}
+    return last | {"best_accuracy": best["accuracy"], "best_round": best_round}
 
 
 def finite(value: Any) -> Any:

@@ -12,8 +12,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
+from fedjets_flwr.names import ROLES
 
-ROLES = ("train", "unseen")
 PINS = "pins.json"
 """The file in a run's folder that keeps the keys of clients that were pinned at first sight."""
 
@@ -73,12 +73,12 @@ def read_roster(config: Config) -> dict[str, int] | None:
 
 def _entry(line: str, where: str, config: Config) -> tuple[str, int]:
     client, role, key = [*line.split(maxsplit=2), "", ""][:3]
-    total = config.partition.clients + config.partition.unseen_clients
+    total = config.partition.all_clients
     if not client.isdecimal() or int(client) >= total or role not in ROLES:
-        raise FedjetsError(f"{where}: not 'client-id train|unseen public-key' with an id from 0 to {total - 1}")
-    fits = ROLES[int(client) >= config.partition.clients]
+        raise FedjetsError(f"{where}: not 'client-id {'|'.join(ROLES)} public-key' with an id from 0 to {total - 1}")
+    fits = config.partition.role_of(int(client))
     if role != fits:
-        raise FedjetsError(f"{where}: client {client} is {fits} by partition.clients, not {role}")
+        raise FedjetsError(f"{where}: client {client} is {fits} by partition.clients and others, not {role}")
     try:
         return fingerprint(key), int(client)
     except ValueError:

@@ -164,6 +164,9 @@ def test_noise_of_a_site_has_the_deviation_that_its_policy_says() -> None:
     assert float(norm) == pytest.approx(3.0, rel=1e-3)
     near = {"a": torch.full((40_000,), 1e-3), "b": old["b"]}
     assert torch.allclose(privatised(near, old, 3.0, 1e-9)["a"], near["a"], atol=1e-6)
+    # A key that the generator does not take is drawn only now and then.
+    drawn = {float(privatised(near, old, 3.0, 1.0)["a"].sum()) for _ in range(40)}
+    assert len(drawn) == 40
 
 
 def test_noise_refuses_what_it_would_break_or_cannot_cover(tmp_path: Path, run: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedjets_flwr.cli.app import console
-from fedjets_flwr.compare.experiment import done, markdown, read_experiment, run_experiment
+from fedjets_flwr.compare.experiment import chosen_reading, done, markdown, read_experiment, run_experiment
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.checkpoint import Checkpoints
@@ -186,6 +186,35 @@ def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatc
     assert {path.name for path in (tmp_path / "results").glob("*.png")} == {"accuracy.png", "bytes.png"}
     elsewhere = read_experiment(tmp_path / "experiments" / "small.yaml", extra, tmp_path / "other")
     assert [c.run.name for _, cs in elsewhere.rows for c in cs] == [c.run.name for _, cs in experiment.rows for c in cs]
+
+
+VALIDATED = """
+title: small
+preset: digits
+seeds: [1, 2]
+settings: {partition.public-share: 0.3, partition.validation-clients: 2, partition.unseen-samples: 40}
+rows:
+  - {name: FedAvg, settings: {strategy.name: fedavg}}
+  - {name: FedJETs, readings: [mixture/none, blend/em]}
+"""
+
+
+def test_the_validation_clients_choose_among_a_rows_read_outs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(tmp_path, monkeypatch)
+    extra = [f"run.cache-dir={tmp_path / 'cache'}"]
+    experiment = read_experiment(small(tmp_path, VALIDATED), extra, tmp_path / "runs")
+    run_experiment(experiment, tmp_path / "results", in_this_process, Console(quiet=True), validate)
+    summaries = [summary for c in experiment.rows[1][1] if (summary := done(c.run_dir))]
+    shown = ("top-1/none", "mixture/none", "blend/em")
+    means = {name: sum(s["validation"]["readings"][name] for s in summaries) / 2 for name in shown}
+    best = max(shown, key=means.__getitem__)
+    table = (tmp_path / "results" / "table.md").read_text()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+    assert f"FedJETs{'' if best == shown[0] else ', ' + best} †" in names
+    assert sum(name.endswith(" †") for name in names) == 1
+    assert "FedAvg" in names
+    assert "\n†: of the row's read-outs" in table
+    assert chosen_reading([{"validation": {}}, *summaries], shown) == ""
 
 
 def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

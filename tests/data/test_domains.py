@@ -126,6 +126,19 @@ def test_mixtures_differ_between_unseen_clients() -> None:
     assert len({frozenset(domains_held(mixed, client)) for client in range(12, 32)}) == 10  # all pairs of five
 
 
+@pytest.mark.parametrize("unseen", [1, 4, 5, 7, 9])
+def test_validation_clients_have_mixtures_of_their_own_and_no_domain_that_is_held_out(unseen: int) -> None:
+    mixed = config(partition__unseen_domains=2, partition__unseen_clients=unseen, partition__validation_clients=5)
+    ordered = [domains_held(mixed, client) for client in range(12, 17 + unseen)]
+    assert not set(ordered[unseen:]) & set(ordered[:unseen])
+    assert [first for first, _ in ordered[unseen:]] == [0, 1, 2, 3, 4]
+    one = config(partition__unseen_clients=unseen, partition__validation_clients=5)
+    assert [domains_held(one, 12 + unseen + v) for v in range(5)] == [(v,) for v in range(5)]
+    out = one.model_copy(update={"partition": one.partition.model_copy(update={"held_out_domain": "negative"})})
+    assert [domains_held(out, 12 + unseen + v) for v in range(5)] == [(0,), (1,), (3,), (4,), (0,)]
+    assert {domains_held(out, 12 + u) for u in range(unseen)} == {(2,)}
+
+
 def test_a_client_holds_its_share_of_images_as_they_look_there() -> None:
     settings = config(partition__unseen_domains=2)
     dataset, split = open_dataset(settings), open_split(settings)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.partition import Pool, Split, anchor_groups, make_split
+from fedjets_flwr.data.partition import Pool, Split, anchor_groups, held_out, make_split, public_samples
 from fedjets_flwr.errors import FedjetsError
 
 CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 60, 20
@@ -160,6 +160,73 @@ def test_dirichlet_concentration() -> None:
         shares[alpha] = float(np.mean([c.max() for c in counts]))
     assert shares[0.2] > 0.3
     assert shares[1000.0] < 0.15
+
+
+# Validation clients ---------------------------------------------------------------------------------------------------
+
+VALIDATED: dict[str, Scalar] = {
+    "public_share": 0.5, "validation_clients": 2, "clients": 14, "unseen_clients": 3, "alpha": 1.0,
+    "moe__experts": 5, "samples_per_client": 40, "unseen_samples": 20,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["quantity", "label-groups", "dirichlet", "domains"])
+@pytest.mark.parametrize("seed", range(3))
+def test_validation_clients_hold_public_samples_that_train_nobody(name: str, seed: int) -> None:
+    config, split = make(**VALIDATED | {"name": name, "run__seed": seed})
+    assert list(split.validation_ids) == [17, 18]
+    assert len(split.samples) == config.partition.all_clients == 19
+    public = public_samples(config, len(TRAIN))
+    spared = set(held_out(public).tolist())
+    assert len(spared) == len(public) // 5 == len(TRAIN) // 10
+    for client, rows in enumerate(split.samples):
+        if client in split.validation_ids:
+            assert set(rows.tolist()) <= spared
+        elif client not in split.unseen_ids:
+            assert not set(rows.tolist()) & set(public.tolist())
+
+
+@pytest.mark.parametrize("name", ["quantity", "label-groups"])
+@pytest.mark.parametrize("seed", range(5))
+def test_validation_clients_have_label_combinations_that_nobody_else_has(name: str, seed: int) -> None:
+    _, split = make(**VALIDATED | {"name": name, "run__seed": seed})
+    labels = [
+        frozenset((TEST if client in split.unseen_ids else TRAIN)[rows].tolist())
+        for client, rows in enumerate(split.samples)
+    ]
+    unseen, validation = labels[14:17], labels[17:]
+    assert len(set(validation)) == 2
+    assert not set(validation) & set(labels[:17])
+    assert not set(unseen) & set(labels[:14])
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "domains"])
+def test_all_others_are_as_they_are_without_validation_clients(name: str) -> None:
+    """Where no combination must be kept out of training; there, the unseen clients' combinations are."""
+    _, without = make(**VALIDATED | {"name": name, "validation_clients": 0})
+    _, split = make(**VALIDATED | {"name": name})
+    assert all(np.array_equal(a, b) for a, b in zip(without.samples, split.samples[:17], strict=True))
+    assert not len(without.validation_ids)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_validation_clients_need_public_samples_of_all_classes(share: float) -> None:
+    with pytest.raises(FedjetsError, match=r"^partition\.validation-clients = 2: .* partition\.public-share = 0"):
+        make(**VALIDATED | {"public_share": share})
+
+
+def test_clients_that_would_share_a_combination_are_refused_by_the_setting_that_asks_for_them() -> None:
+    """Ten pairs of five groups: five for the unseen clients, of the other five two can be kept out of training."""
+    asked = {"name": "label-groups", "unseen_clients": 5, "unseen_samples": 0, "validation_clients": 3}
+    with pytest.raises(FedjetsError, match=r"^partition\.validation-clients = 3: 2 label combinations"):
+        make(**VALIDATED | asked)
+
+
+def test_roles_follow_each_other() -> None:
+    part, _ = make(**VALIDATED)[0].partition, None
+    assert [part.role_of(client) for client in (0, 13, 14, 16, 17, 18)] == [
+        "train", "train", "unseen", "unseen", "validation", "validation",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["quantity", "label-groups", "dirichlet"])
