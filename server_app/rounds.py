@@ -10,6 +10,7 @@ the callbacks.
 import logging
 import math
 import time
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,7 +40,7 @@ from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
 from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids
 from fedjets_flwr.runs.callback import Callback
-from fedjets_flwr.runs.score import UNSEEN_ACCURACY, VALIDATION_ACCURACY
+from fedjets_flwr.runs.score import UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
 from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
@@ -64,7 +65,6 @@ class Rounds(FlowerStrategy):
         validation: clients that never train and by whose scores settings are chosen; where there are some, the unseen
             ones are scored once, after the last round.
         unlabelled: clients that never train and have no labels; experts are chosen for them all the same.
-        score: what the run is judged by.
         participants: clients that train and are scored on a test part of their own.
         cohort: of the current round.
         failures: of the current round, reasons by client id.
@@ -79,12 +79,10 @@ class Rounds(FlowerStrategy):
         self.strategy, self.exchange, self.callbacks = strategy, exchange, list(callbacks)
         self.config = strategy.config
         self.ledger = Ledger(self.config.run_dir)
+        self.unseen: list[int] = []
+        self.validation: list[int] = []
+        self.unlabelled: list[int] = []
         self.take(prepared)
-        never_train = [client for client in prepared.num_samples if client >= self.config.partition.clients]
-        self.unseen, self.validation = (prepared.labelled(self.config, role) for role in (UNSEEN, VALIDATION))
-        self.unlabelled = [client for client in never_train if client not in prepared.right]
-        validated = self.validation and strategy.score is UNSEEN_ACCURACY
-        self.score = VALIDATION_ACCURACY if validated else strategy.score
         self.participants = draw_participants(self.config) if self.config.partition.test_share > 0 else []
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
@@ -104,11 +102,24 @@ class Rounds(FlowerStrategy):
         self._replaced: dict[str, Tensor] = {}  # the round before last: memory for the next means
 
     def take(self, prepared: Prepared) -> None:
-        """Note what clients hold that were prepared, and how much it counts."""
+        """Note what clients hold that were prepared, how much it counts, and who of them never trains."""
         strategy, training = self.strategy, self.config.partition.clients
+        labelled = {UNSEEN: self.unseen, VALIDATION: self.validation}
+        for client in sorted(client for client in prepared.num_samples if client >= training):
+            for kind in (*labelled.values(), self.unlabelled):
+                if client in kind:
+                    kind.remove(client)
+            known = client in prepared.right
+            insort(labelled[self.config.partition.role_of(client)] if known else self.unlabelled, client)
         strategy.num_samples |= prepared.num_samples
         held = {client: count for client, count in strategy.num_samples.items() if client < training}
         strategy.weights = bounded_weights(held, self.config.aggregation.max_weight)
+
+    @property
+    def score(self) -> Score:
+        """What the run is judged by."""
+        validated = self.validation and self.strategy.score is UNSEEN_ACCURACY
+        return VALIDATION_ACCURACY if validated else self.strategy.score
 
     # Flower's hooks --------------------------------------------------------------------------------------------------
 
@@ -125,6 +136,7 @@ class Rounds(FlowerStrategy):
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
         self.failures |= {client: unprepared.get(client, "could not be prepared") for client in sorted(lost)}
+        self.failures |= {client: why for client, why in unprepared.items() if client >= self.config.partition.clients}
         wanted = strategy.to_route(present)
         known = {client: self._ahead[client] for client in wanted if client in self._ahead}
         routes = known | self.route(server_round, [client for client in wanted if client not in known])
@@ -138,7 +150,11 @@ class Rounds(FlowerStrategy):
 
         Returns why clients could not be prepared.
         """
-        unknown = set(self.cohort.clients) - self.strategy.num_samples.keys()
+        part, wanted = self.config.partition, self.cohort.clients
+        if self._evaluates(server_round):
+            never_train = range(part.clients, part.all_clients)
+            wanted += [client for client in never_train if not self._late.resting(client, server_round)]
+        unknown = set(wanted) - self.strategy.num_samples.keys()
         changed = {client for client in self.changed if not self._late.resting(client, server_round)}
         self.changed -= changed
         if not (anew := sorted(unknown | changed)):
@@ -249,7 +265,7 @@ class Rounds(FlowerStrategy):
             self.seconds["server"] += time.monotonic() - merged
             record["metrics"] = dict(metrics)
         last = server_round == c.run.rounds
-        if strategy.serves_unseen and (last or server_round % c.run.evaluate_every == 0):
+        if self._evaluates(server_round):
             record |= self._evaluate(server_round, arrays, settings, grid, last)
         every = c.participants.evaluate_every
         if self.participants and (last or (every and server_round % every == 0)):
@@ -340,8 +356,12 @@ class Rounds(FlowerStrategy):
 
     def _asked_in(self, server_round: int) -> list[int]:
         """Return the clients that a round asks, unseen ones where it evaluates."""
-        evaluates = self.strategy.serves_unseen and server_round % self.config.run.evaluate_every == 0
-        return [*self.cohort.clients, *(self._scored_in(server_round) if evaluates else [])]
+        return [*self.cohort.clients, *(self._scored_in(server_round) if self._evaluates(server_round) else [])]
+
+    def _evaluates(self, server_round: int) -> bool:
+        """Return whether a round scores clients that never train."""
+        run = self.config.run
+        return self.strategy.serves_unseen and (server_round == run.rounds or server_round % run.evaluate_every == 0)
 
     def _scored_in(self, server_round: int) -> list[int]:
         """Return the clients that never train which a round serves, if it evaluates."""

@@ -125,7 +125,11 @@ def _clients(summary: Mapping[str, Any]) -> Any:
     figure, axes = _axes(max(6, 0.5 * len(clients) + 3))
     x = np.arange(len(clients))
     axes.bar(
-        x - 0.2, [summary["common_expert_per_client"][c] for c in clients], 0.4, color="0.6", label="common expert"
+        x - 0.2,
+        [summary["common_expert_per_client"].get(c, np.nan) for c in clients],
+        0.4,
+        color="0.6",
+        label="common expert",
     )
     axes.bar(x + 0.2, [summary["per_client_accuracy"][c] for c in clients], 0.4, color="C0", label=summary["strategy"])
     axes.set_xticks(x, clients)

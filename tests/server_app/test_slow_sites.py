@@ -89,3 +89,26 @@ def test_a_round_waits_for_an_unseen_clients_mute_site_where_it_evaluates(tiny_r
         {key},
     ]
     assert [list(record["failures"]) for record in records(run)] == [[], [], ["8"], [], [], ["8"]]
+
+
+def test_an_unseen_client_that_could_not_be_prepared_at_first_is_scored_once_it_can(tiny_run: TinyRunner) -> None:
+    class Late(SiteGrid):
+        """Mute until the first client trains in round 2."""
+
+        trained = 0
+
+        def begin(self) -> None:
+            self.sites[108].silent = {"query.prepare"}
+
+        def before(self, message: Message) -> None:
+            self.trained += message.metadata.message_type.startswith("train")
+            if self.trained > 10:
+                self.sites[108].silent = set()
+
+    run = tiny_run("fedavg", Late, **QUICK | {"run__evaluate_every": 1, "run__rounds": 4})
+    found = records(run)
+    scored = [list(record["evaluation"]["per_client_accuracy"]) for record in found]
+    assert scored[0] == ["7"]
+    assert scored[-1] == ["7", "8"]
+    assert "could not be prepared" in found[0]["failures"]["8"]
+    assert found[-1]["failures"] == {}
