@@ -213,7 +213,8 @@ def replies_to(
     """
     start = time.monotonic()
     while waiting:
-        yield from grid.pull_messages(set(waiting))
+        # What comes twice, or answers an older message, is none of them.
+        yield from (r for r in grid.pull_messages(set(waiting)) if r.metadata.reply_to_message_id in waiting)
         passed = time.monotonic() - start
         if not waiting or settled() or passed > seconds:
             return

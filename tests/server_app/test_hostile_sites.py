@@ -1,6 +1,6 @@
 """Sites that lie about whom they speak for, say nothing, or hang: the run goes on, and names them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,22 @@ def honest(runner: Runner) -> Finished:
 def test_a_deployment_of_honest_sites_refuses_nobody(honest: Finished) -> None:
     assert [record["failures"] for record in records(honest)] == [{}, {}, {}]
     assert not any("refused_nodes" in record or "resting" in record for record in records(honest))
+
+
+def test_a_reply_that_comes_again_in_a_later_round_counts_for_nothing(runner: Runner, honest: Finished) -> None:
+    class Replaying(SiteGrid):
+        def begin(self) -> None:
+            self.seen: list[Message] = []
+
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            new = super().pull_messages(message_ids)
+            again = [*self.seen, *new, *new]
+            self.seen += new
+            return again
+
+    run = runner(Replaying, **ROUNDS)
+    assert same_weights(run, honest)
+    assert [record["failures"] for record in records(run)] == [{}, {}, {}]
 
 
 def claims(sites: SiteGrid, client: int) -> None:
