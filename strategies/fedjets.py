@@ -9,6 +9,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
@@ -24,6 +26,17 @@ class FedJets(OfExperts):
     read_out = "top-1"
     sampling = "anchored"
     routed = True
+
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """A gate that learns from anchors needs some that take part as such."""
+        super().validate(config)
+        anchored = (config.cohort.sampling or cls.sampling) == "anchored" and config.cohort.anchors > 0
+        if config.gate.learns_from == "anchors" and not anchored:
+            raise FedjetsError(
+                "gate.learns-from = 'anchors': no anchor takes part; set cohort.sampling to 'anchored' and"
+                " cohort.anchors to 1 or more, or gate.learns-from to 'all'"
+            )
 
     @property
     def experts_served(self) -> int:
@@ -53,12 +66,13 @@ class FedJets(OfExperts):
 
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give anchors their expert and normal clients the K that the gate chose; one without a choice is left out."""
-        trained = ("gate",) if self.config.gate.mode == "learned" else ()
-        bound = {client: (self.anchors.index(client),) for client in cohort.anchors}
+        bound, gate = {client: (self.anchors.index(client),) for client in cohort.anchors}, self.config.gate
         jobs = []
         for client, experts in (bound | {c: routes[c] for c in cohort.normals if c in routes}).items():
             names = tuple(expert_name(m) for m in experts)
             numbers = {"anchor": client} if client in bound else {}
+            learns = gate.mode == "learned" and (client in bound or gate.learns_from == "all")
+            trained = ("gate",) if learns else ()
             cost = self.num_samples[client] * len(experts)
             jobs.append(Job(client, (*names, "gate"), (*names, *trained), numbers, cost))
         return jobs

@@ -27,11 +27,13 @@ class FedMix(FedJets):
     @classmethod
     def validate(cls, config: Config) -> None:
         """A mixture of all experts has no use for a gate that does not learn, nor for a loss that is not its own."""
-        super().validate(config)
         if config.gate.mode != "learned":
             raise FedjetsError(f"gate.mode = {config.gate.mode!r}: FedMix learns its gate; set it to 'learned'")
+        if config.gate.learns_from != "all":
+            raise FedjetsError("gate.learns-from = 'anchors': all clients train FedMix's gate; set it to 'all'")
         if config.moe.mix == "logits":
             raise FedjetsError("moe.mix = 'logits': FedMix mixes probabilities; set it to 'probs' or leave it out")
+        super().validate(config)
 
     @property
     def experts_served(self) -> int:

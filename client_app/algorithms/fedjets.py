@@ -21,10 +21,11 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor], own_mix: str = 
     c = context.config
     experts, gate = context.experts(vectors), context.gate(vectors)
     optimizers = [context.sgd(expert) for expert in experts.values()]
-    learned = c.gate.mode == "learned"
+    anchor = "anchor" in context.job.numbers
+    learned = c.gate.mode == "learned" and (anchor or c.gate.learns_from == "all")
     if learned:
         optimizers.append(Sgd(gate, c.gate.lr))
-    kind = anchor_losses if "anchor" in context.job.numbers else normal_losses
+    kind = anchor_losses if anchor else normal_losses
     losses_of = kind(context, experts, gate, c.moe.mix or own_mix)
     loss = fit([*experts.values(), gate], optimizers, context.order(), losses_of)
     trained = {expert_name(m): expert.vector for m, expert in experts.items()} | (

@@ -217,6 +217,11 @@ class Gate(Section):
     )
     hidden: int = Field(128, ge=1, le=65_536, description="hidden units of the gate")
     lr: float = Field(0.5, ge=0, description="learning rate of the gate (plain SGD)")
+    learns_from: Literal["all", "anchors"] = Field(
+        "all",
+        description="who trains a learned gate: all clients of a round, as in the paper, or its anchors alone, so that"
+        " no wrong route can confirm itself",
+    )
 
 
 class Train(Section):

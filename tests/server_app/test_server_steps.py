@@ -165,6 +165,9 @@ BATCH_NORM: dict[str, Scalar] = {"moe__trainable": "all", "model__norm": "batch"
         ("fedjets", {"partition__anchors": 4, "cohort__sampling": "anchored"}, "partition.anchors = 4"),
         ("fedmix", {"gate__mode": "random"}, "gate.mode = 'random'"),
         ("fedmix", {"moe__mix": "logits"}, "moe.mix = 'logits'"),
+        ("fedmix", {"gate__learns_from": "anchors"}, "gate.learns-from = 'anchors'"),
+        ("fedjets", {"gate__learns_from": "anchors", "cohort__sampling": "uniform"}, "gate.learns-from = 'anchors'"),
+        ("fedjets", {"gate__learns_from": "anchors", "cohort__anchors": 0}, "gate.learns-from = 'anchors'"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(name: str, changes: dict[str, Scalar], setting: str) -> None:

@@ -105,8 +105,10 @@ def fedjets(config: Config, state: Vectors, server_round: int, bound: Sequence[i
         ids = chosen(state["gate"], client.samples.h, config.moe.top_k) if oracle is None else best(oracle, config)
         sent = {name: state[name] for name in (*(f"expert.{m}" for m in ids), "gate")}
         replies.append(Reply(c, *client.normal(sent, ids, "logits", oracle)))
-    if config.gate.mode != "learned":
-        replies = [Reply(r.client, {n: v for n, v in r.vectors.items() if n != "gate"}, r.loss) for r in replies]
+    learners = cohort.anchors if config.gate.learns_from == "anchors" else cohort.clients
+    for reply in replies:
+        if config.gate.mode != "learned" or reply.client not in learners:
+            reply.vectors.pop("gate")
     return sorted(replies, key=lambda reply: reply.client)
 
 
@@ -194,6 +196,7 @@ def test_rounds_are_those_by_hand(tiny_run: TinyRunner, name: str) -> None:
         {"cohort__sampling": "uniform"},
         {"gate__mode": "random"},
         {"gate__mode": "oracle"},
+        {"gate__learns_from": "anchors"},
         {"train__logit_adjust": True, "moe__renormalise": True},
     ],
 )  # fmt: skip

@@ -205,7 +205,7 @@ class Client:
 
     def anchor(self, vectors: Vectors, m: int) -> tuple[Vectors, float]:
         """Expert m on its cross entropy, the gate on naming m."""
-        return self.descend(vectors, lambda now, rows: anchor(m, now, self._batch(rows), self.offset), self.rates)
+        return self.descend(vectors, lambda now, rows: anchor(m, now, self._batch(rows), self.offset), self.rates(True))
 
     def normal(
         self, vectors: Vectors, ids: Sequence[int], mix: str, oracle: Array | None = None
@@ -217,13 +217,13 @@ class Client:
             fixed = None if oracle is None else oracle[rows]
             return normal(ids, now, self._batch(rows), self.offset, mix, renormalise, fixed)
 
-        return self.descend(vectors, loss_of, self.rates)
+        return self.descend(vectors, loss_of, self.rates(False))
 
-    @property
-    def rates(self) -> dict[str, Rate]:
+    def rates(self, anchors: bool) -> dict[str, Rate]:
         """The gate takes plain steps at a rate of its own, if it learns."""
-        learned = {"gate": Rate(self.config.gate.lr)} if self.config.gate.mode == "learned" else {}
-        return {"expert": self.rate} | learned
+        gate = self.config.gate
+        learns = gate.mode == "learned" and (anchors or gate.learns_from == "all")
+        return {"expert": self.rate} | ({"gate": Rate(gate.lr)} if learns else {})
 
     def _batch(self, rows: Array) -> Samples:
         return Samples(self.samples.x[rows], self.samples.h[rows], self.samples.y[rows])
