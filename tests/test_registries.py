@@ -46,7 +46,8 @@ REGISTRIES: dict[str, Iterable[str]] = {
 }
 
 SWITCHES = {
-    "run.device", "model.norm", "model.stem", "common-expert.embedding", "moe.trainable", "moe.init", "gate.mode", "gate.learns-from",
+    "run.device", "model.norm", "model.stem", "common-expert.embedding", "moe.trainable", "moe.init", "gate.mode",
+    "gate.learns-from",
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
     "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics",
 }  # fmt: skip
