@@ -409,9 +409,15 @@ def draw_results(experiment: Experiment, folder: Path) -> None:
     """Draw the figures of what is done."""
     from fedjets_flwr.compare.figures import draw
 
-    curves = {
-        row.name: [(done(c.run_dir), read_metrics(c.run_dir)) for c in configs if done(c.run_dir)]
-        for row, configs in experiment.rows
-    }
-    if finished := {name: runs for name, runs in curves.items() if runs}:
-        draw(experiment.title, finished, folder)
+    finished: dict[str, Runs] = {}
+    readings: dict[str, str] = {}
+    for row, configs in experiment.rows:
+        runs = [(summary, read_metrics(c.run_dir)) for c in configs if (summary := done(c.run_dir))]
+        if not runs:
+            continue
+        own = runs[0][0].get("reading") or ""
+        chosen = chosen_reading([summary for summary, _ in runs], [own, *row.readings]) if row.readings else ""
+        name = row.name if chosen in ("", own) else f"{row.name}, {chosen}"
+        finished[name], readings[name] = runs, chosen or own
+    if finished:
+        draw(experiment.title, finished, folder, readings)

@@ -14,8 +14,11 @@ from fedjets_flwr.runs.score import COURSES, course
 Runs = Mapping[str, Sequence[tuple[Any, Sequence[Mapping[str, Any]]]]]
 
 
-def draw(title: str, rows: Runs, folder: Path) -> None:
-    """Draw accuracy by round, accuracy against bytes, and each expert's accuracy by round where it was measured."""
+def draw(title: str, rows: Runs, folder: Path, readings: Mapping[str, str]) -> None:
+    """Draw accuracy by round, accuracy against bytes, and each expert's accuracy by round where it was measured.
+
+    ``readings``: the read-out by which each row is drawn.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,8 +30,8 @@ def draw(title: str, rows: Runs, folder: Path) -> None:
         # Rows that only score another row's models have no course.
         trained = {name: runs for name, runs in unseen.items() if all(r[-1]["round"] > 0 for _, r in runs)}
         pictures |= {
-            "accuracy": _by_round(title, trained) if trained else None,
-            "bytes": _by_bytes(title, trained) if trained else None,
+            "accuracy": _by_round(title, trained, readings) if trained else None,
+            "bytes": _by_bytes(title, trained, readings) if trained else None,
             "experts": _experts(title, unseen),
             "privacy": _by_epsilon(title, unseen),
         }
@@ -38,14 +41,14 @@ def draw(title: str, rows: Runs, folder: Path) -> None:
     matplotlib.pyplot.close("all")
 
 
-def _evaluated(records: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float], list[float]]:
+def _evaluated(records: Sequence[Mapping[str, Any]], reading: str) -> tuple[list[int], list[float], list[float]]:
     """Return rounds, accuracies and bytes moved so far, at the evaluations."""
     moved = list(accumulate(r["bytes_down"] + r["bytes_up"] for r in records))
     kind, _ = course(records)
     at = [i for i, r in enumerate(records) if kind in r]
     return (
         [records[i]["round"] for i in at],
-        [records[i][kind]["accuracy"] for i in at],
+        [records[i][kind]["readings"][reading] for i in at],
         [moved[i] / 1e6 for i in at],
     )
 
@@ -68,10 +71,10 @@ def _finish(figure: Any, axes: Any, rows: Runs) -> Any:
     return figure
 
 
-def _by_round(title: str, rows: Runs) -> Any:
+def _by_round(title: str, rows: Runs, readings: Mapping[str, str]) -> Any:
     figure, axes = _axes(title, "round")
     for number, (name, runs) in enumerate(rows.items()):
-        curves = [_evaluated(records) for _, records in runs]
+        curves = [_evaluated(records, readings[name]) for _, records in runs]
         rounds, values = curves[0][0], np.array([c[1] for c in curves if c[0] == curves[0][0]])
         style = ["-", "--", ":"][number // 10 % 3]
         axes.plot(rounds, values.mean(axis=0), label=name, color=f"C{number % 10}", linestyle=style)
@@ -80,10 +83,10 @@ def _by_round(title: str, rows: Runs) -> Any:
     return _finish(figure, axes, rows)
 
 
-def _by_bytes(title: str, rows: Runs) -> Any:
+def _by_bytes(title: str, rows: Runs, readings: Mapping[str, str]) -> Any:
     figure, axes = _axes(title, "MB moved, all clients (log scale)")
     for number, (name, runs) in enumerate(rows.items()):
-        curves = [_evaluated(records) for _, records in runs]
+        curves = [_evaluated(records, readings[name]) for _, records in runs]
         values = np.array([c[1] for c in curves if c[0] == curves[0][0]]).mean(axis=0)
         axes.plot(
             curves[0][2], values, label=name, color=f"C{number % 10}", linestyle=["-", "--", ":"][number // 10 % 3]

@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from fedjets_flwr.cli.app import console
-from fedjets_flwr.compare.experiment import chosen_reading, done, markdown, read_experiment, run_experiment
+from fedjets_flwr.compare import figures
+from fedjets_flwr.compare.experiment import (
+    chosen_reading,
+    done,
+    draw_results,
+    markdown,
+    read_experiment,
+    run_experiment,
+)
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.checkpoint import Checkpoints
@@ -215,6 +223,11 @@ def test_the_validation_clients_choose_among_a_rows_read_outs(tmp_path: Path, mo
     assert "FedAvg" in names
     assert "\n†: of the row's read-outs" in table
     assert chosen_reading([{"validation": {}}, *summaries], shown) == ""
+    drawn: dict[str, str] = {}
+    monkeypatch.setattr(figures, "draw", lambda title, rows, folder, readings: drawn.update(readings))
+    draw_results(experiment, tmp_path / "results")
+    name = f"FedJETs{'' if best == shown[0] else ', ' + best}"
+    assert drawn == {"FedAvg": "top-1/none", name: best}
 
 
 def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
