@@ -179,6 +179,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, changes: dict[str, S
     ("name", "changes"),
     [
         *((name, {}) for name in NAMES),
+        ("fedjets", {"gate__learns_from": "anchors", "cohort__anchors": 1}),
         ("fedjets", NOISE),
         ("fedavg", NOISE),
         ("fedavg", NOISE | BATCH_NORM | {"common_expert__path": "file"}),
