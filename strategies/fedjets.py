@@ -66,13 +66,12 @@ class FedJets(OfExperts):
 
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give anchors their expert and normal clients the K that the gate chose; one without a choice is left out."""
-        bound, gate = {client: (self.anchors.index(client),) for client in cohort.anchors}, self.config.gate
+        bound = {client: (self.anchors.index(client),) for client in cohort.anchors}
         jobs = []
         for client, experts in (bound | {c: routes[c] for c in cohort.normals if c in routes}).items():
             names = tuple(expert_name(m) for m in experts)
             numbers = {"anchor": client} if client in bound else {}
-            learns = gate.mode == "learned" and (client in bound or gate.learns_from == "all")
-            trained = ("gate",) if learns else ()
+            trained = ("gate",) if self.config.gate.trained_by(client in bound) else ()
             cost = self.num_samples[client] * len(experts)
             jobs.append(Job(client, (*names, "gate"), (*names, *trained), numbers, cost))
         return jobs

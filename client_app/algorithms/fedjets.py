@@ -22,7 +22,7 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor], own_mix: str = 
     experts, gate = context.experts(vectors), context.gate(vectors)
     optimizers = [context.sgd(expert) for expert in experts.values()]
     anchor = "anchor" in context.job.numbers
-    learned = c.gate.mode == "learned" and (anchor or c.gate.learns_from == "all")
+    learned = c.gate.trained_by(anchor)
     if learned:
         optimizers.append(Sgd(gate, c.gate.lr))
     kind = anchor_losses if anchor else normal_losses

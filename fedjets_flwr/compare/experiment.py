@@ -238,12 +238,22 @@ def lines_of(experiment: Experiment) -> list[Line]:
             lines.append(Line(row.name, [], [], [], [], [], _facts(runs), *own_tests))
             continue
         own = runs[0][0]["reading"]
-        shown = [own, *(r for r in row.readings if r != own)]
-        chosen = chosen_reading([summary for summary, _ in runs], shown) if row.readings else ""
-        for reading in shown:
-            name = row.name if reading == own else f"{row.name}, {reading}"
-            lines.append(_line(name + CHOSEN * (reading == chosen), reading, runs))
+        chosen = _chosen(row, runs)
+        for reading in [own, *(r for r in row.readings if r != own)]:
+            lines.append(_line(_named_by(row, reading, own) + CHOSEN * (reading == chosen), reading, runs))
     return lines
+
+
+def _named_by(row: Row, reading: str, own: str) -> str:
+    """Return what a row's line or curve of a read-out is called; its ``own`` goes without saying."""
+    return row.name if reading == own else f"{row.name}, {reading}"
+
+
+def _chosen(row: Row, runs: "Runs") -> str:
+    """Return which of a row's read-outs the validation clients chose; empty if there was no choice."""
+    if not row.readings:
+        return ""
+    return chosen_reading([summary for summary, _ in runs], [runs[0][0].get("reading") or "", *row.readings])
 
 
 def chosen_reading(summaries: Sequence[Mapping[str, Any]], among: Sequence[str]) -> str:
@@ -416,8 +426,8 @@ def draw_results(experiment: Experiment, folder: Path) -> None:
         if not runs:
             continue
         own = runs[0][0].get("reading") or ""
-        chosen = chosen_reading([summary for summary, _ in runs], [own, *row.readings]) if row.readings else ""
-        name = row.name if chosen in ("", own) else f"{row.name}, {chosen}"
-        finished[name], readings[name] = runs, chosen or own
+        drawn = _chosen(row, runs) or own
+        name = _named_by(row, drawn, own)
+        finished[name], readings[name] = runs, drawn
     if finished:
         draw(experiment.title, finished, folder, readings)

@@ -223,6 +223,10 @@ class Gate(Section):
         " no wrong route can confirm itself",
     )
 
+    def trained_by(self, anchor: bool) -> bool:
+        """Return whether a client of a round trains the gate, an anchor or another."""
+        return self.mode == "learned" and (anchor or self.learns_from == "all")
+
 
 class Train(Section):
     lr: float = Field(0.05, gt=0, description="learning rate of the experts")

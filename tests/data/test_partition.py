@@ -223,7 +223,7 @@ def test_clients_that_would_share_a_combination_are_refused_by_the_setting_that_
 
 
 def test_roles_follow_each_other() -> None:
-    part, _ = make(**VALIDATED)[0].partition, None
+    part = make(**VALIDATED)[0].partition
     assert [part.role_of(client) for client in (0, 13, 14, 16, 17, 18)] == [
         "train", "train", "unseen", "unseen", "validation", "validation",
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def test_rounds_score_the_validation_clients_and_the_last_one_the_unseen_too(fin
     assert list(records[-1]["evaluation"]["per_client_accuracy"]) == unseen
 
 
-def test_no_weight_depends_on_them(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weight_depends_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a split that keeps no combination out of training for them."""
     hashes = [
         json.loads((run.config.run_dir / "summary.json").read_text())["weights_hash"]
