@@ -12,7 +12,6 @@ from fedjets_flwr.config.schema import Config, Scalar, settings
 from fedjets_flwr.config.sources import about_preset, local_config, preset_names, read_flat, remote_config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.interrupts import Interrupts
-from fedjets_flwr.names import TRAIN
 from fedjets_flwr.runs.claim import agreed, claimed
 
 cli = typer.Typer(
@@ -199,7 +198,7 @@ def partition(
     output: Annotated[Path, typer.Option(help="picture to write")] = Path("partition.png"),
 ) -> None:
     """Show who holds which labels, without training."""
-    from fedjets_flwr.cli.partition_view import draw, label_counts
+    from fedjets_flwr.cli.partition_view import draw, label_counts, roles_of
     from fedjets_flwr.data.clients import open_dataset, open_split
 
     c = local_config(read_flat(preset, config, set_ or []))
@@ -207,14 +206,13 @@ def partition(
     table = Table(title=f"{c.partition.name} partition of {c.data.name}")
     for heading in ("client", "role", "samples", "labels"):
         table.add_column(heading, justify="left" if heading in ("role", "labels") else "right")
-    for client, row in enumerate(counts):
+    roles = roles_of(c)
+    for client, (role, row) in enumerate(zip(roles, counts, strict=True)):
         held = [f"{label}:{int(n)}" for label, n in enumerate(row) if n]
         labels = " ".join(held[:12]) + (" …" if len(held) > 12 else "")
-        role = c.partition.role_of(client)
-        trains = "anchor" if client < c.num_anchors else "normal"
-        table.add_row(str(client), trains if role == TRAIN else role, str(int(row.sum())), labels)
+        table.add_row(str(client), role, str(int(row.sum())), labels)
     console.print(table)
-    draw(counts, (c.num_anchors, c.partition.clients, c.partition.clients + c.partition.unseen_clients), output)
+    draw(counts, roles, output)
     console.print(str(output))
 
 

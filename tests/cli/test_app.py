@@ -2,11 +2,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from fedjets_flwr.cli.app import cli, main
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.launch import simulation as launcher
+from tests.support.personal import call
 
 BAD = [
     (["-c", "moe.topk=2"], "moe.topk"),
@@ -80,9 +83,38 @@ def test_partition_draws_and_prints(tmp_path: Path) -> None:
     assert sum("unseen" in row for row in rows) == 5
 
 
-def test_settings_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from fedjets_flwr.config.schema import Config
+@pytest.mark.parametrize("validation", [0, 2])
+def test_the_picture_of_a_partition_names_the_roles_that_there_are(
+    validation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
 
+    from fedjets_flwr.cli.partition_view import draw, roles_of
+
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)  # keeps the figure to look at
+    roles = roles_of(Config.from_flat({"partition.validation-clients": validation, "partition.public-share": 0.2}))
+    assert roles == ["anchor"] * 5 + ["normal"] * 15 + ["unseen"] * 5 + ["validation"] * validation
+    draw(np.ones((len(roles), 3)), roles, tmp_path / "split.png")
+    axes = pyplot.gcf().axes[0]
+    named = ["anchor", "normal", "unseen"] + ["validation"] * bool(validation)
+    assert axes.get_xlabel() == f"client ({' | '.join(named)})"
+    ends = [float(line.get_xdata()[0]) for line in axes.lines]
+    assert ends == [5, 20] + [25] * bool(validation)
+
+
+def test_keys_of_validation_clients_have_their_role_in_the_roster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = ("--sites", "5", "--unseen", "1", "--validation", "2")
+    assert call(monkeypatch, "credentials", "--output", tmp_path / "keys", *counts) == 0
+    roster = (tmp_path / "keys" / "roster").read_text().splitlines()
+    assert [line.split()[1] for line in roster] == ["train", "train", "unseen", "validation", "validation"]
+    assert call(monkeypatch, "credentials", "--output", tmp_path / "more", "--sites", "2", *counts[2:]) == 1
+    assert "--validation 2: more than --sites 2" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
+def test_settings_lists_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["fedjets", "settings"])
     with pytest.raises(SystemExit) as caught:
         main()

@@ -200,7 +200,7 @@ VALIDATED = """
 title: small
 preset: digits
 seeds: [1, 2]
-settings: {partition.public-share: 0.3, partition.validation-clients: 2, partition.unseen-samples: 40}
+settings: {partition.public-share: 0.3, partition.validation-clients: 2, partition.unseen-samples: 40, run.rounds: 2}
 rows:
   - {name: FedAvg, settings: {strategy.name: fedavg}}
   - {name: FedJETs, readings: [mixture/none, blend/em]}
