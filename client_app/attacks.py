@@ -27,6 +27,8 @@ FORGED = 1000
 """Factor of forged counts."""
 RUINED = 1e-4
 """Factor of ruined variances."""
+HALVINGS = 12
+"""How many lengths the adaptive attack tries, each half the next."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,15 @@ def replacement(target: Target) -> Tensor:
 
 
 def adaptive(target: Target) -> Tensor:
-    """Return the honest update reversed, as far as the server takes it.
+    """Return the honest update reversed, of the length that does most harm: length times weight at the server.
 
-    Its length is that to which the rules clip, by the attacker's own honest one; where the server judges, it is halved
-    until the judge is content.
+    It is ``aggregation.clip-times`` times as long as the honest one, to which the rules clip; where the server judges,
+    it is halved as often as that pays.
     """
-    config, factor = target.context.config, target.context.config.aggregation.clip_times
-    vector = target.with_update(-factor * target.update)
-    while config.aggregation.rule == "validated" and factor > 1e-3 and not _passes(target, vector):
-        factor /= 2
-        vector = target.with_update(-factor * target.update)
-    return vector
+    longest = target.context.config.aggregation.clip_times
+    lengths = [longest / 2**halvings for halvings in reversed(range(HALVINGS))]
+    vectors = {length: target.with_update(-length * target.update) for length in lengths}
+    return vectors[max(lengths, key=lambda length: length * _weight(target, vectors[length]))]
 
 
 def ruined_statistics(target: Target) -> Tensor:
@@ -192,9 +192,12 @@ def flip(labels: Tensor, num_classes: int) -> Tensor:
     return num_classes - 1 - labels
 
 
-def _passes(target: Target, vector: Tensor) -> bool:
+def _weight(target: Target, vector: Tensor) -> float:
+    """Return what the server's rule would let a vector weigh."""
+    if target.context.config.aggregation.rule != "validated":
+        return 1.0
     judge = _judge(target.context.runtime)
-    return all(judge.passes(m, vector, target.sent) for m in expert_ids([target.name]))
+    return math.prod(judge.trust(m, vector, target.sent) for m in expert_ids([target.name]))
 
 
 @lru_cache(maxsize=1)

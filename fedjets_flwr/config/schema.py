@@ -279,7 +279,8 @@ class Aggregation(Section):
     rule: Literal["mean", "clip", "median", "trimmed-mean", "krum", "validated"] = Field(
         "mean",
         description="how each vector's updates are combined; all but mean weigh clients the same; where too few clients"
-        " hold a vector: clip; validated: clip, of replies whose experts do well on the server's public samples",
+        " hold a vector: clip; validated: clip, of replies whose experts do well on the server's public samples, and"
+        " the better the more",
     )
     bn: Literal["mean", "pooled"] = Field(
         "mean",

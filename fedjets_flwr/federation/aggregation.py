@@ -201,7 +201,6 @@ RULES: dict[str, Rule] = {
     "median": coordinate_median,
     "trimmed-mean": trimmed_mean,
     "krum": krum,
-    "validated": clipped_mean,  # of what the judge let pass (judge.py)
 }
 
 

@@ -1,0 +1,95 @@
+"""What simulated attackers make of honest work, on linear experts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from client_app.attacks import (
+    BOOST,
+    HALVINGS,
+    POISONS,
+    Target,
+    adaptive,
+    flip,
+    gaussian,
+    replacement,
+    ruined_statistics,
+    sign_flip,
+)
+from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.federation.judge import Judge
+from fedjets_flwr.models.flat_model import VectorSpec
+from fedjets_flwr.wire.messages import Job
+from tests.support.tiny import context_of, start_vectors, tiny_runtime
+
+JUDGED: dict[str, Scalar] = {"aggregation__rule": "validated", "partition__public_share": 0.3}
+
+
+def target_of(folder: Path, sent: Tensor, trained: Tensor, name: str = "expert.1", **changes: Scalar) -> Target:
+    runtime = tiny_runtime(folder, attack__kind="adaptive", attack__share=0.4, **changes)
+    context = context_of(runtime, Job(0, {}), 1)
+    spec = VectorSpec.plain(sent.numel())
+    return Target(context, name, sent, trained, spec, torch.Generator().manual_seed(3))
+
+
+def expert() -> tuple[Tensor, Tensor]:
+    sent = start_vectors("expert.1")["expert.1"]
+    return 0.01 * sent, 0.01 * sent + 3 * torch.linspace(-1, 2, len(sent))
+
+
+def test_the_plain_attacks_in_closed_form(tmp_path: Path) -> None:
+    sent, trained = expert()
+    target = target_of(tmp_path, sent, trained)
+    assert torch.allclose(sign_flip(target), sent - BOOST * (trained - sent), atol=1e-6)
+    noise = gaussian(target) - sent
+    assert float(noise.norm()) == pytest.approx(BOOST * float((trained - sent).norm()), rel=1e-4)
+    assert abs(float(torch.cosine_similarity(noise, trained - sent, dim=0))) < 0.5
+    holders = (2 + 3 * 2) / 3  # two anchors, three normals with two experts each, three experts
+    assert torch.allclose(replacement(target), sent + holders * (-trained - sent), atol=1e-5)
+    assert torch.equal(ruined_statistics(target), trained)  # a linear expert has none
+
+
+def test_running_statistics_stay_honest_unless_they_are_the_aim(tmp_path: Path) -> None:
+    sent, trained = expert()
+    whole = target_of(tmp_path, sent, trained)
+    spec = VectorSpec(whole.spec.entries, len(sent) - 10)
+    target = Target(whole.context, whole.name, sent, trained, spec, whole.generator)
+    assert all(torch.equal(poison(target)[-10:], trained[-10:]) for poison in POISONS.values())
+    assert not torch.equal(sign_flip(target)[:-10], trained[:-10])
+
+
+def test_labels_are_mirrored() -> None:
+    assert flip(torch.tensor([0, 3, 9]), 10).tolist() == [9, 6, 0]
+
+
+@pytest.mark.parametrize("rule", ["mean", "clip"])
+def test_an_adaptive_attacker_goes_as_far_as_a_rule_clips(rule: str, tmp_path: Path) -> None:
+    sent, trained = expert()
+    target = target_of(tmp_path, sent, trained, aggregation__rule=rule, aggregation__clip_times=3.0)
+    assert torch.allclose(adaptive(target), sent - 3.0 * (trained - sent), atol=1e-6)
+
+
+def harms(target: Target, lengths: Sequence[float]) -> list[float]:
+    """Length times weight at a server that judges."""
+    runtime = target.context.runtime
+    judge = Judge.of(runtime.config, runtime.task, runtime.common, runtime.architectures * 3)
+    return [
+        length * judge.trust(1, target.sent - length * (target.trained - target.sent), target.sent)
+        for length in lengths
+    ]
+
+
+def test_an_adaptive_attacker_that_is_judged_does_most_harm_and_leaves_its_gate_at_the_bound(tmp_path: Path) -> None:
+    sent, trained = expert()
+    target = target_of(tmp_path, sent, trained, **JUDGED)
+    lengths = [2.0 / 2**halvings for halvings in range(HALVINGS)]
+    done = harms(target, lengths)
+    assert done[0] == 0.0 < max(done)  # the judge sees the whole length
+    best = lengths[done.index(max(done))]
+    assert best not in (lengths[0], lengths[-1])
+    assert torch.allclose(adaptive(target), sent - best * (trained - sent), atol=1e-6)
+    gate = start_vectors("gate")["gate"]
+    assert torch.allclose(adaptive(target_of(tmp_path, gate, gate + 1, "gate", **JUDGED)), gate - 2.0, atol=1e-5)
