@@ -123,9 +123,14 @@ def test_an_update_weighs_the_square_of_how_far_it_lies_within_the_bound(method:
 def test_a_loss_is_computed_once_for_a_vector_and_an_expert(
     method: TinyMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, seen = judge_of(method), []
+    judge, seen = judge_of(method), list[int]()
     computed = judge._outputs
-    monkeypatch.setattr(judge, "_outputs", lambda expert, vector: seen.append(expert) or computed(expert, vector))
+
+    def counted(expert: int, vector: Tensor) -> Tensor:
+        seen.append(expert)
+        return computed(expert, vector)
+
+    monkeypatch.setattr(judge, "_outputs", counted)
     vector = start_vectors("expert.0")["expert.0"]
     for _ in range(3):
         judge.passes(0, vector, vector)
