@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -24,6 +25,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.runs.private_folder import read_mark
+from fedjets_flwr.seeds import derive
 from fedjets_flwr.wire.messages import Job, Reply, Request, decode_request, encode_replies
 from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe
@@ -62,6 +64,7 @@ def describe(message: Message, context: Context) -> Message:
             "shared": probe(str(request["shared-folder"])),
             "sees-private": read_mark(config, str(request.get("private", ""))),
             "has-common-expert": bool(digest) and common_expert_path(config, digest).is_file(),
+            "opted-out": node.opted_out,
         }
     )
     return Message(RecordDict({"host": host}), reply_to=message)
@@ -77,6 +80,8 @@ def _serve(work: Work, stage: int | None = None) -> Handler:
         config, kind = config_of(context, message), message.metadata.message_type
         node = read_node(context.node_config, config, in_simulation())
         try:
+            if node.opted_out and not kind.startswith("evaluate."):
+                raise Refused("opt-out = true: it takes part in no round")
             site = Site() if in_simulation() else open_site(message, context, config)
         except Refused as refusal:
             log.warning("%s: %s", kind, refusal)
@@ -107,7 +112,11 @@ def _reply(work: Work, runtime: Runtime, request: Request, job: Job, stage: int 
         kept = None
         if stage is not None and (start := request.facts.get("private")):
             kept = ClientState(runtime.config, start, job.client, (request.server_round, stage))
-        context = ClientContext(runtime, job, request.server_round, runtime.data(job.client), kept)
+        # What a client makes for itself it makes of all that it has; anything else is the federation's.
+        part = "train" if stage == ADAPTED else "shared"
+        context = ClientContext(runtime, job, request.server_round, runtime.data(job.client, part), kept)
+        # Layers that draw, dropout alone, draw from torch's own generator.
+        torch.manual_seed(derive(runtime.config.run.seed, "dropout", request.server_round, job.client))
         update = work(context, request.vectors)
         if update.state:
             context.keep(update.state)

@@ -38,10 +38,12 @@ class Adapted:
     Attributes:
         predict: class probabilities (n, C), on the CPU, of the samples of a context (:meth:`ClientContext.on`).
         state: what the client keeps of it and never sends; empty: what it has stays.
+        numbers: what it tells of it, each from 0 to 1, by the names in the method's ``tells``.
     """
 
     predict: Callable[["ClientContext"], Tensor]
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 Adapt = Callable[["ClientContext", Mapping[str, Tensor]], Adapted]
@@ -94,7 +96,8 @@ class ClientContext:
     def on(self, part: str) -> "ClientContext":
         """Return this context with another part of the client's samples.
 
-        ``part``: ``train``, ``val``, ``test``, or ``global``, test images that are the same for all clients.
+        ``part``: ``train``, ``shared``, what of it takes part in rounds, ``val``, ``test``, or ``global``, test images
+        that are the same for all clients.
         """
         return replace(self, data=self.runtime.data(self.client, part))
 
@@ -126,6 +129,10 @@ class ClientContext:
     def expert(self, expert: int, vector: Tensor) -> FlatModel:
         """Return one expert that holds a vector; the next call, or job, writes over it."""
         return self.runtime.experts([expert], [vector])[0]
+
+    def copy(self, expert: int, vector: Tensor) -> FlatModel:
+        """Return one expert that holds a vector, and that nothing writes over."""
+        return self.runtime.new_expert(expert, vector)
 
     def gate(self, vectors: Mapping[str, Tensor]) -> FlatModel:
         """Return the gate."""

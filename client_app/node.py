@@ -10,15 +10,22 @@ from fedjets_flwr.errors import FedjetsError
 
 FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}
 """Keys of a node that stand in for settings which name folders of the server's machine."""
-KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", "policy", "audit-log", *FOLDERS)
+KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", "policy", "audit-log", "opt-out", *FOLDERS)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A SuperNode: the client that it hosts (none: any, in a simulation) and that client's own images, if it has."""
+    """A SuperNode.
+
+    Attributes:
+        client: that it hosts; none: any, in a simulation.
+        images: that client's own, if it has some.
+        opted_out: whether the client takes no part in rounds, and only takes what it needs for itself.
+    """
 
     client: int | None
     images: Path | None
+    opted_out: bool = False
 
 
 def local_settings(
@@ -56,4 +63,7 @@ def read_node(node_config: Mapping[str, Scalar], config: Config, simulated: bool
     path = node_config.get("data-path")
     if config.data.name != "image-folder" and path is not None:
         raise FedjetsError(f"--node-config: data-path is for data.name = 'image-folder', not {config.data.name!r}")
-    return Node(client, None if path is None else Path(str(path)).expanduser())
+    opted_out = node_config.get("opt-out", False)
+    if not isinstance(opted_out, bool):
+        raise FedjetsError(f"--node-config: opt-out={opted_out!r} is neither true nor false")
+    return Node(client, None if path is None else Path(str(path)).expanduser(), opted_out)

@@ -1,18 +1,22 @@
 """Scoring a client that trains, on samples of its own: it adapts first, where its method says how."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from client_app.client import Adapt, Adapted, ClientContext, Update, Work
 from client_app.queries import expert_probabilities, read_out_weights
+from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.early_stopping import Stopped, fit_until_no_better, mean_loss
 from fedjets_flwr.moe.gating import READ_OUTS
 from fedjets_flwr.moe.local_training import Adam, batches
 from fedjets_flwr.moe.metrics import READINGS, Reading, readings
 from fedjets_flwr.moe.mixture import predict
-from fedjets_flwr.seeds import torch_generator
+from fedjets_flwr.seeds import derive, torch_generator
+from fedjets_flwr.tasks.base import LossOf
 
 
 def scored(adapt: Adapt) -> Work:
@@ -24,7 +28,7 @@ def scored(adapt: Adapt) -> Work:
         if context.runtime.has_global:
             parts["global"] = "global"
         counts = {name: _count(own, context.on(part)) for name, part in parts.items()}
-        return Update(numbers=dict(counts), state=own.state)
+        return Update(numbers={**counts, **own.numbers}, state=own.state)
 
     return score
 
@@ -46,27 +50,49 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
     return Adapted(probabilities)
 
 
-def fit_own(context: ClientContext, model: FlatModel) -> Stopped:
+@dataclass(frozen=True)
+class Losses:
+    """Of a batch's outputs and targets: the mean that is trained on, and the sum that says when to stop."""
+
+    mean: LossOf
+    total: LossOf
+
+
+def fit_own(context: ClientContext, model: FlatModel, lr: float = 0.0, losses: Losses | None = None) -> Stopped:
     """Train a model in place on the client's train part until its validation part says stop (``adapt.*``).
 
     Without an offset: a model of one's own may learn how often one's labels occur. What comes out depends on the
     model, the client's samples and the seed alone, and on no round.
+
+    Args:
+        context: on the client's train part.
+        model: in place.
+        lr: Adam's rate; 0: ``adapt.lr``.
+        losses: by default the task's.
     """
     rule, seed, client = context.config.adapt, context.config.run.seed, context.client
+    loss = losses or Losses(context.task.loss, context.task.total_loss)
     data, val = context.data, context.on("val")
+    torch.manual_seed(derive(seed, "adapt dropout", client))
     order = torch_generator(seed, "adapt", client)
     inputs = context.runtime.inputs(data, torch_generator(seed, "adapt augment", client, device=context.device))
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        return [context.task.loss(model.module(inputs(rows)), data.targets[rows])]
+        return [loss.mean(model.module(inputs(rows)), data.targets[rows])]
 
     def validation_loss() -> float:
-        return mean_loss(model, val.plain_inputs(), val.data.targets, context.task.total_loss)
+        return mean_loss(model, val.plain_inputs(), val.data.targets, loss.total)
 
     def epoch() -> Iterator[Tensor]:
         return batches(len(data), rule.batch_size, 1, order)
 
-    return fit_until_no_better(model, Adam(model, rule.lr), epoch, losses_of, validation_loss, rule)
+    return fit_until_no_better(model, Adam(model, lr or rule.lr), epoch, losses_of, validation_loss, rule)
+
+
+def random_start(context: ClientContext) -> FlatModel:
+    """Return a client's own model at its random start."""
+    start = build(context.runtime.architecture(0), derive(context.config.run.seed, "local", context.client))
+    return context.copy(0, FlatModel(tail(start, context.config.moe.trainable)).vector)
 
 
 def answering(model: FlatModel) -> Adapted:

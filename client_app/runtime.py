@@ -91,12 +91,21 @@ class Runtime:
             architecture = self.architecture(expert)
             pool = self._pools[architecture]
             if taken[architecture] == len(pool):
-                pool.append(FlatModel(tail(build(architecture, 0), self.config.moe.trainable).to(self.device)))
+                pool.append(self._new(architecture))
             model = pool[taken[architecture]]
             taken[architecture] += 1
             model.load(vector)
             chosen.append(model)
         return chosen
+
+    def new_expert(self, expert: int, vector: Tensor) -> FlatModel:
+        """Return a model of its own that holds a vector."""
+        model = self._new(self.architecture(expert))
+        model.load(vector)
+        return model
+
+    def _new(self, architecture: Architecture) -> FlatModel:
+        return FlatModel(tail(build(architecture, 0), self.config.moe.trainable).to(self.device))
 
     @cached_property
     def specs(self) -> list[VectorSpec]:
@@ -121,8 +130,11 @@ class Runtime:
     def data(self, client: int, part: str = "train") -> LocalData:
         """Return a client's data with its embeddings, from memory, disk or, once, the common expert.
 
-        ``part``: of a training client's samples, ``train``, ``val`` or ``test``; ``global``: those that all share.
+        ``part``: of a training client's samples, ``train``, ``shared``, ``val`` or ``test``; ``global``: those that all
+        share.
         """
+        if part == "shared" and not self.config.partition.private_share:
+            part = "train"
         key = (-1 if part == "global" else client, part)
         if key not in self._data:
             c = self.config

@@ -1,5 +1,6 @@
 """The clients that never train: scoring what they reply."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -57,21 +58,25 @@ def score_participants(
     own test part (``local``) and on test images that all share (``global``, where the client has them).
     """
     numbers = {"reading": READINGS.index(strategy.reading)}
-    jobs = [Job(c, names, (), numbers, cost=strategy.num_samples[c]) for c, names in served.items()]
+    jobs = [Job(c, names, (), numbers, cost=strategy.num_samples.get(c, 1)) for c, names in served.items()]
     kind = f"evaluate.{strategy.algorithm}"
     pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
     counts: dict[int, dict[str, list[int]]] = {}
+    told: defaultdict[str, list[float]] = defaultdict(list)
     for reply in pending.replies():
         try:
             names = ("local", *(["global"] if "global" in reply.numbers else []))
             most = strategy.config.limits.max_samples
-            counts[reply.client] = {name: _right_of(reply, name, most) for name in names}
+            counted = {name: _right_of(reply, name, most) for name in names}
+            for name, share in {name: _share_of(reply, name) for name in strategy.tells}.items():
+                told[name].append(share)
+            counts[reply.client] = counted
         except BadReply as error:
             pending.reject(reply.client, str(error))
     if not counts:
         return {}, pending.failures
-    shares = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
-    means = {name: sum(values) / len(values) for name, values in shares.items() if values}
+    right = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
+    means = {name: sum(values) / len(values) for name, values in (right | told).items() if values}
     return {**means, "clients": counts}, pending.failures
 
 
@@ -80,6 +85,12 @@ def _right_of(reply: Reply, name: str, most: int) -> list[int]:
     if not 0 < total >= right:
         raise BadReply(f"{name}: {right} right of {total}")
     return [right, total]
+
+
+def _share_of(reply: Reply, name: str) -> float:
+    if not 0 <= (share := reply.number(name)) <= 1:
+        raise BadReply(f"{name}: expected a number from 0 to 1")
+    return share
 
 
 def inspect(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_split
+from fedjets_flwr.data.consent import opted_out
 from fedjets_flwr.data.partition import groups_held
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
@@ -38,6 +39,7 @@ class Prepared:
         failures: why the others could not be prepared.
         late: those of them that did not answer in time.
         measured: keys of the controls that there are.
+        opted_out: training clients that take no part, and were not asked for anything.
     """
 
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Prepared:
     failures: dict[int, str] = field(default_factory=dict)
     late: Sequence[int] = ()
     measured: Sequence[str] = tuple(CONTROLS)
+    opted_out: frozenset[int] = frozenset()
 
     def labelled(self, config: Config, role: str) -> list[int]:
         """Return the clients of a role that never trains which have labels."""
@@ -80,7 +83,11 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     """
     everyone = range(config.partition.all_clients)
     exchange.wait_for_nodes(everyone)
-    prepared = prepare(exchange, config, everyone, say, with_means)
+    without = opted_out(config) | exchange.nodes.opted_out
+    if without.issuperset(range(config.partition.clients)):
+        log.warning("every training client has opted out: what the rounds train stays as it starts")
+    prepared = prepare(exchange, config, [c for c in everyone if c not in without], say, with_means)
+    prepared.opted_out = without
     failed = prepared.failures
     if len(failed) > config.limits.max_failure_share * len(everyone):
         client, reason = next(iter(failed.items()))

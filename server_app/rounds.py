@@ -112,6 +112,7 @@ class Rounds(FlowerStrategy):
             known = client in prepared.right
             insort(labelled[self.config.partition.role_of(client)] if known else self.unlabelled, client)
         strategy.num_samples |= prepared.num_samples
+        strategy.opted_out |= prepared.opted_out
         held = {client: count for client, count in strategy.num_samples.items() if client < training}
         strategy.weights = bounded_weights(held, self.config.aggregation.max_weight)
 
@@ -309,7 +310,8 @@ class Rounds(FlowerStrategy):
     def _score_participants(self, server_round: int) -> dict[str, object]:
         """Score the clients that train on their own test parts and return what the round's record says of it."""
         strategy = self.strategy
-        present = [client for client in self.participants if client in strategy.num_samples]
+        known = strategy.num_samples.keys() | strategy.opted_out
+        present = [client for client in self.participants if client in known]
         with self.clock("participants"):
             routes = self.route(server_round, present, served=True) if strategy.routed else {}
             found, failed = score_participants(

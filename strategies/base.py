@@ -44,10 +44,12 @@ class Strategy(ABC):
         serves_unseen: whether a client that never trained can be served.
         keeps_state: whether clients keep tensors of their own between rounds, on their own disks.
         score: what the method is judged by.
+        tells: numbers from 0 to 1 that clients tell of their own models, whose means the record has.
         vectors: the state, float32; the rounds set it at the start and on resume.
         num_samples: of each client that could be prepared, by client id.
         weights: the same as they count in averages: no training client's is far above the others' median.
         anchors: client ids of the anchors; the m-th is bound to expert m.
+        opted_out: training clients that take no part in rounds; they may still ask for their own predictions.
     """
 
     algorithm: ClassVar[str]
@@ -59,6 +61,7 @@ class Strategy(ABC):
     serves_unseen: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = False
     score: ClassVar[Score] = UNSEEN_ACCURACY
+    tells: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config, common: CommonExpert, task: Task) -> None:
         self.config, self.common, self.task = config, common, task
@@ -66,6 +69,7 @@ class Strategy(ABC):
         self.num_samples: dict[int, int] = {}
         self.weights: dict[int, float] = {}
         self.anchors: tuple[int, ...] = ()
+        self.opted_out: frozenset[int] = frozenset()
 
     # What there is ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +138,7 @@ class Strategy(ABC):
 
     def cohort(self, server_round: int) -> Cohort:
         """Return who takes part in a round."""
-        return draw_cohort(self.config, server_round, self.drawn, self.anchors)
+        return draw_cohort(self.config, server_round, self.drawn, self.anchors, without=self.opted_out)
 
     def to_route(self, cohort: Cohort) -> Sequence[int]:
         """Return the clients of a cohort for which the gate chooses experts before they train."""

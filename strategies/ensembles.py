@@ -34,7 +34,7 @@ class Ensembles(Strategy):
     def _members(self, server_round: int) -> list[list[int]]:
         """Return the cohort of each member."""
         return [
-            draw_cohort(self.config, server_round, self.drawn, self.anchors, member).clients
+            draw_cohort(self.config, server_round, self.drawn, self.anchors, member, self.opted_out).clients
             for member in range(self.num_experts)
         ]
 

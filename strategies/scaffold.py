@@ -96,7 +96,9 @@ class Scaffold(FedAvg):
         change = torch.zeros_like(self.vectors["variate"])
         for name, variate in updates.items():
             change += variate - self.variate(int(name.removeprefix("variate.")))
-        self.vectors["variate"] = self.vectors["variate"] + change / self.config.partition.clients
+        self.vectors["variate"] = self.vectors["variate"] + change / (
+            self.config.partition.clients - len(self.opted_out)
+        )
         self.vectors |= updates
 
     def check(self, reply: Reply) -> None:

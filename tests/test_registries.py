@@ -16,6 +16,8 @@ from fedjets_flwr.federation.anchors import SELECTIONS
 from fedjets_flwr.models.architectures import BUILDERS, tail_start
 from fedjets_flwr.moe.gating import MIXES, READ_OUTS
 from fedjets_flwr.moe.metrics import PRIORS, STATISTICS
+from fedjets_flwr.moe.specialist import MIXES as MIXTURES
+from fedjets_flwr.moe.specialist import TRAINED
 from fedjets_flwr.personalize.bundle import Card
 from fedjets_flwr.wire.transport import WIDTHS
 
@@ -43,13 +45,16 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "attack.kind": ["none", *ATTACKS],
     "transport.dtype": WIDTHS,
     "personalize.read-out": ["", *READ_OUTS],
+    "specialist.mix": MIXTURES,
+    "specialist.trains": TRAINED,
 }
 
 SWITCHES = {
     "run.device", "model.norm", "model.stem", "common-expert.embedding", "moe.trainable", "moe.init", "gate.mode",
     "gate.learns-from",
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
-    "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics",
+    "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics", "specialist.start",
+    "specialist.gate", "partition.pairs",
 }  # fmt: skip
 """Settings whose few values are branches of one function each, and no registry's."""
 

@@ -107,7 +107,7 @@ class Data(Section):
 
 
 class Partition(Section):
-    name: Literal["quantity", "label-groups", "dirichlet", "domains"] = Field(
+    name: Literal["quantity", "label-groups", "dirichlet", "majority", "domains"] = Field(
         "label-groups", description="how data is split: by labels, or by how images look"
     )
     clients: int = Field(20, ge=1, le=100_000, description="training clients S, anchors included")
@@ -133,6 +133,23 @@ class Partition(Section):
         0, ge=0, le=10_000_000, description="samples of an unseen client; 0: all test images of its labels"
     )
     alpha: float = Field(0.1, gt=0, description="concentration of the Dirichlet split")
+    majority_share: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="share of a client's samples that are of its two majority classes (majority split); 2 / C is alike",
+    )
+    pairs: Literal["distinct", "exclusive", "code"] = Field(
+        "distinct",
+        description="majority classes of clients: all pairs in turn; no class in two clients; or as the code of Listo"
+        " Zec et al. has it, equal classes among them",
+    )
+    opt_out: float = Field(
+        0.0, ge=0, le=1, description="share of the training clients that take no part in rounds (they still adapt)"
+    )
+    private_share: float = Field(
+        0.0, ge=0, lt=1, description="share of a training client's samples that only its own models are trained on"
+    )
     domains: str = Field(
         "as-is,rotate-90,negative,noise=0.157,blur=1.6",
         description="of the domains split, comma between: as-is, rotate-90, rotate-180, rotate-270, negative, grey, or"
@@ -172,7 +189,7 @@ class Partition(Section):
 
 
 class Model(Section):
-    name: Literal["cnn", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34"] = Field(
+    name: Literal["cnn", "lenet", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34"] = Field(
         "cnn", description="architecture of the experts and of a common expert trained here"
     )
     width: int = Field(16, ge=1, le=1024, description="channels of the first stage (cnn, resnet8 to resnet56)")
@@ -187,7 +204,9 @@ class CommonExpert(Section):
         1, ge=0, le=2**63 - 1, description="root of the draws of its training; runs of all seeds share it"
     )
     target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when the test split crosses it")
-    max_epochs: int = Field(60, ge=1, le=100_000, description="upper limit of that training")
+    max_epochs: int = Field(
+        60, ge=0, le=100_000, description="upper limit of that training; 0: none, and what begins with it is random"
+    )
     lr: float = Field(0.1, gt=0, description="its peak learning rate (one cycle, Nesterov momentum 0.9)")
     batch_size: int = Field(128, ge=1, le=1_000_000, description="its batch size")
     weight_decay: float = Field(5e-4, ge=0, description="its weight decay")
@@ -390,6 +409,22 @@ class Participants(Section):
     )
 
 
+class Specialist(Section):
+    start: Literal["finetuned", "scratch"] = Field(
+        "finetuned", description="a client's specialist begins as the fine-tuned global model, or at random"
+    )
+    trains: Literal["gate", "gate+local", "all"] = Field(
+        "gate+local", description="what the mixture trains; all: the client's own copy of the global model, too"
+    )
+    mix: Literal["probs", "log-probs"] = Field(
+        "probs", description="what the gate mixes; log-probs: an upper bound of that loss, as the public code has it"
+    )
+    gate: Literal["network", "head"] = Field(
+        "network", description="a network like the experts with one output, or one unit on the global model's features"
+    )
+    lr: float = Field(1e-3, gt=0, description="Adam's rate for the mixture")
+
+
 class Adapt(Section):
     lr: float = Field(1e-3, gt=0, description="Adam's rate where a client trains a model of its own (local, finetune)")
     batch_size: int = Field(10, ge=1, le=1_000_000, description="its batch size")
@@ -445,6 +480,7 @@ class Config(Section):
     personalize: Personalize = Personalize()
     participants: Participants = Participants()
     adapt: Adapt = Adapt()
+    specialist: Specialist = Specialist()
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Scalar]) -> "Config":
@@ -540,6 +576,12 @@ class Config(Section):
                 partition.val_share + partition.test_share < 1,
                 f"partition.val-share + partition.test-share = {partition.val_share + partition.test_share:g}: nothing"
                 " is left to train on; lower one of them",
+            ),
+            (
+                not (partition.opt_out or partition.private_share)
+                or bool(partition.public_share or self.common_expert.path or not self.common_expert.max_epochs),
+                "partition.opt-out, partition.private-share: the common expert would be trained on what clients keep"
+                " out; set partition.public-share to 0.2, say, common-expert.path, or common-expert.max-epochs to 0",
             ),
             (
                 partition.name != "domains" or len(set(self.domain_names)) == len(self.domain_names) > 1,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.consent import shared
 from fedjets_flwr.data.datasets import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -73,7 +74,8 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
         config: the settings.
         client: its id.
         folder: of a deployed site's own images.
-        part: of a training client's samples, ``train``, ``val``, ``test`` or ``all``; others' are not split.
+        part: of a training client's samples, ``train``, ``shared``, what of it takes part in rounds, ``val``, ``test``
+            or ``all``; others' are not split.
 
     Raises:
         FedjetsError: there are no images, or a training client's have no labels.
@@ -85,23 +87,45 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
         if training and not own.images.labelled:
             raise FedjetsError(f"{folder}: a training client's images lie in one folder for each class, named as it")
         everything = np.arange(len(own.images))
-        chosen = own_part(config, everything, len(everything), part, client) if training else everything
+        chosen = own_part(config, everything, len(everything), _held(part), client) if training else everything
+        if part == "shared" and training:
+            chosen = _shared(config, client, chosen)
         return own if chosen is everything else ClientData(client, own.images.subset(chosen), training)
     if not len(dataset.train):
         raise FedjetsError(
             "--node-config: give data-path, this site's folder of images, e.g. 'client-id=0 data-path=\"/data/site0\"'"
         )
     split = open_split(config)
-    samples = split.samples[client]
-    if training:
-        samples = own_part(config, samples, len(dataset.train), part)
-    of_test = role == UNSEEN
+    samples, of_test = split.samples[client], role == UNSEEN
+    if training and (split.val or split.test):
+        dealt = {"val": split.val, "test": split.test}.get(part)
+        samples, of_test = (samples if dealt is None else dealt[client] if dealt else samples[:0]), part == "test"
+    elif training:
+        samples = own_part(config, samples, len(dataset.train), _held(part))
+    if part == "shared" and training:
+        samples = _shared(config, client, samples)
     images = (dataset.test if of_test else dataset.train).subset(samples)
     if config.partition.name != "domains" or images.domains is not None:
         return ClientData(client, images, training)
     # Train and test images of the same number are different ones.
     pixels, domains = as_held(config, client, images.pixels, (~samples if of_test else samples).tolist())
     return ClientData(client, Images(pixels, images.labels, domains), training)
+
+
+def _shared(config: Config, client: int, samples: np.ndarray) -> np.ndarray:
+    """Return what of a client's samples takes part in rounds.
+
+    Raises:
+        FedjetsError: nothing; the client opted out, and nobody should have asked it.
+    """
+    if not len(found := shared(config, client, samples)):
+        raise FedjetsError(f"client {client} has opted out (partition.opt-out): it takes part in no round")
+    return found
+
+
+def _held(part: str) -> str:
+    """Return the part of which ``part`` is one: what is shared is of what a client trains on."""
+    return "train" if part == "shared" else part
 
 
 def open_public(config: Config) -> Images:

@@ -8,13 +8,15 @@ unseen clients' label combinations out of training; no partitioner of flwr-datas
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.domains import domains_held, domains_of
+from fedjets_flwr.data.majority import Urn, class_pairs
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.seeds import numpy_generator
 
@@ -38,12 +40,19 @@ class Split:
 
     Training clients are 0..S-1 (client m is the anchor of expert m for m < anchors) and index the train split; unseen
     clients are S..S+U-1 and index the test split; validation clients come after them and index the train split.
+
+    Attributes:
+        samples: by client id; of a training client those that it trains on, where ``val`` and ``test`` are dealt, too.
+        val: of the training clients, indices of the train split; empty: :func:`own_part` takes them from ``samples``.
+        test: of the training clients, indices of the test split; or empty.
     """
 
     samples: tuple[Indices, ...]
     anchors: int
     training: int
     unseen: int
+    val: tuple[Indices, ...] = ()
+    test: tuple[Indices, ...] = ()
 
     @property
     def unseen_ids(self) -> range:
@@ -97,14 +106,24 @@ def make_split(config: Config, train: Pool, test: Pool, num_classes: int) -> Spl
             f"partition.validation-clients = {part.validation_clients}: they hold public samples, a fifth of"
             f" partition.public-share = {part.public_share:g}, which lacks some class; set that to 0.2, say"
         )
-    samples = PARTITIONS[part.name](config, pools, num_classes)
-    for client, indices in enumerate(samples):
+    dealt = PARTITIONS[part.name](config, pools, num_classes)
+    parts = dealt if isinstance(dealt, Dealt) else Dealt(dealt)
+    for client, indices in enumerate(parts.samples):
         if len(indices) == 0:
             raise FedjetsError(
                 f"partition.samples-per-client = {config.partition.samples_per_client}: client {client} holds no"
                 " sample; raise it or lower partition.clients"
             )
-    return Split(tuple(samples), config.num_anchors, part.clients, part.unseen_clients)
+    samples, *own = map(tuple, parts)
+    return Split(samples, config.num_anchors, part.clients, part.unseen_clients, *own)
+
+
+class Dealt(NamedTuple):
+    """Samples by client id, and parts of the training clients' own where the partition deals them itself."""
+
+    samples: Sequence[Indices]
+    val: Sequence[Indices] = ()
+    test: Sequence[Indices] = ()
 
 
 def _only(pool: Pool, samples: Indices) -> Pool:
@@ -384,4 +403,39 @@ def _take_domains(
     return np.concatenate(parts)
 
 
-PARTITIONS = {"quantity": _quantity, "label-groups": _label_groups, "dirichlet": _dirichlet, "domains": _domains}
+def _majority(config: Config, pools: Pools, num_classes: int) -> Dealt:
+    """Give every client two classes that make up most of its samples (``majority.py``).
+
+    What training clients train on, and what stops them, is disjoint over all; what scores them is drawn from the whole
+    test split, as the samples of those that never train are.
+    """
+    part, rng = config.partition, numpy_generator(config.run.seed, "partition")
+    total, count = part.samples_per_client, part.unseen_samples or part.samples_per_client
+    if not total:
+        raise FedjetsError("partition.samples-per-client = 0: the majority split needs a number; set it to 500, say")
+    if num_classes < 3:
+        raise FedjetsError(f"partition.name = 'majority': {num_classes} classes are too few; set it to 'dirichlet'")
+    pairs = class_pairs(num_classes, part.all_clients, part.pairs, rng)
+    val, test = round(part.val_share * total), round(part.test_share * total)
+    own, tested = Urn(_by_label(pools.train.labels), rng, False), Urn(_by_label(pools.unseen.labels), rng, True)
+
+    def deal(urn: Urn, size: int, clients: Sequence[tuple[int, int]]) -> list[Indices]:
+        return [urn.draw(pair, size, part.majority_share) for pair in clients] if size else []
+
+    training, others = pairs[: part.clients], pairs[part.clients :]
+    samples, stops = deal(own, total - val - test, training), deal(own, val, training)
+    scores = deal(tested, test, training)
+    samples += deal(tested, count, others[: part.unseen_clients])
+    if part.validation_clients:
+        held = Urn(_by_label(pools.validation.labels), _apart(config), True)
+        samples += deal(held, count, others[part.unseen_clients :])
+    return Dealt(samples, stops, scores)
+
+
+PARTITIONS: dict[str, Callable[[Config, Pools, int], list[Indices] | Dealt]] = {
+    "quantity": _quantity,
+    "label-groups": _label_groups,
+    "dirichlet": _dirichlet,
+    "majority": _majority,
+    "domains": _domains,
+}

@@ -1,6 +1,6 @@
 """Which clients take part in a round."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
 from fedjets_flwr.config.schema import Config
@@ -35,7 +35,12 @@ def draw_participants(config: Config) -> list[int]:
 
 
 def draw_cohort(
-    config: Config, server_round: int, sampling: str, all_anchors: Sequence[int], member: int = 0
+    config: Config,
+    server_round: int,
+    sampling: str,
+    all_anchors: Sequence[int],
+    member: int = 0,
+    without: Collection[int] = (),
 ) -> Cohort:
     """Return the cohort of a round.
 
@@ -46,14 +51,17 @@ def draw_cohort(
             clients, where anchors that happen to be drawn count as normal.
         all_anchors: ids of all anchor clients.
         member: which of several independent models draws (an ensemble's member).
+        without: training clients that take no part.
     """
     rng = numpy_generator(config.run.seed, "cohort", server_round, member)
-    normals, training = config.cohort.normals, config.partition.clients
+    willing = [client for client in range(config.partition.clients) if client not in without]
+
+    def draw(clients: Sequence[int], count: int) -> tuple[int, ...]:
+        drawn = rng.choice(len(clients), min(count, len(clients)), replace=False) if clients else ()
+        return tuple(sorted(clients[i] for i in drawn))
+
     if sampling == "uniform":
-        count = min(config.cohort.anchors + normals, training)
-        return Cohort((), tuple(sorted(rng.choice(training, count, replace=False).tolist())), server_round)
-    others = [client for client in range(training) if client not in all_anchors]
-    drawn = rng.choice(len(all_anchors), config.cohort.anchors, replace=False)
-    rest = rng.choice(len(others), normals, replace=False)
-    chosen = tuple(sorted(all_anchors[i] for i in drawn))
-    return Cohort(chosen, tuple(sorted(others[i] for i in rest)), server_round)
+        return Cohort((), draw(willing, config.cohort.anchors + config.cohort.normals), server_round)
+    anchors = draw([client for client in all_anchors if client not in without], config.cohort.anchors)
+    others = [client for client in willing if client not in all_anchors]
+    return Cohort(anchors, draw(others, config.cohort.normals), server_round)

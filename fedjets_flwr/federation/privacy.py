@@ -109,6 +109,11 @@ def check_private(config: Config, protected: bool, model_settings_count: bool) -
             " averaged; set it to 'mean'",
         ),
         (
+            config.partition.opt_out == 0,
+            f"partition.opt-out = {config.partition.opt_out:g}: with privacy.noise-multiplier the chance to be drawn is"
+            " told of all clients; set it to 0, and lower partition.clients",
+        ),
+        (
             config.privacy.delta < share,
             f"privacy.delta = {config.privacy.delta:g}: allows to give a whole client away; set it below"
             f" 1 / partition.clients = {share:g}",

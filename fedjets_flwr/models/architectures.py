@@ -69,6 +69,23 @@ def _cnn(a: Architecture) -> nn.Sequential:
     return nn.Sequential(OrderedDict([*stages, ("head", nn.Linear(2 * a.width, a.num_classes))]))
 
 
+def _lenet(a: Architecture) -> nn.Sequential:
+    """The LeNet of Listo Zec et al. for images of 32x32: two convolutions, three linear layers, half of one dropped.
+
+    It has no normalisation and no width.
+    """
+
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True))
+
+    # To 5x5, which images of 32x32 have already.
+    to_flat, drop = nn.Sequential(nn.AdaptiveAvgPool2d(5), nn.Flatten()), nn.Dropout(0.5)
+    hidden = nn.Linear(400, 120), nn.ReLU(inplace=True), drop, nn.Linear(120, 84), nn.ReLU(inplace=True)
+    flat = nn.Sequential(*to_flat, *hidden)
+    stages = [("layer1", block(a.channels, 6)), ("layer2", block(6, 16)), ("pool", flat)]
+    return nn.Sequential(OrderedDict([*stages, ("head", nn.Linear(84, a.num_classes))]))
+
+
 class BasicBlock(nn.Module):
     """Residual block of the CIFAR ResNets with a parameter-free shortcut (He et al. 2016, option A)."""
 
@@ -143,6 +160,7 @@ def _torchvision_resnet(name: str) -> Callable[[Architecture], nn.Sequential]:
 
 BUILDERS: dict[str, Callable[[Architecture], nn.Sequential]] = {
     "cnn": _cnn,
+    "lenet": _lenet,
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
     "resnet32": _cifar_resnet(5),

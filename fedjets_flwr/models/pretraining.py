@@ -104,6 +104,8 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     With ``partition.public-share`` it sees public samples alone, a fifth of them held out, which fit its temperature
     too; otherwise it is trained on the train split, which the clients share, and stopped by the test split.
 
+    With ``common-expert.max-epochs = 0`` it is the random start itself.
+
     SGD with Nesterov momentum and a one-cycle rate. The paper states neither data nor recipe of its common experts; its
     73 % and 93 % columns are read here as two stopping points on the same pool.
 
@@ -120,6 +122,9 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     draws = torch_generator(settings.seed, "common-expert-augment", device=device) if on_gpu else generator
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
     train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in _parts(config))
+    if not settings.max_epochs:
+        accuracy = accuracy_of(expert, test.pixels, test.labels)
+        return replace(expert, model=freeze(model.cpu()), accuracy=accuracy, temperature=1.0)
     steps = max(1, len(train) // settings.batch_size)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay

@@ -35,6 +35,7 @@ class Host:
     has_common_expert: bool
     shared_token: str
     sees_private: bool
+    opted_out: bool = False
 
 
 class Nodes:
@@ -82,6 +83,11 @@ class Nodes:
                 log.warning("%d of %d clients have no SuperNode yet", len(missing), len(wanted))
                 return
             time.sleep(SETTLE_SECONDS)
+
+    @property
+    def opted_out(self) -> frozenset[int]:
+        """The clients whose own sites say that they take no part in rounds."""
+        return frozenset(client for host in self.hosts.values() if host.opted_out for client in host.clients)
 
     def missing(self, clients: Iterable[int]) -> set[int]:
         """Return the clients that no node hosts."""
@@ -181,13 +187,15 @@ def read_host(content: RecordDict) -> Host:
         record = content.config_records["host"]
         clients, any_client, token = record["clients"], record["any-client"], str(record["shared"])
         has_common, sees_private = bool(record["has-common-expert"]), bool(record["sees-private"])
+        opted_out = bool(record["opted-out"])
     except (KeyError, TypeError):
         raise BadReply("it speaks another version; install the same release") from None
     if not isinstance(clients, list) or not all(isinstance(c, int) and c >= 0 for c in clients):
         raise BadReply("its clients are not ids")
     if any_client and not in_simulation():
         raise BadReply("it claims to host any client, outside a simulation")
-    return Host(bool(any_client), frozenset(clients), has_common, token, sees_private)  # type: ignore[arg-type]
+    held: frozenset[int] = frozenset(clients)  # type: ignore[arg-type]
+    return Host(bool(any_client), held, has_common, token, sees_private, opted_out)
 
 
 def stream(

@@ -11,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client_app.algorithms import algorithms, fedavg, fedjets, fedmix, fedprox, finetune, ifca, local, scaffold
+from client_app.algorithms import (
+    algorithms,
+    fedavg,
+    fedjets,
+    fedmix,
+    fedprox,
+    finetune,
+    ifca,
+    local,
+    scaffold,
+    specialist,
+)
 from client_app.participants import as_received
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Scalar
@@ -65,9 +76,10 @@ def test_every_local_algorithm_is_found_by_its_name() -> None:
     assert {name: algorithm.train for name, algorithm in found.items()} == {
         "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train, "fedprox": fedprox.train,
         "finetune": fedavg.train, "ifca": ifca.train, "local": None, "scaffold": scaffold.train,
+        "specialist": fedavg.train,
     }  # fmt: skip
     own = {name: algorithm.adapt for name, algorithm in found.items() if algorithm.adapt is not as_received}
-    assert own == {"finetune": finetune.adapt, "local": local.adapt}
+    assert own == {"finetune": finetune.adapt, "local": local.adapt, "specialist": specialist.adapt}
 
 
 @each_client

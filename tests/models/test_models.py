@@ -108,6 +108,20 @@ def test_a_seed_decides_the_weights(name: str) -> None:
     assert not torch.equal(weights(2), first)
 
 
+def test_lenet_is_the_papers_and_drops_units_in_training_alone() -> None:
+    model = build(Architecture("lenet", 4, "batch", "cifar", 3, 10), 1)
+    assert sum(p.numel() for p in model.parameters()) == 62_006
+    assert model[:-1](torch.rand(2, 3, 32, 32)).shape == (2, 84)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.eval()(x), model(x))
+    model.train()
+    torch.manual_seed(5)
+    first = model(x)
+    assert not torch.equal(model(x), first)
+    torch.manual_seed(5)
+    assert torch.equal(model(x), first)
+
+
 def test_building_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     wanted = torch.rand(4)

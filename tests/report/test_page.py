@@ -182,7 +182,7 @@ def test_one_model_has_no_experts_to_tell_apart(tmp_path: Path, monkeypatch: pyt
     assert len(shown.images()) > 8 and "Images and their answers" in shown.text
 
 
-@pytest.mark.parametrize("name", ["local", "finetune"])
+@pytest.mark.parametrize("name", ["local", "finetune", "specialist"])
 def test_clients_that_train_are_shown_with_their_own_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

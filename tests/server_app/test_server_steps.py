@@ -38,8 +38,8 @@ ALL = ("expert.0", "expert.1", "expert.2", "gate")
 NOTHING: tuple[Any, Any, Any] = (None, None, None)
 """What hooks get that the state's own strategy has no use for."""
 NAMES = ("ensembles", "fedavg", "fedjets", "fedmix", "fedprox", "ifca", "scaffold")
-OWN = ("finetune", "local")
-"""Methods of the clients' own models, whose steps are in ``tests/strategies/test_own_models.py``."""
+OWN = ("finetune", "local", "specialist")
+"""Methods of the clients' own models, whose steps are in ``tests/strategies/test_own_models.py`` and others there."""
 
 
 def flat(value: float, size: int = EXPERT) -> Tensor:

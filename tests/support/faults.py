@@ -18,7 +18,7 @@ from tests.support.in_process import Finished, InProcessGrid, configure, run_in_
 SMALL: dict[str, Scalar] = {
     "run__rounds": 3, "run__evaluate_every": 3, "partition__clients": 12, "partition__unseen_clients": 3,
     "partition__samples_per_client": 40, "cohort__normals": 4, "common_expert__target_accuracy": 0.3,
-    "moe__init": "common", "transport__name": "inline",
+    "moe__init": "common", "transport__name": "inline", "adapt__max_epochs": 6,
 }  # fmt: skip
 
 EIGHT: dict[str, Scalar] = {

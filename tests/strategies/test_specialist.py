@@ -1,0 +1,310 @@
+"""A specialist beside the generalist: who is asked for what, what travels, and what stays (Listo Zec et al. 2020)."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import Message, RecordDict
+
+from client_app.algorithms import specialist
+from client_app.client import ClientContext
+from client_app.node import read_node
+from client_app.participants import fit_own, random_start
+from client_app.state import ADAPTED, ClientState
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.data.clients import ClientData, open_client
+from fedjets_flwr.data.consent import opted_out
+from fedjets_flwr.data.datasets import Images
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.early_stopping import Stopped, mean_loss
+from fedjets_flwr.moe.specialist import SpecialistMixture, log_mixture
+from fedjets_flwr.runs.run_folder import read_recorded
+from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.tasks import image_classification
+from fedjets_flwr.wire.messages import Job
+from tests.support.faults import OneClientANode, clients_of, same, same_weights
+from tests.support.in_process import Finished, InProcessGrid
+from tests.support.runs import TinyRunner
+from tests.support.sites import SiteGrid
+from tests.support.tiny import context_of, start_vectors, tiny, tiny_runtime
+
+OWN: dict[str, Scalar] = {
+    "partition__name": "majority", "partition__samples_per_client": 40, "partition__val_share": 0.25,
+    "partition__test_share": 0.25, "partition__majority_share": 0.8, "train__schedule": "constant", "adapt__lr": 0.02,
+    "adapt__max_epochs": 6, "specialist__lr": 0.02,
+}  # fmt: skip
+HALF: dict[str, Scalar] = {"partition__opt_out": 0.45}
+"""Three of seven."""
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
+    return TinyRunner(tmp_path, monkeypatch)
+
+
+def participants(run: Finished) -> dict[str, Any]:
+    found: dict[str, Any] = read_recorded(run.config.run_dir).results["participants"]
+    return found
+
+
+class Recording(InProcessGrid):
+    """Keeps who was asked for what, and all that clients sent."""
+
+    asked: list[tuple[str, list[int]]]
+    heard: bytes
+
+    def change(self, reply: Message) -> Message:
+        content: RecordDict = reply.content
+        type(self).asked.append((reply.metadata.message_type, clients_of(content)))
+        for record in content.array_records.values():
+            type(self).heard += b"".join(array.data for array in record.values())
+        return reply
+
+
+def recording() -> type[Recording]:
+    return type("Heard", (Recording,), {"asked": [], "heard": b""})
+
+
+# The rounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.runs
+def test_the_generalist_of_all_is_fedavgs(tiny_run: TinyRunner) -> None:
+    ours, plain = tiny_run("specialist", **OWN), tiny_run("fedavg", **OWN)
+    assert same_weights(ours, plain)
+    a, b = (read_recorded(run.config.run_dir).results for run in (ours, plain))
+    assert all(a[name] == b[name] for name in ("bytes_down", "bytes_up", "bytes_served", "accuracy"))
+    assert participants(ours)["local"] != participants(plain)["local"]
+    assert 0 < participants(ours)["specialist-share"] < 1
+
+
+@pytest.mark.runs
+def test_who_opted_out_is_asked_for_nothing_but_to_score_its_own_mixture(tiny_run: TinyRunner) -> None:
+    grid = recording()
+    run = tiny_run("specialist", grid, **OWN | HALF)
+    out = opted_out(run.config)
+    assert len(out) == 3
+    for kind, clients in grid.asked:
+        if kind != "evaluate.specialist":
+            assert out.isdisjoint(clients), kind
+    scored = [clients for kind, clients in grid.asked if kind == "evaluate.specialist"]
+    assert sorted(itertools.chain(*scored)) == list(range(7))
+    for record in read_metrics(run.config.run_dir):
+        assert out.isdisjoint(record["cohort"])
+        assert len(record["cohort"]) == 4  # five are asked for, four take part
+        assert record["failures"] == {}
+    assert set(participants(run)["clients"]) == {str(client) for client in range(7)}
+
+
+def noise_for(replaced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace images as ``replaced(config, client, part, data)`` says: a mask of them, (n,)."""
+
+    def opened(config: Config, client: int, folder: Path | None = None, part: str = "train") -> ClientData:
+        data = open_client(config, client, folder, part)
+        mask, pixels = replaced(config, client, part, data), data.images.pixels.clone()
+        generator = torch.Generator().manual_seed(client)
+        noise = torch.randint(256, pixels.shape, generator=generator).to(pixels.dtype)
+        pixels[mask] = noise[mask]
+        return ClientData(client, Images(pixels, data.images.labels, data.images.domains), data.training)
+
+    monkeypatch.setattr(image_classification, "open_client", opened)
+
+
+def check_nothing_told(tiny_run: TinyRunner, replaced: Any, monkeypatch: pytest.MonkeyPatch, **own: Scalar) -> None:
+    """The generalist's bits, the cohorts and all that the rounds move are the same whatever those images are."""
+    before, after = recording(), recording()
+    run = tiny_run("specialist", before, **OWN | own)
+    noise_for(replaced, monkeypatch)
+    again = tiny_run("specialist", after, **OWN | own)
+    assert same_weights(run, again)
+    assert before.heard == after.heard
+    assert before.asked == after.asked
+    a, b = (read_metrics(r.config.run_dir) for r in (run, again))
+    for one, two in zip(a, b, strict=True):
+        assert all(one[name] == two[name] for name in ("cohort", "bytes_down", "bytes_up", "loss"))
+    assert participants(run)["clients"] != participants(again)["clients"]  # it was noise that they adapted to
+
+
+@pytest.mark.runs
+def test_noise_in_place_of_an_opted_out_clients_images_changes_no_bit_of_the_federation(
+    tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(config: Config, client: int, part: str, data: ClientData) -> torch.Tensor:
+        return torch.full((len(data.images),), client in opted_out(config) and part != "test")
+
+    check_nothing_told(tiny_run, replaced, monkeypatch, **HALF)
+
+
+@pytest.mark.runs
+def test_noise_in_place_of_private_images_changes_no_bit_of_the_federation(
+    tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(config: Config, client: int, part: str, data: ClientData) -> torch.Tensor:
+        if part != "train" or client >= config.partition.clients:
+            return torch.zeros(len(data.images), dtype=torch.bool)
+        shared = {bytes(image.numpy()) for image in open_client(config, client, part="shared").images.pixels}
+        return torch.tensor([bytes(image.numpy()) not in shared for image in data.images.pixels])
+
+    check_nothing_told(tiny_run, replaced, monkeypatch, partition__private_share=0.5)
+
+
+@pytest.mark.runs
+def test_where_all_opt_out_the_generalist_stays_and_mixtures_still_learn(tiny_run: TinyRunner) -> None:
+    alone: dict[str, Scalar] = OWN | {"partition__opt_out": 1.0, "adapt__max_epochs": 30}
+    run, plain = tiny_run("specialist", **alone), tiny_run("fedavg", **alone)
+    assert same(run.vectors["expert.0"], run.strategy.state()["expert.0"])
+    assert [record["cohort"] for record in read_metrics(run.config.run_dir)] == [[], [], []]
+    assert participants(run)["local"] > participants(plain)["local"] + 0.1
+    assert participants(run)["specialist-share"] > 0.5
+
+
+@pytest.mark.runs
+def test_a_site_opts_out_by_its_own_node_config(tiny_run: TinyRunner) -> None:
+    """As if the settings of a simulation said so; its SuperNode refuses whatever else it is asked."""
+    simulated = tiny_run("specialist", **OWN | HALF)
+    out = opted_out(simulated.config)
+
+    class Sites(SiteGrid):
+        def begin(self) -> None:
+            for client in out:
+                self.sites[100 + client].config["opt-out"] = True
+
+    run = tiny_run("specialist", Sites, **OWN)
+    assert same_weights(run, simulated)
+    assert participants(run) == participants(simulated)
+    kinds = {kind for node, kind in SiteGrid.latest.kinds if node - 100 in out}
+    assert kinds == {"query.describe", "evaluate.specialist"}
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("kind", ["query.prepare", "train.fedavg"])
+def test_a_site_that_opted_out_refuses_to_take_part(
+    kind: str, tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Site4(SiteGrid):
+        def before(self, message: Message) -> None:
+            if message.metadata.message_type == kind:
+                self.sites[104].config["opt-out"] = True
+
+    everybody: dict[str, Scalar] = {"cohort__normals": 4, "limits__max_failure_share": 0.9}
+    run = tiny_run("fedavg", Site4, **OWN | everybody)
+    told = [record["failures"].get("4", "") for record in read_metrics(run.config.run_dir)]
+    assert any("opt-out = true: it takes part in no round" in why for why in told)
+
+
+def test_opt_out_is_true_or_false() -> None:
+    with pytest.raises(FedjetsError, match=r"--node-config: opt-out='yes' is neither true nor false"):
+        read_node({"client-id": 1, "opt-out": "yes"}, tiny(), False)
+
+
+# The mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def asked(folder: Path, client: int = 2, server_round: int = 1, **changes: Scalar) -> ClientContext:
+    runtime = tiny_runtime(folder, **OWN | changes)
+    context = context_of(runtime, Job(client, ("expert.0",), (), {"reading": 0}), server_round)
+    state = ClientState(runtime.config, f"{'a' * 32}/{'b' * 32}", client, (server_round, ADAPTED))
+    return ClientContext(runtime, context.job, server_round, context.data, state)
+
+
+def nll(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.nll_loss(scores, targets, reduction="sum")
+
+
+@pytest.mark.parametrize("gate", ["network", "head"])
+def test_without_an_epoch_a_mixture_is_the_generalist(gate: str, tmp_path: Path) -> None:
+    vectors = start_vectors("expert.0")
+    context = asked(tmp_path, adapt__max_epochs=0, specialist__trains="gate", specialist__gate=gate)
+    made = specialist.adapt(context, vectors)
+    alone = context.expert(0, vectors["expert.0"]).module.eval()
+    with torch.inference_mode():
+        wanted = alone(context.plain_inputs()(torch.arange(len(context.data)))).softmax(1)
+    torch.testing.assert_close(made.predict(context), wanted)
+    assert made.numbers == {"specialist-share": 0.5}
+
+
+def test_what_comes_out_depends_on_generalist_client_and_seed_and_on_no_round(tmp_path: Path) -> None:
+    def made(client: int = 2, server_round: int = 1, **changes: Scalar) -> torch.Tensor:
+        context = asked(tmp_path, client, server_round, **changes)
+        return specialist.adapt(context, start_vectors("expert.0")).state["mixture"].clone()
+
+    assert same(made(), made(server_round=5))
+    assert not same(made(), made(client=3))
+    assert not same(made(), made(run__seed=2))
+
+
+@pytest.mark.parametrize("trains", ["gate", "gate+local", "all"])
+def test_a_mixture_begins_with_the_fine_tuned_model_and_only_gets_better(
+    trains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept weights are those of the lowest validation loss, and the generalist's own are as they were sent."""
+    context = asked(tmp_path, specialist__trains=trains)
+    vectors = start_vectors("expert.0")
+    sent = vectors["expert.0"].clone()
+    val, trained = context.on("val"), list[FlatModel]()
+
+    def noting(context: ClientContext, model: FlatModel, *rest: Any) -> Stopped:
+        trained.append(model)
+        return fit_own(context, model, *rest)
+
+    monkeypatch.setattr(specialist, "fit_own", noting)
+    specialist.adapt(context, vectors)
+    model: Any = trained[1]
+    stopped_at = mean_loss(model, val.plain_inputs(), val.data.targets, nll)
+    assert same(vectors["expert.0"], sent)
+    generalist = torch.cat([p.flatten() for p in model.module.shared.parameters()])
+    assert torch.equal(generalist, sent) == (trains != "all")
+    tuned = context.copy(0, sent)
+    fit_own(context, tuned)
+    local = torch.cat([p.flatten() for p in model.module.local.parameters()])
+    assert torch.equal(local, tuned.vector) == (trains == "gate")
+    half = SpecialistMixture(
+        specialist.gate_of(context), tuned.module, context.copy(0, sent).module, log_mixture, ()
+    ).eval()
+    with torch.inference_mode():
+        inputs = val.plain_inputs()(torch.arange(len(val.data)))
+        before = float(nll(half(inputs), val.data.targets)) / len(val.data)
+    assert stopped_at < before
+
+
+def test_a_specialist_from_scratch_begins_as_the_local_model_does(tmp_path: Path) -> None:
+    context = asked(tmp_path, specialist__start="scratch", specialist__trains="gate")
+    made = specialist.adapt(context, start_vectors("expert.0"))
+    own = random_start(context)
+    fit_own(context, own)
+    assert torch.equal(made.state["mixture"][-100:-50], own.vector) or own.vector.tolist() in [
+        made.state["mixture"][i : i + 50].tolist() for i in range(len(made.state["mixture"]) - 49)
+    ]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("nodes", [2, 8])
+def test_any_number_of_nodes_gives_the_same(tiny_run: TinyRunner, nodes: int) -> None:
+    grid = type("Nodes", (OneClientANode,), {"nodes": nodes})
+    assert participants(tiny_run("specialist", grid, **OWN)) == participants(tiny_run("specialist", **OWN))
+
+
+@pytest.mark.runs
+def test_no_byte_of_a_mixture_is_sent(tiny_run: TinyRunner, tmp_path: Path) -> None:
+    grid = recording()
+    run = tiny_run("specialist", grid, **OWN)
+    files = sorted((tmp_path / "cache" / "private").rglob("*.safetensors"))
+    assert len(files) == 7
+    final = run.vectors["expert.0"].numpy().tobytes()
+    for path in files:
+        (vector,) = safetensors.torch.load(path.read_bytes()).values()
+        body = vector.numpy().tobytes()
+        assert body[-200:] == final or final in body  # the generalist, which the server has
+        own = body.replace(final, b"").replace(bytes(8), b"")
+        assert len(own) > 200
+        assert not any(own[i : i + 8] in grid.heard for i in range(0, len(own) - 8, 4))
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_it_needs_parts_of_its_clients_own(tiny_run: TinyRunner, part: str) -> None:
+    with pytest.raises(FedjetsError, match=rf"partition.{part}-share = 0: strategy.name = 'specialist'"):
+        tiny_run("specialist", **OWN | {f"partition__{part}_share": 0.0})
