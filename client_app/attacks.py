@@ -27,8 +27,6 @@ FORGED = 1000
 """Factor of forged counts."""
 RUINED = 1e-4
 """Factor of ruined variances."""
-HALVINGS = 12
-"""How many lengths the adaptive attack tries, each half the next."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +85,17 @@ def replacement(target: Target) -> Tensor:
 
 
 def adaptive(target: Target) -> Tensor:
-    """Return the honest update reversed, of the length that does most harm: length times weight at the server.
+    """Return the honest update reversed, as far as the server takes it.
 
-    It is ``aggregation.clip-times`` times as long as the honest one, to which the rules clip; where the server judges,
-    it is halved as often as that pays.
+    Its length is that to which the rules clip, by the attacker's own honest one; where the server judges, it is halved
+    until the judge is content.
     """
-    longest = target.context.config.aggregation.clip_times
-    lengths = [longest / 2**halvings for halvings in reversed(range(HALVINGS))]
-    vectors = {length: target.with_update(-length * target.update) for length in lengths}
-    return vectors[max(lengths, key=lambda length: length * _weight(target, vectors[length]))]
+    config, factor = target.context.config, target.context.config.aggregation.clip_times
+    vector = target.with_update(-factor * target.update)
+    while config.aggregation.rule == "validated" and factor > 1e-3 and not _passes(target, vector):
+        factor /= 2
+        vector = target.with_update(-factor * target.update)
+    return vector
 
 
 def ruined_statistics(target: Target) -> Tensor:
@@ -192,12 +192,9 @@ def flip(labels: Tensor, num_classes: int) -> Tensor:
     return num_classes - 1 - labels
 
 
-def _weight(target: Target, vector: Tensor) -> float:
-    """Return what the server's rule would let a vector weigh."""
-    if target.context.config.aggregation.rule != "validated":
-        return 1.0
+def _passes(target: Target, vector: Tensor) -> bool:
     judge = _judge(target.context.runtime)
-    return math.prod(judge.trust(m, vector, target.sent) for m in expert_ids([target.name]))
+    return all(judge.passes(m, vector, target.sent) for m in expert_ids([target.name]))
 
 
 @lru_cache(maxsize=1)

@@ -41,7 +41,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "model.name": BUILDERS,
     "moe.mix": ["", *MIXES],
     "cohort.anchor-selection": ["partition", *SELECTIONS],
-    "aggregation.rule": ["mean", *RULES, "validated"],
+    "aggregation.rule": ["mean", *RULES],
     "attack.kind": ["none", *ATTACKS],
     "transport.dtype": WIDTHS,
     "personalize.read-out": ["", *READ_OUTS],

@@ -298,8 +298,7 @@ class Aggregation(Section):
     rule: Literal["mean", "clip", "median", "trimmed-mean", "krum", "validated"] = Field(
         "mean",
         description="how each vector's updates are combined; all but mean weigh clients the same; where too few clients"
-        " hold a vector: clip; validated: clip, of replies whose experts do well on the server's public samples, and"
-        " the better the more",
+        " hold a vector: clip; validated: clip, of replies whose experts do well on the server's public samples",
     )
     bn: Literal["mean", "pooled"] = Field(
         "mean",

@@ -7,14 +7,13 @@ tell apart. In that a good specialist stays as able as the common expert that it
 """
 
 import copy
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.models.architectures import Architecture, build, tail
@@ -54,8 +53,7 @@ class Judge:
         self._device = samples.stored.device
         kinds = {a: tail(build(a, 0), config.moe.trainable).to(self._device) for a in set(architectures)}
         self._models = {architecture: FlatModel(module.eval()) for architecture, module in kinds.items()}
-        # By the identity of a vector: nobody writes into one that others have seen.
-        self._losses: MutableMapping[Tensor, dict[int, float]] = WeakTensorKeyDictionary()
+        self._known: dict[int, tuple[Tensor, float]] = {}
 
     @classmethod
     def of(cls, config: Config, task: Task, common: CommonExpert, architectures: Sequence[Architecture]) -> "Judge":
@@ -82,24 +80,14 @@ class Judge:
 
     def passes(self, expert: int, new: Tensor, old: Tensor) -> bool:
         """Return whether an expert is as good as the common expert, or no worse than it was."""
-        return self.loss(expert, new) <= self._allowed(expert, old)
-
-    def trust(self, expert: int, new: Tensor, old: Tensor) -> float:
-        """Return what an update of an expert weighs: the square of how far its loss lies below what passes; else 0.
-
-        Who keeps just inside the bound, to do all the harm that it allows, has next to no say.
-        """
-        return max(self._allowed(expert, old) - self.loss(expert, new), 0.0) ** 2
-
-    def _allowed(self, expert: int, old: Tensor) -> float:
-        return max((1 + self.config.aggregation.tolerance) * self.common_loss, self.loss(expert, old))
+        if expert not in self._known or self._known[expert][0] is not old:
+            self._known[expert] = (old, self.loss(expert, old))
+        allowed = max((1 + self.config.aggregation.tolerance) * self.common_loss, self._known[expert][1])
+        return self.loss(expert, new) <= allowed
 
     def loss(self, expert: int, vector: Tensor) -> float:
-        """Return the centred loss of an expert that has a vector's weights; it is computed once."""
-        known = self._losses.setdefault(vector, {})
-        if expert not in known:
-            known[expert] = centred_loss(self._task, self._outputs(expert, vector), self._samples.targets)
-        return known[expert]
+        """Return the centred loss of an expert that has a vector's weights."""
+        return centred_loss(self._task, self._outputs(expert, vector), self._samples.targets)
 
     @cached_property
     def common_loss(self) -> float:

@@ -1,6 +1,5 @@
 """What simulated attackers make of honest work, on linear experts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from client_app.attacks import (
     BOOST,
-    HALVINGS,
     POISONS,
     Target,
     adaptive,
@@ -72,24 +70,18 @@ def test_an_adaptive_attacker_goes_as_far_as_a_rule_clips(rule: str, tmp_path: P
     assert torch.allclose(adaptive(target), sent - 3.0 * (trained - sent), atol=1e-6)
 
 
-def harms(target: Target, lengths: Sequence[float]) -> list[float]:
-    """Length times weight at a server that judges."""
-    runtime = target.context.runtime
-    judge = Judge.of(runtime.config, runtime.task, runtime.common, runtime.architectures * 3)
-    return [
-        length * judge.trust(1, target.sent - length * (target.trained - target.sent), target.sent)
-        for length in lengths
-    ]
-
-
-def test_an_adaptive_attacker_that_is_judged_does_most_harm_and_leaves_its_gate_at_the_bound(tmp_path: Path) -> None:
+def test_an_adaptive_attacker_that_is_judged_keeps_just_within_the_bound(tmp_path: Path) -> None:
+    """It halves the length until the judge is content; gates are not judged."""
     sent, trained = expert()
     target = target_of(tmp_path, sent, trained, **JUDGED)
-    lengths = [2.0 / 2**halvings for halvings in range(HALVINGS)]
-    done = harms(target, lengths)
-    assert done[0] == 0.0 < max(done)  # the judge sees the whole length
-    best = lengths[done.index(max(done))]
-    assert best not in (lengths[0], lengths[-1])
-    assert torch.allclose(adaptive(target), sent - best * (trained - sent), atol=1e-6)
+    runtime = target.context.runtime
+    judge = Judge.of(runtime.config, runtime.task, runtime.common, runtime.architectures * 3)
+
+    def reversed_by(length: float) -> Tensor:
+        return sent - length * (trained - sent)
+
+    longest = next(length for k in range(12) if judge.passes(1, reversed_by(length := 2.0 / 2**k), sent))
+    assert 0.001 < longest < 2.0  # the judge sees the whole length
+    assert torch.allclose(adaptive(target), reversed_by(longest), atol=1e-6)
     gate = start_vectors("gate")["gate"]
     assert torch.allclose(adaptive(target_of(tmp_path, gate, gate + 1, "gate", **JUDGED)), gate - 2.0, atol=1e-5)
