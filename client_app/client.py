@@ -143,10 +143,10 @@ class ClientContext:
         seed, ids = self.config.run.seed, (self.server_round, self.client, member)
         return torch_generator(seed, purpose, *ids, device=device or torch.device("cpu"))
 
-    def order(self, member: int = 0) -> Iterator[Tensor]:
-        """Yield the index batches of the round's local epochs."""
+    def order(self, member: int = 0, epochs: int = 0) -> Iterator[Tensor]:
+        """Yield the index batches of the round's local epochs, or of so many."""
         t = self.config.train
-        return batches(len(self.data), t.batch_size, t.local_epochs, self.generator("batches", member))
+        return batches(len(self.data), t.batch_size, epochs or t.local_epochs, self.generator("batches", member))
 
     def inputs(self, member: int = 0) -> Inputs:
         """Return how to get the experts' training input of some samples, augmented as the settings say."""

@@ -1,20 +1,24 @@
 """What clients compute without training: embeddings, expert choice, evaluation."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from client_app.client import ClientContext, Update
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.privacy import randomise
+from fedjets_flwr.models.bottleneck import Bottleneck
+from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.controls import right_by_control
 from fedjets_flwr.moe.gating import chosen_weights, entropy, surest, top_k_experts
 from fedjets_flwr.moe.metrics import count_inspection, count_predictions
 from fedjets_flwr.moe.mixture import gate_scores, predict
+from fedjets_flwr.tasks.base import Inputs
 from fedjets_flwr.wire.messages import Number
 
 
@@ -76,10 +80,24 @@ def expert_probabilities(context: ClientContext, vectors: Mapping[str, Tensor], 
     if statistics == "own":
         for model in models:
             adapt_batch_norm(model.module, inputs, len(context.data))
-    probs = predict(models, inputs, len(context.data))
+    probs = _drawn(context, models, inputs)
     if not all_finite(probs):
         raise FedjetsError(f"an expert among {list(context.job.experts)} answers with numbers that are not finite")
     return probs
+
+
+def _drawn(context: ClientContext, models: Sequence[FlatModel], inputs: Inputs) -> Tensor:
+    """Return what models answer, (K, n, C); of those with a stochastic bottleneck the mean over ``fedsr.draws``."""
+    necks = [part for model in models for part in model.module.modules() if isinstance(part, Bottleneck)]
+    draws, count = context.config.fedsr.draws if necks else 0, len(context.data)
+    if draws == 0:
+        return predict(models, inputs, count)
+    for neck in necks:
+        neck.noise = context.generator("fedsr test", device=context.device)
+    total = torch.stack([predict(models, inputs, count) for _ in range(draws)]).mean(dim=0)
+    for neck in necks:
+        neck.noise = None
+    return total
 
 
 def read_out_weights(context: ClientContext, vectors: Mapping[str, Tensor], probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from fedjets_flwr.federation.anchors import SELECTIONS
 from fedjets_flwr.models.architectures import BUILDERS, tail_start
 from fedjets_flwr.moe.gating import MIXES, READ_OUTS
 from fedjets_flwr.moe.metrics import PRIORS, STATISTICS
+from fedjets_flwr.moe.representation import FORMS
 from fedjets_flwr.moe.specialist import MIXES as MIXTURES
 from fedjets_flwr.moe.specialist import TRAINED
 from fedjets_flwr.personalize.bundle import Card
@@ -47,6 +48,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "personalize.read-out": ["", *READ_OUTS],
     "specialist.mix": MIXTURES,
     "specialist.trains": TRAINED,
+    "fedsr.l2-form": FORMS,
 }
 
 SWITCHES = {
@@ -54,7 +56,7 @@ SWITCHES = {
     "gate.learns-from",
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
     "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics", "specialist.start",
-    "specialist.gate", "partition.pairs",
+    "specialist.gate", "partition.pairs", "fedadg.reference",
 }  # fmt: skip
 """Settings whose few values are branches of one function each, and no registry's."""
 

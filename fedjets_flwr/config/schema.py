@@ -408,6 +408,39 @@ class Participants(Section):
     )
 
 
+class Fedsr(Section):
+    stochastic: bool = Field(
+        True, description="features pass a stochastic bottleneck; false: FedL2R, its deterministic form"
+    )
+    l2: float = Field(0.01, ge=0, description="weight of the representation's length")
+    l2_form: Literal["norm", "squared"] = Field("norm", description="that length, as in the authors' code, or squared")
+    cmi: float = Field(0.001, ge=0, description="weight of its divergence from the client's own reference by class")
+    steps: int = Field(5, ge=0, le=1_000_000, description="local steps of a round; 0: train.local-epochs")
+    draws: int = Field(
+        20,
+        ge=0,
+        le=10_000,
+        description="draws of the representation over which the run's answers are averaged; 0: its mean, by which a"
+        " personalised model always answers",
+    )
+
+
+class Fedadg(Section):
+    reference: Literal["learned", "fixed"] = Field(
+        "learned", description="the generator learns, or stays at its random start, as in the authors' second variant"
+    )
+    alpha: float = Field(0.85, ge=0, le=1, description="weight of the cross entropy; the rest is the discriminator's")
+    smoothing: float = Field(0.01, ge=0, lt=1, description="share of a label that goes to the other classes")
+    warm_up_epochs: int = Field(1, ge=0, le=100_000, description="local epochs of cross entropy alone, E0")
+    epochs: int = Field(1, ge=0, le=100_000, description="local epochs against the discriminator, E1")
+    noise: int = Field(64, ge=1, le=1_000_000, description="numbers of noise that the generator reads (paper: 2048)")
+    hidden: int = Field(256, ge=1, le=1_000_000, description="hidden units of generator and discriminator (4096, 1024)")
+    projection: int = Field(64, ge=1, le=1_000_000, description="what the discriminator makes of features (1024)")
+    lr: float = Field(0.007, gt=0, description="rate of generator and discriminator")
+    momentum: float = Field(0.9, ge=0, lt=1, description="their momentum; the discriminator's stays with its client")
+    weight_decay: float = Field(1e-5, ge=0, description="their weight decay")
+
+
 class Specialist(Section):
     start: Literal["finetuned", "scratch"] = Field(
         "finetuned", description="a client's specialist begins as the fine-tuned global model, or at random"
@@ -480,6 +513,8 @@ class Config(Section):
     participants: Participants = Participants()
     adapt: Adapt = Adapt()
     specialist: Specialist = Specialist()
+    fedsr: Fedsr = Fedsr()
+    fedadg: Fedadg = Fedadg()
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Scalar]) -> "Config":

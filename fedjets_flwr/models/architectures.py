@@ -7,11 +7,13 @@ linear classifier), so that a trunk and a tail are slices of it and the penultim
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedjets_flwr.models.bottleneck import Bottleneck, with_bottleneck
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,21 @@ class Architecture:
     stem: str
     channels: int
     num_classes: int
+    neck: str = field(default="", repr=False)
+    """What an expert has between features and head (a key of ``NECKS``); a common expert has nothing."""
 
 
 def build(architecture: Architecture, generator_seed: int) -> nn.Sequential:
     """Return a freshly initialised float32 model; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
-        return BUILDERS[architecture.name](architecture)
+        return NECKS[architecture.neck](BUILDERS[architecture.name](architecture))
 
 
 def tail_start(model: nn.Sequential, trainable: str) -> int:
     """Return the index of the first stage that belongs to an expert (0: the whole model)."""
-    return {"all": 0, "stage": len(model) - 3, "head": len(model) - 1}[trainable]
+    above = 2 if isinstance(model[-2], Bottleneck) else 1
+    return {"all": 0, "stage": len(model) - 2 - above, "head": len(model) - above}[trainable]
 
 
 def tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
@@ -157,6 +162,8 @@ def _torchvision_resnet(name: str) -> Callable[[Architecture], nn.Sequential]:
 
     return make
 
+
+NECKS: dict[str, Callable[[nn.Sequential], nn.Sequential]] = {"": lambda model: model, "gaussian": with_bottleneck}
 
 BUILDERS: dict[str, Callable[[Architecture], nn.Sequential]] = {
     "cnn": _cnn,

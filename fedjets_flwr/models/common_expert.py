@@ -6,7 +6,7 @@ Stored as safetensors; the metadata says what it is, so that a file is enough to
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from fedjets_flwr.models.architectures import Architecture, build
 
 COMMON_EXPERT = "common-expert.safetensors"
 """Its file in the folder of a run, and in a bundle."""
+FIELDS = [field for field in fields(Architecture) if field.name != "neck"]
+"""What a file tells of its architecture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class CommonExpert:
     @cached_property
     def as_bytes(self) -> bytes:
         """The safetensors file."""
-        metadata = {key: str(value) for key, value in asdict(self.architecture).items()}
+        metadata = {f.name: str(getattr(self.architecture, f.name)) for f in FIELDS}
         metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
         if self.temperature != 1:
@@ -138,7 +140,7 @@ def _architecture(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     if "arch" in metadata:
         name, classes = metadata["arch"], tensors["linear.weight"].shape[0]
         return Architecture(name, tensors["conv1.weight"].shape[0], "batch", "cifar", 3, classes)
-    return Architecture(**{f.name: (int if f.type is int else str)(metadata[f.name]) for f in fields(Architecture)})  # type: ignore[arg-type]
+    return Architecture(**{f.name: (int if f.type is int else str)(metadata[f.name]) for f in FIELDS})  # type: ignore[arg-type]
 
 
 def _stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

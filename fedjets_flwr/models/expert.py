@@ -12,7 +12,7 @@ from torch import nn
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.models.architectures import NECKS, Architecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.models.gate import build_gate
@@ -70,7 +70,7 @@ def build_expert(
         init: ``random`` or ``common``.
     """
     if init == "common":
-        model = copy.deepcopy(common.model).requires_grad_(True)
+        model = NECKS[architecture.neck](copy.deepcopy(common.model).requires_grad_(True))
     else:
         model = build(architecture, derive(config.run.seed, "expert", expert))
     return tail(model, config.moe.trainable)

@@ -43,19 +43,22 @@ class Optimizer(Protocol):
 class Sgd:
     """SGD on the weights of one model; momentum begins empty.
 
+    Attributes:
+        buffers: the momentum of each parameter.
+
     The step is torch's own. Its class ``torch.optim.SGD`` imports the compiler on first use, more than a second of a
     deployed client's process, which serves one message.
     """
 
     def __init__(self, model: FlatModel, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         self._model, self._lr, self._momentum, self._weight_decay = model, lr, momentum, weight_decay
-        self._buffers: list[Tensor | None] = [None] * len(model.parameters)
+        self.buffers: list[Tensor | None] = [None] * len(model.parameters)
 
     @torch.no_grad()
     def step(self) -> None:
         """Change the weights by their gradients."""
         sgd(
-            list(self._model.parameters), self._model.gradients, self._buffers, foreach=True, lr=self._lr,
+            list(self._model.parameters), self._model.gradients, self.buffers, foreach=True, lr=self._lr,
             momentum=self._momentum, weight_decay=self._weight_decay, dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
 

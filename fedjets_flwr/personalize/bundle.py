@@ -59,6 +59,7 @@ class Card(BaseModel):
         embedding: what the gate reads (``common-expert.embedding``).
         model: architecture of the experts, of the first one where they differ.
         models: of each of the K experts where they differ; else empty.
+        neck: what experts have between features and head (a key of ``architectures.NECKS``).
         sha256: digest of every other file.
     """
 
@@ -86,6 +87,7 @@ class Card(BaseModel):
     embedding: Literal["penultimate", "logits"]
     model: Model
     models: tuple[Model, ...] = ()
+    neck: Literal["", "gaussian"] = ""
     versions: dict[str, str]
     sha256: dict[str, str] = {}
 
@@ -102,7 +104,7 @@ class Card(BaseModel):
     def architecture(self, expert: int) -> Architecture:
         """Return the architecture of an expert, or of the model whose tail it is."""
         m = self.models[self.experts.index(expert)] if self.models else self.model
-        return Architecture(m.name, m.width, m.norm, m.stem, self.image_shape[0], len(self.classes))
+        return Architecture(m.name, m.width, m.norm, m.stem, self.image_shape[0], len(self.classes), self.neck)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -214,7 +216,7 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
         common = common_expert_of(_metadata(data), tensors)
     except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
-    found, wanted = common.architecture, card.architecture(card.experts[0])
+    found, wanted = common.architecture, replace(card.architecture(card.experts[0]), neck="")
     if card.trainable == "all":  # a whole expert is of any architecture
         wanted = replace(found, channels=wanted.channels, num_classes=wanted.num_classes)
     if found != wanted:

@@ -256,6 +256,7 @@ def _card(run: TrainedRun, chosen: tuple[int, ...], scores: Tensor, read_out: st
         embedding=c.common_expert.embedding,
         model=models[0],
         models=tuple(models) if len(set(models)) > 1 else (),
+        neck=run.serving.architectures[chosen[0]].neck,  # type: ignore[arg-type]
         versions={name: version(name) for name in ("fedjets-flwr", "torch", "torchvision", "numpy", "safetensors")},
     )
 

@@ -1,7 +1,7 @@
 """A trained run, opened from its folder alone: what personalising, reports and exports start from."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,7 +149,7 @@ def _check_fit(run: TrainedRun) -> None:
     for expert, architecture in enumerate(run.serving.architectures):
         if (architecture.num_classes, architecture.channels) != (len(run.spec.classes), run.spec.shape[0]):
             raise FedjetsError(f"{run.folder}: damaged: experts of other classes or images than {SUMMARY} says")
-        if moe.trainable != "all" and architecture != common:
+        if moe.trainable != "all" and replace(architecture, neck="") != common:
             raise FedjetsError(f"{run.folder}: damaged: experts of another architecture than their common expert")
         if _size(architecture, moe.trainable) != run.vectors[expert_name(expert)].numel():
             raise FedjetsError(f"{run.folder}: damaged: {expert_name(expert)} is not of the architecture that it names")

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from client_app.algorithms import (
     algorithms,
+    fedadg,
     fedavg,
     fedjets,
     fedmix,
     fedprox,
+    fedsr,
     finetune,
     ifca,
     local,
@@ -74,9 +76,9 @@ def test_the_clients_here_hold_unequal_numbers_of_samples_that_fill_no_whole_bat
 def test_every_local_algorithm_is_found_by_its_name() -> None:
     found = algorithms()
     assert {name: algorithm.train for name, algorithm in found.items()} == {
-        "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train, "fedprox": fedprox.train,
-        "finetune": fedavg.train, "ifca": ifca.train, "local": None, "scaffold": scaffold.train,
-        "specialist": fedavg.train,
+        "fedadg": fedadg.train, "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train,
+        "fedprox": fedprox.train, "fedsr": fedsr.train, "finetune": fedavg.train, "ifca": ifca.train, "local": None,
+        "scaffold": scaffold.train, "specialist": fedavg.train,
     }  # fmt: skip
     own = {name: algorithm.adapt for name, algorithm in found.items() if algorithm.adapt is not as_received}
     assert own == {"finetune": finetune.adapt, "local": local.adapt, "specialist": specialist.adapt}

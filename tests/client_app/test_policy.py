@@ -118,7 +118,7 @@ def test_mean_embeddings_leave_only_where_a_policy_says_so(
     "text, reason",
     [
         ("alogrithms = []", "alogrithms"),
-        ("algorithms = ['fedjet']", "algorithms: no fedjet; there are fedavg"),
+        ("algorithms = ['fedjet']", "algorithms: no fedjet; there are fedadg"),
         ("[at-most]\ntrain.epochs = 3", "train.epochs is no setting that is a number"),
         ("[at-most]\nrun.device = 'cpu'", "run.device"),
         ("[noise]\nclip-norm = 0\nnoise-multiplier = 1", "noise.clip-norm"),

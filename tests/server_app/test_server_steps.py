@@ -38,8 +38,8 @@ ALL = ("expert.0", "expert.1", "expert.2", "gate")
 NOTHING: tuple[Any, Any, Any] = (None, None, None)
 """What hooks get that the state's own strategy has no use for."""
 NAMES = ("ensembles", "fedavg", "fedjets", "fedmix", "fedprox", "ifca", "scaffold")
-OWN = ("finetune", "local", "specialist")
-"""Methods of the clients' own models, whose steps are in ``tests/strategies/test_own_models.py`` and others there."""
+OWN = ("fedadg", "fedsr", "finetune", "local", "specialist")
+"""Methods that keep or make something at their clients, whose steps are in ``tests/strategies``."""
 
 
 def flat(value: float, size: int = EXPERT) -> Tensor:
@@ -71,7 +71,7 @@ def test_methods_are_the_modules_but_the_base() -> None:
     assert strategies.names() == sorted((*NAMES, *OWN))
     assert [strategies.strategy(name).__name__.lower() for name in NAMES] == list(NAMES)
     for wrong in ("base", "fedjet"):
-        with pytest.raises(FedjetsError, match=rf"strategy.name = '{wrong}': no such method; .* ensembles, fedavg, .*"):
+        with pytest.raises(FedjetsError, match=rf"strategy.name = '{wrong}': no such method; .* ensembles, fedadg, .*"):
             strategies.strategy(wrong)
 
 

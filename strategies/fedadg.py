@@ -1,0 +1,73 @@
+"""FedADG (Zhang et al. 2021): one model whose features look alike at all clients, class by class.
+
+FedJETs' Table 8 compares with it. A generator stands for the features of each class; every client keeps a discriminator
+of its own, against which its features and the generator learn. No feature leaves a client.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from torch import Tensor
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.federation.cohort import Cohort
+from fedjets_flwr.models.expert import gate_inputs
+from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
+from fedjets_flwr.moe.adversarial import Generator, seeded
+from fedjets_flwr.seeds import derive
+from fedjets_flwr.wire.messages import Job, Reply
+from strategies.base import Routes
+from strategies.fedavg import FedAvg
+
+
+class FedADG(FedAvg):
+    """FedAvg's rounds with equal weights, and a generator beside the model; where that is fixed, nobody sends it."""
+
+    algorithm = "fedadg"
+    keeps_state = True
+
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """There must be a feature extractor to train."""
+        super().validate(config)
+        if config.moe.trainable == "head":
+            raise FedjetsError(
+                "moe.trainable = 'head': strategy.name = 'fedadg' trains what makes the features; set it to 'all' or"
+                " 'stage'"
+            )
+
+    @property
+    def vectors_moved(self) -> int:
+        """The model, and the generator if it is learned."""
+        return len(self._names)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("expert.0", "generator") if self.config.fedadg.reference == "learned" else ("expert.0",)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the common expert, and a generator at its random start if it is learned."""
+        whole = super().state() | {"generator": self._generator().vector}
+        return {name: whole[name] for name in self._names}
+
+    @cached_property
+    def specs(self) -> Mapping[str, VectorSpec]:
+        """Layouts of the model and the generator."""
+        return {**super().specs, "generator": self._generator().spec}
+
+    def _generator(self) -> FlatModel:
+        how, classes = self.config.fedadg, len(self.task.spec.classes)
+        sizes = (how.noise, classes, how.hidden, gate_inputs(self.common, "penultimate"))
+        return FlatModel(seeded(derive(self.config.run.seed, "generator"), Generator, sizes))
+
+    def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
+        """Give every client of the cohort the model and the generator."""
+        return [Job(c, self._names, self._names, cost=self.num_samples[c]) for c in cohort.clients]
+
+    def weight_of(self, name: str, reply: Reply) -> float:
+        """Return 1: a plain mean, as in the authors' code."""
+        return 1.0
+
+
+STRATEGY = FedADG
