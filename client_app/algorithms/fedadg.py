@@ -52,10 +52,8 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         game.tell_apart(features, noise, labels)
         model.module.train()
         features = body(x)
-        loss = how.alpha * classify(features, rows)
-        if how.alpha < 1:
-            loss = loss + (1 - how.alpha) * look_generated(game.discriminator.module(features, labels))
-        _step(loss, model, optimizer)
+        fooled = look_generated(game.discriminator.module(features, labels))
+        _step(how.alpha * classify(features, rows) + (1 - how.alpha) * fooled, model, optimizer)
         game.follow(noise, labels)
     trained = {"expert.0": model.vector} | ({"generator": game.generator.vector} if game.learned else {})
     return Update(trained, {"num-examples": len(data), "loss": float(torch.stack(losses).mean())}, game.state)

@@ -57,7 +57,7 @@ def draw_cohort(
     willing = [client for client in range(config.partition.clients) if client not in without]
 
     def draw(clients: Sequence[int], count: int) -> tuple[int, ...]:
-        drawn = rng.choice(len(clients), min(count, len(clients)), replace=False) if clients else ()
+        drawn = rng.choice(len(clients), min(count, len(clients)), replace=False)
         return tuple(sorted(clients[i] for i in drawn))
 
     if sampling == "uniform":

@@ -85,6 +85,7 @@ def test_only_what_is_trained_moves(trains: str) -> None:
     optimizer = Sgd(flat, 0.5)
     for _ in range(2):  # a silent gate's lower layers learn once its last one speaks
         mixed.train()
+        assert {name for name, part in mixed.named_children() if part.training} == set(TRAINED[trains])
         flat.zero_grad()
         F.nll_loss(mixed(x), y).backward()
         optimizer.step()

@@ -270,6 +270,22 @@ def test_a_client_of_ifca_that_is_no_anchor_in_this_run_may_choose_any() -> None
     assert method.refused(*(reply(c, trained=1.0, cluster=2) for c in range(3))) == {}
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedjets", "ensembles"])
+def test_who_opted_out_is_never_drawn_and_the_others_fill_the_cohort(name: str) -> None:
+    method = tiny_method(name).strategy
+    before = [method.cohort(r).clients for r in range(1, 9)]
+    method.opted_out = frozenset({1, 4, 5})
+    drawn = [method.cohort(r) for r in range(1, 9)]
+    assert all({1, 4, 5}.isdisjoint(cohort.clients) for cohort in drawn)
+    assert any({1, 4, 5}.intersection(clients) for clients in before)
+    if name == "fedjets":  # anchors 0 to 2, others 3 to 6
+        assert {(cohort.anchors, cohort.normals) for cohort in drawn} == {((0, 2), (3, 6))}
+    else:
+        assert {tuple(cohort.clients) for cohort in drawn} == {(0, 2, 3, 6)}
+    method.opted_out = frozenset(range(7))
+    assert method.cohort(1).clients == []
+
+
 def test_members_of_an_ensemble_draw_cohorts_of_their_own() -> None:
     """A client trains the members that drew it, each by itself; one that could not be prepared trains none."""
     method = tiny_method("ensembles", ensembles__members=3)
@@ -858,6 +874,13 @@ def test_variates_of_option_one_are_those_that_clients_send() -> None:
     assert set(method.vectors) == {"expert.0", *wanted}
     for name, value in wanted.items():
         assert_full(method.vectors[name], value)
+
+
+def test_who_opted_out_does_not_count_among_the_clients_of_a_variate() -> None:
+    method = tiny_method("scaffold", scaffold__option="I")
+    method.strategy.opted_out = frozenset({0, 2})
+    two_clients(method, "I")
+    assert_full(method.vectors["variate"], 0.5 - 3 / 5)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])

@@ -17,7 +17,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adversarial import Discriminator, Generator, label_input, seeded
 from fedjets_flwr.seeds import derive
-from fedjets_flwr.wire.messages import Job
+from fedjets_flwr.wire.messages import Job, Reply
 from tests.support.faults import OneClientANode, same, same_weights
 from tests.support.runs import TinyRunner
 from tests.support.tiny import context_of, tiny_method, tiny_runtime
@@ -25,7 +25,7 @@ from tests.support.tiny import context_of, tiny_method, tiny_runtime
 SMALL: dict[str, Scalar] = {
     "moe__trainable": "all", "moe__init": "common", "fedadg__noise": 5, "fedadg__hidden": 6, "fedadg__projection": 3,
     "fedadg__lr": 0.2, "train__schedule": "constant", "train__lr": 0.05, "train__batch_size": 4, "fedadg__alpha": 0.6,
-    "fedadg__smoothing": 0.1, "fedadg__weight_decay": 0.01,
+    "fedadg__smoothing": 0.1, "fedadg__weight_decay": 0.01, "fedadg__warm_up_epochs": 2, "fedadg__epochs": 1,
 }  # fmt: skip
 
 
@@ -76,17 +76,19 @@ def by_hand(context: ClientContext, vectors: dict[str, Tensor]) -> dict[str, Ten
     mine = Momentum(model.parameters, t.lr, t.momentum, t.weight_decay)
     theirs = [Momentum(m.parameters, how.lr, how.momentum, how.weight_decay) for m in (critic, generator)]
     noise, inputs = context.generator("fedadg noise"), context.inputs()
-    batches = list(context.order(epochs=2))
+    batches, losses = list(context.order(epochs=3)), []
 
     def ce(features: Tensor, rows: Tensor) -> Tensor:
-        logs, soft = head(features).log_softmax(1), torch.full((len(rows), 10), how.smoothing / 9)
+        logs = (head(features) + data.offset).log_softmax(1)
+        soft = torch.full((len(rows), 10), how.smoothing / 9)
         soft[torch.arange(len(rows)), data.targets[rows]] = 1 - how.smoothing
-        return -(soft * logs).sum(1).mean()
+        losses.append(-(soft * logs).sum(1).mean())
+        return losses[-1]
 
     net.train()
-    for rows in batches[: len(batches) // 2]:
+    for rows in batches[: 2 * len(batches) // 3]:
         mine.step(ce(body(inputs(rows)), rows))
-    for rows in batches[len(batches) // 2 :]:
+    for rows in batches[2 * len(batches) // 3 :]:
         labels, n = label_input(data.targets[rows], 10), torch.rand(len(rows), 5, generator=noise)
         net.eval()
         h, fake = body(inputs(rows)).detach(), generator.module(n, labels).detach()
@@ -97,13 +99,18 @@ def by_hand(context: ClientContext, vectors: dict[str, Tensor]) -> dict[str, Ten
         fooled = ((1 - critic.module(h, labels)) ** 2).mean()
         mine.step(how.alpha * ce(h, rows) + (1 - how.alpha) * fooled)
         theirs[1].step((critic.module(generator.module(n, labels), labels) ** 2).mean())
-    return {"expert.0": model.vector, "generator": generator.vector, "discriminator": critic.vector}
+    loss = torch.stack(losses).mean().detach()
+    return {"expert.0": model.vector, "generator": generator.vector, "discriminator": critic.vector, "loss": loss}
 
 
-def test_a_clients_steps_are_those_of_the_three_players(tmp_path: Path) -> None:
-    runtime, vectors = runtime_of(tmp_path), start()
+@pytest.mark.parametrize("adjust", [False, True])
+def test_a_clients_steps_are_those_of_the_three_players(tmp_path: Path, adjust: bool) -> None:
+    runtime, vectors = runtime_of(tmp_path, train__logit_adjust=adjust), start()
     wanted = by_hand(context_at(runtime), vectors)
     found = fedadg.train(context_at(runtime), vectors)
+    assert set(found.numbers) == {"num-examples", "loss"}
+    assert found.numbers["num-examples"] == len(context_at(runtime).data)
+    assert found.numbers["loss"] == pytest.approx(float(wanted["loss"]), rel=1e-4)
     assert set(found.vectors) == {"expert.0", "generator"}
     for name, vector in {**found.vectors, "discriminator": found.state["discriminator"]}.items():
         torch.testing.assert_close(vector, wanted[name], atol=1e-5, rtol=1e-4)
@@ -164,6 +171,17 @@ def test_no_discriminator_is_sent_and_clients_differ_in_theirs(tiny_run: TinyRun
 def test_any_number_of_nodes_gives_the_same(tiny_run: TinyRunner, nodes: int) -> None:
     grid = type("Nodes", (OneClientANode,), {"nodes": nodes})
     assert same_weights(tiny_run("fedadg", grid, **SMALL), tiny_run("fedadg", **SMALL))
+
+
+def test_every_client_of_a_cohort_gets_both_and_all_weigh_the_same() -> None:
+    for reference, names in (("learned", ("expert.0", "generator")), ("fixed", ("expert.0",))):
+        method = tiny_method("fedadg", **SMALL | {"fedadg__reference": reference})
+        jobs = method.planned(1, (), (2, 4))
+        cost = {client: method.strategy.num_samples[client] for client in (2, 4)}
+        assert jobs == [Job(client, names, names, cost=cost[client]) for client in (2, 4)]
+        assert method.strategy.vectors_moved == len(names)
+        assert method.strategy.weight_of("expert.0", Reply(2, {}, {})) == 1.0
+        assert method.strategy.spec_of("generator").size == start()["generator"].numel()
 
 
 def test_a_head_alone_has_no_features_to_train() -> None:

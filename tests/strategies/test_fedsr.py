@@ -1,5 +1,7 @@
 """FedSR: what its clients train, keep and send."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.models.bottleneck import Bottleneck
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.representation import Reference
-from fedjets_flwr.wire.messages import Job
+from fedjets_flwr.wire.messages import Job, Reply
 from tests.support.faults import OneClientANode, same, same_weights
 from tests.support.runs import TinyRunner
 from tests.support.tiny import common_expert, context_of, tiny, tiny_method
@@ -46,41 +48,69 @@ def start(**changes: Scalar) -> dict[str, Tensor]:
     return tiny_method("fedsr", **FEW | changes).strategy.state()
 
 
-def by_hand(runtime: Runtime, vector: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Weights and reference after plain SGD with momentum and decay on the whole loss, written out."""
+def by_hand(runtime: Runtime, vector: Tensor, order: Sequence[Tensor]) -> tuple[Tensor, Tensor, float]:
+    """Weights, reference and mean loss after plain SGD with momentum and decay on the whole loss, written out."""
     config, context = runtime.config, context_at(runtime)
     model = runtime.new_expert(0, vector)
-    neck, head = model.module[-2], model.module[-1]  # type: ignore[index]
-    reference = Reference(10, 4)
+    net = model.module.train()
+    head, reference = net[-1], Reference(10, 4)  # type: ignore[index]
     noise = context.generator("fedsr noise")
-    parameters = [*model.parameters, *reference.parameters()]
+    parameters = [*model.parameters, *(reference.parameters() if config.fedsr.stochastic else ())]
     buffers = [torch.zeros_like(p) for p in parameters]
-    order = [rows for _, rows in zip(range(steps), context.order(epochs=steps), strict=False)]
-    x, y, t = context.data.embedded.features, context.data.targets, config.train
-    assert x is not None
+    x, y, t = context.plain_inputs(), context.data.targets, config.train
+    losses = []
     for rows in order:
-        mean, deviation = neck.moments(x[rows])
-        z = mean + deviation * torch.randn(mean.shape, generator=noise)
-        loss = F.cross_entropy(head(z), y[rows]) + config.fedsr.l2 * z.norm(dim=1).mean()
-        loss = loss + config.fedsr.cmi * reference(mean, deviation, y[rows])
+        if config.fedsr.stochastic:
+            mean, deviation = net[-2].moments(net[:-2](x(rows)))  # type: ignore[index, operator]
+            z = mean + deviation * torch.randn(mean.shape, generator=noise)
+            extra = config.fedsr.cmi * reference(mean, deviation, y[rows])
+        else:
+            z, extra = net[:-1](x(rows)), 0.0  # type: ignore[index, operator]
+        loss = F.cross_entropy(head(z) + context.data.offset, y[rows]) + config.fedsr.l2 * z.norm(dim=1).mean() + extra
+        losses.append(float(loss))
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
             for p, g, b in zip(parameters, gradients, buffers, strict=True):
                 full = (torch.zeros_like(p) if g is None else g) + t.weight_decay * p
                 b.mul_(t.momentum).add_(full)
                 p.sub_(t.lr * b)
-    return model.vector, torch.cat([p.detach().flatten() for p in reference.parameters()])
+    own = torch.cat([p.detach().flatten() for p in reference.parameters()])
+    return model.vector, own, sum(losses) / len(losses)
 
 
-def test_a_clients_steps_are_those_of_the_whole_loss(tmp_path: Path) -> None:
-    own: dict[str, Scalar] = {"fedsr__l2": 0.3, "fedsr__cmi": 0.2}
-    runtime, vectors = runtime_of(tmp_path, **own), start()
-    wanted, reference = by_hand(runtime, vectors["expert.0"].clone(), 3)
-    found = fedsr.train(context_at(runtime), vectors)
+@pytest.mark.parametrize("adjust", [False, True])
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("trainable", ["head", "stage"])
+@pytest.mark.parametrize("steps", [3, 0])
+def test_a_clients_steps_are_those_of_the_whole_loss(
+    tmp_path: Path, steps: int, trainable: str, stochastic: bool, adjust: bool
+) -> None:
+    own: dict[str, Scalar] = {
+        "fedsr__l2": 0.3, "fedsr__cmi": 0.2, "fedsr__steps": steps, "moe__trainable": trainable,
+        "fedsr__stochastic": stochastic, "train__logit_adjust": adjust,
+    }  # fmt: skip
+    runtime, vectors = runtime_of(tmp_path, **own), start(**own)
+    context = context_at(runtime)
+    order = [rows for _, rows in zip(range(steps), context.order(epochs=9), strict=False)] or list(context.order())
+    assert len(order) == (steps or 2 * math.ceil(len(context.data) / 5))
+    wanted, reference, loss = by_hand(runtime, vectors["expert.0"].clone(), order)
+    found = fedsr.train(context, vectors)
     assert set(found.vectors) == {"expert.0"}
-    torch.testing.assert_close(found.vectors["expert.0"], wanted)
-    torch.testing.assert_close(found.state["reference"], reference)
-    assert not torch.equal(wanted, start()["expert.0"])
+    torch.testing.assert_close(found.vectors["expert.0"], wanted, rtol=1e-4, atol=1e-5)
+    assert set(found.state) == ({"reference"} if stochastic else set())
+    if stochastic:
+        torch.testing.assert_close(found.state["reference"], reference, rtol=1e-4, atol=1e-5)
+    assert set(found.numbers) == {"num-examples", "loss"}
+    assert found.numbers["num-examples"] == len(context.data)
+    assert found.numbers["loss"] == pytest.approx(loss, rel=1e-4)
+    assert not torch.equal(wanted, start(**own)["expert.0"])
+
+
+def test_its_experts_have_a_bottleneck_where_they_draw_and_all_clients_weigh_the_same() -> None:
+    for stochastic, neck in ((True, "gaussian"), (False, "")):
+        method = tiny_method("fedsr", fedsr__stochastic=stochastic).strategy
+        assert method.architecture(0).neck == neck
+        assert method.weight_of("expert.0", Reply(2, {}, {})) == 1.0
 
 
 def test_a_client_goes_on_with_its_own_reference(tmp_path: Path) -> None:

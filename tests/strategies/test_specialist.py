@@ -1,6 +1,7 @@
 """A specialist beside the generalist: who is asked for what, what travels, and what stays (Listo Zec et al. 2020)."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ from flwr.app import Message, RecordDict
 from client_app.algorithms import specialist
 from client_app.client import ClientContext
 from client_app.node import read_node
-from client_app.participants import fit_own, random_start
+from client_app.participants import Losses, fit_own, random_start
 from client_app.state import ADAPTED, ClientState
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import ClientData, open_client
 from fedjets_flwr.data.consent import opted_out
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.early_stopping import Stopped, mean_loss
 from fedjets_flwr.moe.specialist import SpecialistMixture, log_mixture
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import image_classification
 from fedjets_flwr.wire.messages import Job
 from tests.support.faults import OneClientANode, clients_of, same, same_weights
@@ -35,7 +38,7 @@ from tests.support.tiny import context_of, start_vectors, tiny, tiny_runtime
 OWN: dict[str, Scalar] = {
     "partition__name": "majority", "partition__samples_per_client": 40, "partition__val_share": 0.25,
     "partition__test_share": 0.25, "partition__majority_share": 0.8, "train__schedule": "constant", "adapt__lr": 0.02,
-    "adapt__max_epochs": 6, "specialist__lr": 0.02,
+    "adapt__max_epochs": 6, "specialist__lr": 0.03,
 }  # fmt: skip
 HALF: dict[str, Scalar] = {"partition__opt_out": 0.45}
 """Three of seven."""
@@ -245,14 +248,21 @@ def test_a_mixture_begins_with_the_fine_tuned_model_and_only_gets_better(
     context = asked(tmp_path, specialist__trains=trains)
     vectors = start_vectors("expert.0")
     sent = vectors["expert.0"].clone()
-    val, trained = context.on("val"), list[FlatModel]()
+    val, trained, hows = context.on("val"), list[FlatModel](), list[Any]()
 
     def noting(context: ClientContext, model: FlatModel, *rest: Any) -> Stopped:
         trained.append(model)
+        hows.append(rest)
         return fit_own(context, model, *rest)
 
     monkeypatch.setattr(specialist, "fit_own", noting)
-    specialist.adapt(context, vectors)
+    made = specialist.adapt(context, vectors)
+    assert hows == [(), (0.03, Losses(torch.nn.functional.nll_loss, specialist._total_nll))]
+    with torch.inference_mode():
+        test = context.on("test")
+        shares = trained[1].module.eval().shares(test.plain_inputs()(torch.arange(len(test.data))))  # type: ignore[operator]
+    assert made.numbers == {"specialist-share": pytest.approx(float(shares.mean()), abs=1e-6)}
+    assert 0.01 < made.numbers["specialist-share"] < 0.99
     model: Any = trained[1]
     stopped_at = mean_loss(model, val.plain_inputs(), val.data.targets, nll)
     assert same(vectors["expert.0"], sent)
@@ -269,6 +279,31 @@ def test_a_mixture_begins_with_the_fine_tuned_model_and_only_gets_better(
         inputs = val.plain_inputs()(torch.arange(len(val.data)))
         before = float(nll(half(inputs), val.data.targets)) / len(val.data)
     assert stopped_at < before
+
+
+def test_the_sum_of_losses_says_when_to_stop() -> None:
+    scores, targets = torch.tensor([[-1.0, -2.0], [-4.0, -8.0]]), torch.tensor([1, 0])
+    assert specialist._total_nll(scores, targets).item() == 6.0
+
+
+def test_a_gate_is_a_network_of_the_experts_shape_or_one_unit_and_each_clients_own(tmp_path: Path) -> None:
+    def gate(how: str, client: int = 2, trainable: str = "all", seed: int = 1) -> torch.nn.Module:
+        changes: dict[str, Scalar] = {"specialist__gate": how, "moe__trainable": trainable, "run__seed": seed}
+        return specialist.gate_of(asked(tmp_path, client, **changes))
+
+    network = gate("network")
+    assert [name for name, _ in network.named_children()] == ["layer1", "layer2", "pool", "head"]
+    *_, last = network.modules()
+    assert isinstance(last, torch.nn.Linear) and last.out_features == 1
+    assert not last.weight.any() and not last.bias.any()
+    architecture = asked(tmp_path, moe__trainable="all").runtime.architecture(0)
+    wanted = build(replace(architecture, num_classes=1), derive(1, "specialist's gate", 2))
+    for (name, weight), other in zip(network.named_parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(weight, other) or name.startswith("head")
+    first = [next(iter(gate("network", *at).parameters())) for at in ((2,), (3,), (2, "all", 5))]
+    assert len({tensor.detach().numpy().tobytes() for tensor in first}) == 3
+    for unit, features in ((gate("head"), 32), (gate("head", 2, "head"), 4), (gate("network", 2, "head"), 4)):
+        assert isinstance(unit, torch.nn.Linear) and (unit.in_features, unit.out_features) == (features, 1)
 
 
 def test_a_specialist_from_scratch_begins_as_the_local_model_does(tmp_path: Path) -> None:
