@@ -80,9 +80,7 @@ def _serve(work: Work, stage: int | None = None) -> Handler:
         config, kind = config_of(context, message), message.metadata.message_type
         node = read_node(context.node_config, config, in_simulation())
         try:
-            if node.opted_out and not kind.startswith("evaluate."):
-                raise Refused("opt-out = true: it takes part in no round")
-            site = Site() if in_simulation() else open_site(message, context, config)
+            site = Site() if in_simulation() else open_site(message, context, config, node)
         except Refused as refusal:
             log.warning("%s: %s", kind, refusal)
             # An error, not a reply: nothing that came along is kept, and the server must not think so.

@@ -143,10 +143,11 @@ class ClientContext:
         seed, ids = self.config.run.seed, (self.server_round, self.client, member)
         return torch_generator(seed, purpose, *ids, device=device or torch.device("cpu"))
 
-    def order(self, member: int = 0, epochs: int = 0) -> Iterator[Tensor]:
+    def order(self, member: int = 0, epochs: int | None = None) -> Iterator[Tensor]:
         """Yield the index batches of the round's local epochs, or of so many."""
         t = self.config.train
-        return batches(len(self.data), t.batch_size, epochs or t.local_epochs, self.generator("batches", member))
+        count = t.local_epochs if epochs is None else epochs
+        return batches(len(self.data), t.batch_size, count, self.generator("batches", member))
 
     def inputs(self, member: int = 0) -> Inputs:
         """Return how to get the experts' training input of some samples, augmented as the settings say."""

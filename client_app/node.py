@@ -7,6 +7,7 @@ from pathlib import Path
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.config.sources import PATHS
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.names import TRAIN
 
 FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}
 """Keys of a node that stand in for settings which name folders of the server's machine."""
@@ -66,4 +67,6 @@ def read_node(node_config: Mapping[str, Scalar], config: Config, simulated: bool
     opted_out = node_config.get("opt-out", False)
     if not isinstance(opted_out, bool):
         raise FedjetsError(f"--node-config: opt-out={opted_out!r} is neither true nor false")
+    if opted_out and fits != TRAIN:
+        raise FedjetsError(f"--node-config: opt-out=true: client {client} never trains anyway; leave it out")
     return Node(client, None if path is None else Path(str(path)).expanduser(), opted_out)

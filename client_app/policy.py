@@ -19,7 +19,7 @@ from fedjets_flwr.config.schema import Config, Scalar, Section, flatten
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Job
 
-Thing = Literal["loss", "routes", "class-counts", "mean-embedding"]
+Thing = Literal["loss", "routes", "class-counts", "mean-embedding", "own-tests"]
 THINGS: Mapping[str, Thing] = {
     "loss": "loss",
     "experts": "routes",
@@ -29,6 +29,9 @@ THINGS: Mapping[str, Thing] = {
     "classes": "class-counts",
     "query.inspect right": "class-counts",
     "mean-embedding": "mean-embedding",
+    "local": "own-tests",
+    "global": "own-tests",
+    "specialist-share": "own-tests",
 }
 """What a number or vector of a reply tells, by its name, or by the message's type and its name."""
 

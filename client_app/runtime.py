@@ -133,7 +133,7 @@ class Runtime:
         ``part``: of a training client's samples, ``train``, ``shared``, ``val`` or ``test``; ``global``: those that all
         share.
         """
-        if part == "shared" and not self.config.partition.private_share:
+        if part == "shared" and not (self.config.partition.private_share or self.config.partition.opt_out):
             part = "train"
         key = (-1 if part == "global" else client, part)
         if key not in self._data:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client_app.client import ClientContext, Update, Work
 from client_app.local_privacy import with_noise
+from client_app.node import Node
 from client_app.policy import Asked, Policy, Refused, check_asked, check_leaving, policy_of
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.runs.audit import AUDIT_LOG, append
@@ -58,8 +59,10 @@ class Site:
         return reply
 
 
-def open_site(message: Message, context: Context, config: Config) -> Site:
+def open_site(message: Message, context: Context, config: Config, node: Node) -> Site:
     """Return what counts for a message to a deployed site, which is noted.
+
+    One whose client opted out answers for its own predictions alone.
 
     Raises:
         Refused: the site does not answer it.
@@ -75,6 +78,8 @@ def open_site(message: Message, context: Context, config: Config) -> Site:
     received = bytes_of(message.content)
     note("asked", _asked(head, Config.from_flat(context.run_config)) | {"bytes": received})
     try:
+        if node.opted_out and not kind.startswith("evaluate."):
+            raise Refused("opt-out = true: it takes part in no round")
         check_asked(policy, config, Asked(kind, head.jobs, received))
     except Refused as refusal:
         note("refused", {"reason": str(refusal)})

@@ -216,6 +216,8 @@ def begin(
     tracker.set_controls(prepared.controls(unseen), prepared.per_client(unseen), prepared.computed, of_validation)
     if not method.anchors:
         method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
+    if method.drawn == "anchored" and (out := sorted(set(method.anchors) & prepared.opted_out)):
+        log.warning("anchors opted out: clients %s; nobody leads their experts", ", ".join(map(str, out)))
     checkpoints.anchors = method.anchors
     return Rounds(method, exchange, prepared, callbacks), found.server_round + 1 if found else 1
 
@@ -266,6 +268,7 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     """Return what ``summary.json`` says of a method besides its results."""
     served, config = method.experts_served, method.config
     gate = method.specs["gate"].size if "gate" in method.specs else 0
+    served_apart = method.opted_out.intersection(rounds.participants)
     p, sample = config.privacy, Backbone(method.common, config.moe.trainable).sample_input(method.task.spec.shape)
     return {
         "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
@@ -276,7 +279,7 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "trained_parameters": served * method.specs["expert.0"].trained + gate,
         "flops_per_answer": served * forward_flops(method.build(0), sample),
         "common_expert_parameters": method.common.num_parameters,
-        "bytes_setup": len(method.common.as_bytes) * len(method.num_samples),
+        "bytes_setup": len(method.common.as_bytes) * len(method.num_samples.keys() | served_apart),
         "serving": serving_of(method).model_dump(mode="json") if method.serves_unseen else None,
     }
 

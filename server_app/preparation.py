@@ -84,14 +84,20 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     everyone = range(config.partition.all_clients)
     exchange.wait_for_nodes(everyone)
     without = opted_out(config) | exchange.nodes.opted_out
+    if without and config.privacy.noise_multiplier > 0:
+        raise FedjetsError(
+            f"privacy.noise-multiplier = {config.privacy.noise_multiplier:g}: client {min(without)} opted out, and the"
+            " chance to be drawn is told of all clients; set it to 0, or leave out who takes no part"
+        )
     if without.issuperset(range(config.partition.clients)):
         log.warning("every training client has opted out: what the rounds train stays as it starts")
-    prepared = prepare(exchange, config, [c for c in everyone if c not in without], say, with_means)
+    asked = [client for client in everyone if client not in without]
+    prepared = prepare(exchange, config, asked, say, with_means)
     prepared.opted_out = without
     failed = prepared.failures
-    if len(failed) > config.limits.max_failure_share * len(everyone):
+    if len(failed) > config.limits.max_failure_share * len(asked):
         client, reason = next(iter(failed.items()))
-        raise FedjetsError(f"{len(failed)} of {len(everyone)} clients could not be prepared; client {client}: {reason}")
+        raise FedjetsError(f"{len(failed)} of {len(asked)} clients could not be prepared; client {client}: {reason}")
     if not prepared.labelled(config, UNSEEN):
         log.warning("no unseen client has labels: experts are chosen for them, but no accuracy is measured")
     return prepared

@@ -133,6 +133,8 @@ class Rounds(FlowerStrategy):
         self.resting = [client for client in drawn.clients if self._late.resting(client, server_round)]
         self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
+        strategy.opted_out |= self.exchange.nodes.opted_out  # a site may change its mind
+        self.cohort = self.cohort.only(set(self.cohort.clients) - strategy.opted_out)
         unprepared = self._prepare_anew(server_round)
         present = self.cohort.only(strategy.num_samples)
         lost = set(self.cohort.clients) - set(present.clients)
@@ -310,15 +312,17 @@ class Rounds(FlowerStrategy):
     def _score_participants(self, server_round: int) -> dict[str, object]:
         """Score the clients that train on their own test parts and return what the round's record says of it."""
         strategy = self.strategy
-        known = strategy.num_samples.keys() | strategy.opted_out
+        apart = set(self.participants) & strategy.opted_out if strategy.routed else set()
+        known = (strategy.num_samples.keys() | strategy.opted_out) - apart
         present = [client for client in self.participants if client in known]
         with self.clock("participants"):
             routes = self.route(server_round, present, served=True) if strategy.routed else {}
             found, failed = score_participants(
                 self.exchange, server_round, strategy, strategy.personal(present, routes)
             )
-        lost = set(self.participants) - set(present)
+        lost = set(self.participants) - set(present) - apart
         self.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
+        self.failures |= dict.fromkeys(sorted(apart), "it opted out: the gate is not asked for its experts")
         return {"participants": found} if found else {}
 
     # Parts of a round ------------------------------------------------------------------------------------------------

@@ -29,8 +29,10 @@ class FedADG(FedAvg):
 
     @classmethod
     def validate(cls, config: Config) -> None:
-        """There must be a feature extractor to train."""
+        """There must be a feature extractor to train, and an epoch in which to."""
         super().validate(config)
+        if config.fedadg.warm_up_epochs + config.fedadg.epochs == 0:
+            raise FedjetsError("fedadg.warm-up-epochs + fedadg.epochs = 0: clients would train nothing; raise one")
         if config.moe.trainable == "head":
             raise FedjetsError(
                 "moe.trainable = 'head': strategy.name = 'fedadg' trains what makes the features; set it to 'all' or"

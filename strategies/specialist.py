@@ -1,14 +1,15 @@
 """A specialist of each client's own beside the generalist of all, with opt-out (Listo Zec et al. 2020).
 
-The server sees FedAvg among those who take part, and no more: who opted out is never asked for anything, and receives
-the generalist like everybody else.
+The server sees FedAvg among those who take part: who opted out is asked for no vector and no embedding, receives the
+generalist like everybody else, and tells how its own mixture does on test samples of its own. The early stop of the
+generalist (appendix) is not here: it is the last round's.
 """
 
 from strategies.finetune import FineTune
 
 
 class Specialist(FineTune):
-    """FedAvg's rounds; what is scored is each client's mixture, which stays with it."""
+    """FedAvg's rounds; what is scored is each client's mixture, which stays on its disk."""
 
     algorithm = "specialist"
     keeps_state = True

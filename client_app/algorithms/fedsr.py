@@ -36,7 +36,7 @@ def _plain(context: ClientContext, body: nn.Module, head: nn.Module) -> LossesOf
     def losses_of(rows: Tensor) -> list[Tensor]:
         z = body(inputs(rows))
         loss = context.task.loss(head(z), data.targets[rows], data.offset)
-        return [loss + how.l2 * FORMS[how.l2_form](z) if how.l2 else loss]
+        return [loss + how.l2 * FORMS[how.l2_form](z)]
 
     return losses_of
 

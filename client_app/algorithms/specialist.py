@@ -42,7 +42,7 @@ def gate_of(context: ClientContext) -> nn.Module:
     seed = derive(context.config.run.seed, "specialist's gate", context.client)
     network = build(replace(architecture, num_classes=1), seed)
     gate = tail(network, context.config.moe.trainable) if context.config.specialist.gate == "network" else network[-1:]
-    return silent(gate if len(gate) > 1 else gate[0]).to(context.device)
+    return silent(gate[0] if len(gate) == 1 else gate).to(context.device)
 
 
 def _total_nll(scores: Tensor, targets: Tensor) -> Tensor:

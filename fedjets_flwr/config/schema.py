@@ -145,7 +145,11 @@ class Partition(Section):
         " Zec et al. has it, equal classes among them",
     )
     opt_out: float = Field(
-        0.0, ge=0, le=1, description="share of the training clients that take no part in rounds (they still adapt)"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the training clients that take no part in rounds (they still adapt); others may hold the"
+        " same samples, but in the majority split",
     )
     private_share: float = Field(
         0.0, ge=0, lt=1, description="share of a training client's samples that only its own models are trained on"

@@ -1,6 +1,7 @@
 """What a client keeps out of the federation: all its samples (it opts out), or some (Listo Zec et al. 2020).
 
-What is kept out trains the client's own models alone. The server is never told how much that is.
+What is kept out trains the client's own models alone. Where a split draws with replacement between clients, as all but
+``majority`` do, another client may hold the same sample and share it.
 """
 
 import numpy as np

@@ -12,8 +12,10 @@ import numpy as np
 from fedjets_flwr.errors import FedjetsError
 
 
-def class_pairs(num_classes: int, clients: int, how: str, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Return the two majority classes of each client, as ``partition.pairs`` says.
+def class_pairs(
+    num_classes: int, clients: int, how: str, rng: np.random.Generator, others: int = 0
+) -> list[tuple[int, int]]:
+    """Return the two majority classes of each client that trains, and of ``others``, as ``partition.pairs`` says.
 
     Raises:
         FedjetsError: there are too few classes.
@@ -32,7 +34,7 @@ def class_pairs(num_classes: int, clients: int, how: str, rng: np.random.Generat
                 f"partition.pairs = 'exclusive': {num_classes} classes make {len(pairs)} pairs, and there are"
                 f" {clients} clients; set it to 'distinct'"
             )
-    return [pairs[client % len(pairs)] for client in range(clients)]
+    return [pairs[client % len(pairs)] for client in range(clients + others)]
 
 
 class Urn:

@@ -415,8 +415,14 @@ def _majority(config: Config, pools: Pools, num_classes: int) -> Dealt:
         raise FedjetsError("partition.samples-per-client = 0: the majority split needs a number; set it to 500, say")
     if num_classes < 3:
         raise FedjetsError(f"partition.name = 'majority': {num_classes} classes are too few; set it to 'dirichlet'")
-    pairs = class_pairs(num_classes, part.all_clients, part.pairs, rng)
+    pairs = class_pairs(num_classes, part.clients, part.pairs, rng, part.all_clients - part.clients)
     val, test = round(part.val_share * total), round(part.test_share * total)
+    for name, share, size in (("val", part.val_share, val), ("test", part.test_share, test)):
+        if total <= val + test or (share and not size):
+            raise FedjetsError(
+                f"partition.samples-per-client = {total}: too few for a part to train on and partition.{name}-share ="
+                f" {share:g}; raise it"
+            )
     own, tested = Urn(_by_label(pools.train.labels), rng, False), Urn(_by_label(pools.unseen.labels), rng, True)
 
     def deal(urn: Urn, size: int, clients: Sequence[tuple[int, int]]) -> list[Indices]:

@@ -123,8 +123,9 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
     train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in _parts(config))
     if not settings.max_epochs:
+        freeze(model)  # looking at it must not change its running statistics
         accuracy = accuracy_of(expert, test.pixels, test.labels)
-        return replace(expert, model=freeze(model.cpu()), accuracy=accuracy, temperature=1.0)
+        return replace(expert, model=model.cpu(), accuracy=accuracy, temperature=1.0)
     steps = max(1, len(train) // settings.batch_size)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay

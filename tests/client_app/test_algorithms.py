@@ -197,6 +197,13 @@ def test_mixture_steps(tmp_path: Path, client: int, adjust: bool) -> None:
     }  # fmt: skip
 
 
+def test_a_gate_that_learns_from_anchors_is_trained_by_one(tmp_path: Path) -> None:
+    runtime, start = tiny_runtime(tmp_path, gate__learns_from="anchors"), start_vectors("expert.1", "gate")
+    job = Job(0, ("expert.1", "gate"), numbers={"anchor": 0})
+    wanted, _ = by_the_client(runtime, 0).anchor(exact(start), 1)
+    assert_equal(trained_by(fedjets, runtime, job, ROUND, start)[0], wanted)
+
+
 @pytest.mark.parametrize("anchor", [True, False])
 def test_a_random_gate_weights_the_experts_and_stays(tmp_path: Path, anchor: bool) -> None:
     runtime, start = tiny_runtime(tmp_path, gate__mode="random"), start_vectors("expert.1", "gate")

@@ -90,6 +90,22 @@ def test_samples_that_do_not_suffice_are_told_by_the_setting() -> None:
         make(samples_per_client=0)
 
 
+def test_a_part_that_rounds_to_nothing_is_named() -> None:
+    for wrong in (
+        {"samples_per_client": 3, "val_share": 0.5, "test_share": 0.4},
+        {"samples_per_client": 4, "val_share": 0.1, "test_share": 0.4},
+    ):
+        with pytest.raises(FedjetsError, match=r"partition\.samples-per-client = \d: too few for a part to train on"):
+            make(**wrong)
+
+
+def test_pairs_exclude_each_other_among_clients_that_train() -> None:
+    _, split = make(pairs="exclusive", clients=5, majority_share=1.0)
+    held = [frozenset(TRAIN[rows].tolist()) for rows in split.samples[:5]]
+    assert len(frozenset().union(*held)) == 10
+    assert [len(rows) for rows in split.samples[5:]] == [50] * 3
+
+
 def test_validation_clients_have_pairs_and_samples_of_their_own() -> None:
     _, plain = make(public_share=0.3, unseen_samples=10)
     _, split = make(public_share=0.3, unseen_samples=10, validation_clients=2)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_public
+from fedjets_flwr.data.clients import open_dataset, open_public
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.calibration import fit_temperature
-from fedjets_flwr.models.common_expert import load_common_expert, logits_of
+from fedjets_flwr.models.common_expert import accuracy_of, load_common_expert, logits_of
 from fedjets_flwr.models.pretraining import pretrain, save_common_expert
+from fedjets_flwr.seeds import derive
 
 
 @pytest.mark.parametrize("wanted", [0.4, 1.0, 3.0])
@@ -46,3 +48,14 @@ def test_a_common_expert_of_public_samples_knows_its_temperature_and_any_other_h
     save_common_expert(replace(expert, temperature=1e9), tmp_path / "absurd.safetensors")
     with pytest.raises(FedjetsError, match="temperature"):
         load_common_expert(tmp_path / "absurd.safetensors")
+
+
+def test_without_an_epoch_a_common_expert_is_its_random_start(tmp_path: Path) -> None:
+    """Nothing of the images that it is looked at with gets into its running statistics."""
+    config = Config.from_flat({"run.cache-dir": str(tmp_path), "common-expert.max-epochs": 0})
+    expert = pretrain(config, lambda text: None)
+    start = build(expert.architecture, derive(config.common_expert.seed, "common-expert")).state_dict()
+    assert all(torch.equal(tensor, start[name]) for name, tensor in expert.model.state_dict().items())
+    assert not expert.model.training
+    test = open_dataset(config).test
+    assert expert.accuracy == accuracy_of(expert, test.pixels, test.labels) < 0.3

@@ -20,6 +20,7 @@ from fedjets_flwr.seeds import derive
 from fedjets_flwr.wire.messages import Job, Reply
 from tests.support.faults import OneClientANode, same, same_weights
 from tests.support.runs import TinyRunner
+from tests.support.spying import check_unsent, recording
 from tests.support.tiny import context_of, tiny_method, tiny_runtime
 
 SMALL: dict[str, Scalar] = {
@@ -158,12 +159,14 @@ def test_without_the_game_it_is_fedavg_with_equal_weights(tiny_run: TinyRunner, 
 
 @pytest.mark.runs
 def test_no_discriminator_is_sent_and_clients_differ_in_theirs(tiny_run: TinyRunner, tmp_path: Path) -> None:
-    run = tiny_run("fedadg", **SMALL)
+    grid = recording()
+    run = tiny_run("fedadg", grid, **SMALL)
     assert set(run.vectors) == {"expert.0", "generator"}
     files = sorted((tmp_path / "cache" / "private").rglob("*.safetensors"))
     kept = {path.parent.parent.name: safetensors.torch.load(path.read_bytes()) for path in files}
     assert len({held["discriminator"].numpy().tobytes() for held in kept.values()}) == len(kept) > 2
     assert all(set(held) == {"discriminator", "momentum"} for held in kept.values())
+    check_unsent(grid, [vector for held in kept.values() for vector in held.values()])
 
 
 @pytest.mark.runs
@@ -171,6 +174,12 @@ def test_no_discriminator_is_sent_and_clients_differ_in_theirs(tiny_run: TinyRun
 def test_any_number_of_nodes_gives_the_same(tiny_run: TinyRunner, nodes: int) -> None:
     grid = type("Nodes", (OneClientANode,), {"nodes": nodes})
     assert same_weights(tiny_run("fedadg", grid, **SMALL), tiny_run("fedadg", **SMALL))
+
+
+def test_no_epoch_at_all_is_refused() -> None:
+    with pytest.raises(FedjetsError, match=r"fedadg\.warm-up-epochs \+ fedadg\.epochs = 0"):
+        method = tiny_method("fedadg", **SMALL | {"fedadg__warm_up_epochs": 0, "fedadg__epochs": 0}).strategy
+        method.validate(method.config)
 
 
 def test_every_client_of_a_cohort_gets_both_and_all_weigh_the_same() -> None:

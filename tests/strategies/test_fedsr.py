@@ -22,6 +22,7 @@ from fedjets_flwr.moe.representation import Reference
 from fedjets_flwr.wire.messages import Job, Reply
 from tests.support.faults import OneClientANode, same, same_weights
 from tests.support.runs import TinyRunner
+from tests.support.spying import check_unsent, recording
 from tests.support.tiny import common_expert, context_of, tiny, tiny_method
 
 FEW: dict[str, Scalar] = {"fedsr__steps": 3, "train__schedule": "constant", "train__lr": 0.1}
@@ -81,7 +82,7 @@ def by_hand(runtime: Runtime, vector: Tensor, order: Sequence[Tensor]) -> tuple[
 @pytest.mark.parametrize("adjust", [False, True])
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("trainable", ["head", "stage"])
-@pytest.mark.parametrize("steps", [3, 0])
+@pytest.mark.parametrize("steps", [9, 0])
 def test_a_clients_steps_are_those_of_the_whole_loss(
     tmp_path: Path, steps: int, trainable: str, stochastic: bool, adjust: bool
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_clients_steps_are_those_of_the_whole_loss(
     runtime, vectors = runtime_of(tmp_path, **own), start(**own)
     context = context_at(runtime)
     order = [rows for _, rows in zip(range(steps), context.order(epochs=9), strict=False)] or list(context.order())
+    assert steps == 0 or steps > len(list(context.order()))
     assert len(order) == (steps or 2 * math.ceil(len(context.data) / 5))
     wanted, reference, loss = by_hand(runtime, vectors["expert.0"].clone(), order)
     found = fedsr.train(context, vectors)
@@ -167,7 +169,8 @@ def test_without_bottleneck_and_regulariser_it_is_fedavg_with_equal_weights(tiny
 
 @pytest.mark.runs
 def test_no_byte_of_a_reference_is_sent_and_clients_differ_in_it(tiny_run: TinyRunner, tmp_path: Path) -> None:
-    run = tiny_run("fedsr", **FEW)
+    grid = recording()
+    run = tiny_run("fedsr", grid, **FEW)
     assert set(run.vectors) == {"expert.0"}
     assert run.vectors["expert.0"].numel() == 50 + 2 * 4 * 5
     files = sorted((tmp_path / "cache" / "private").rglob("*.safetensors"))
@@ -175,6 +178,7 @@ def test_no_byte_of_a_reference_is_sent_and_clients_differ_in_it(tiny_run: TinyR
     kept = {path.parent.parent.name: safetensors.torch.load(path.read_bytes())["reference"] for path in files}
     assert len({vector.numpy().tobytes() for vector in kept.values()}) == len(kept) > 2
     assert all(vector.numel() == 2 * 10 * 4 + 1 for vector in kept.values())
+    check_unsent(grid, kept.values())
 
 
 @pytest.mark.runs

@@ -1,19 +1,24 @@
 """A specialist beside the generalist: who is asked for what, what travels, and what stays (Listo Zec et al. 2020)."""
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import safetensors.torch
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 
 from client_app.algorithms import specialist
 from client_app.client import ClientContext
 from client_app.node import read_node
 from client_app.participants import Losses, fit_own, random_start
+from client_app.policy import Refused
+from client_app.site import open_site
 from client_app.state import ADAPTED, ClientState
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import ClientData, open_client
@@ -28,11 +33,12 @@ from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import image_classification
-from fedjets_flwr.wire.messages import Job
-from tests.support.faults import OneClientANode, clients_of, same, same_weights
-from tests.support.in_process import Finished, InProcessGrid
+from fedjets_flwr.wire.messages import Job, encode_request
+from tests.support.faults import OneClientANode, same, same_weights
+from tests.support.in_process import Finished, configure
 from tests.support.runs import TinyRunner
 from tests.support.sites import SiteGrid
+from tests.support.spying import check_unsent, recording
 from tests.support.tiny import context_of, start_vectors, tiny, tiny_runtime
 
 OWN: dict[str, Scalar] = {
@@ -52,24 +58,6 @@ def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
 def participants(run: Finished) -> dict[str, Any]:
     found: dict[str, Any] = read_recorded(run.config.run_dir).results["participants"]
     return found
-
-
-class Recording(InProcessGrid):
-    """Keeps who was asked for what, and all that clients sent."""
-
-    asked: list[tuple[str, list[int]]]
-    heard: bytes
-
-    def change(self, reply: Message) -> Message:
-        content: RecordDict = reply.content
-        type(self).asked.append((reply.metadata.message_type, clients_of(content)))
-        for record in content.array_records.values():
-            type(self).heard += b"".join(array.data for array in record.values())
-        return reply
-
-
-def recording() -> type[Recording]:
-    return type("Heard", (Recording,), {"asked": [], "heard": b""})
 
 
 # The rounds -----------------------------------------------------------------------------------------------------------
@@ -120,9 +108,11 @@ def noise_for(replaced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def check_nothing_told(tiny_run: TinyRunner, replaced: Any, monkeypatch: pytest.MonkeyPatch, **own: Scalar) -> None:
     """The generalist's bits, the cohorts and all that the rounds move are the same whatever those images are."""
     before, after = recording(), recording()
-    run = tiny_run("specialist", before, **OWN | own)
+    # Each with a cache of its own, or the second would tell that it had nothing to compute.
+    caches = [str(tiny_run.folder / name) for name in ("before", "after")]
+    run = tiny_run("specialist", before, **OWN | own, run__cache_dir=caches[0])
     noise_for(replaced, monkeypatch)
-    again = tiny_run("specialist", after, **OWN | own)
+    again = tiny_run("specialist", after, **OWN | own, run__cache_dir=caches[1])
     assert same_weights(run, again)
     assert before.heard == after.heard
     assert before.asked == after.asked
@@ -184,19 +174,64 @@ def test_a_site_opts_out_by_its_own_node_config(tiny_run: TinyRunner) -> None:
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("kind", ["query.prepare", "train.fedavg"])
-def test_a_site_that_opted_out_refuses_to_take_part(
-    kind: str, tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Site4(SiteGrid):
-        def before(self, message: Message) -> None:
-            if message.metadata.message_type == kind:
-                self.sites[104].config["opt-out"] = True
+def test_a_site_that_opts_out_meanwhile_is_asked_for_nothing_more(tiny_run: TinyRunner) -> None:
+    """It restarts with another node config in the middle of the run; if it were asked, it would refuse."""
 
-    everybody: dict[str, Scalar] = {"cohort__normals": 4, "limits__max_failure_share": 0.9}
-    run = tiny_run("fedavg", Site4, **OWN | everybody)
-    told = [record["failures"].get("4", "") for record in read_metrics(run.config.run_dir)]
-    assert any("opt-out = true: it takes part in no round" in why for why in told)
+    class Withdrawing(SiteGrid):
+        def get_nodes(self) -> Iterable[NodeInfo]:
+            if len(self.kinds) > 24 and 104 in self.sites:
+                self.sites[204] = self.sites.pop(104)
+                self.sites[204].config["opt-out"] = True
+            return super().get_nodes()
+
+    everybody: dict[str, Scalar] = {"cohort__anchors": 3, "cohort__normals": 4, "run__rounds": 4}
+    run = tiny_run("fedavg", Withdrawing, **OWN | everybody)
+    records = read_metrics(run.config.run_dir)
+    assert 4 in records[0]["cohort"]
+    assert all(4 not in record["cohort"] for record in records[1:])
+    assert all(record["failures"] == {} for record in records)
+    assert {kind for node, kind in SiteGrid.latest.kinds if node == 204} == {"query.describe", "evaluate.fedavg"}
+    assert set(participants(run)["clients"]) == {str(client) for client in range(7)}
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("kind", ["query.prepare", "train.fedavg", "evaluate"])
+def test_a_site_that_opted_out_refuses_to_take_part_and_notes_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, monkeypatch)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    request = encode_request(1, {}, [Job(1)], {})
+    context = Context(1, 1, {"client-id": 1}, RecordDict(), config.flat())
+    node = read_node({"client-id": 1, "opt-out": True}, config, False)
+    with pytest.raises(Refused, match="opt-out = true: it takes part in no round"):
+        open_site(Message(request, 1, kind), context, config, node)
+    lines = (tmp_path / "cache" / "audit.jsonl").read_text().splitlines()
+    assert ["asked" in lines[0], "refused" in lines[1]] == [True, True]
+
+
+@pytest.mark.runs
+def test_a_gate_is_not_asked_for_the_experts_of_who_opted_out(tiny_run: TinyRunner) -> None:
+    run = tiny_run("fedjets", **OWN | {"partition__opt_out": 0.3, "partition__public_share": 0.2})
+    out = {str(client) for client in opted_out(run.config)}
+    assert set(participants(run)["clients"]) == {str(client) for client in range(7)} - out
+    failed = read_metrics(run.config.run_dir)[-1]["failures"]
+    assert failed == dict.fromkeys(sorted(out), "it opted out: the gate is not asked for its experts")
+
+
+@pytest.mark.runs
+def test_noise_is_not_told_for_all_where_a_site_takes_no_part(tiny_run: TinyRunner) -> None:
+    class Sites(SiteGrid):
+        def begin(self) -> None:
+            self.sites[104].config["opt-out"] = True
+
+    with pytest.raises(FedjetsError, match=r"privacy\.noise-multiplier = 1: client 4 opted out"):
+        tiny_run("fedavg", Sites, **OWN | {"privacy__noise_multiplier": 1.0, "privacy__delta": 1e-3})
+
+
+def test_opt_out_is_for_clients_that_train() -> None:
+    with pytest.raises(FedjetsError, match="--node-config: opt-out=true: client 8 never trains anyway"):
+        read_node({"client-id": 8, "opt-out": True}, tiny(), False)
 
 
 def test_opt_out_is_true_or_false() -> None:
@@ -329,14 +364,9 @@ def test_no_byte_of_a_mixture_is_sent(tiny_run: TinyRunner, tmp_path: Path) -> N
     run = tiny_run("specialist", grid, **OWN)
     files = sorted((tmp_path / "cache" / "private").rglob("*.safetensors"))
     assert len(files) == 7
-    final = run.vectors["expert.0"].numpy().tobytes()
-    for path in files:
-        (vector,) = safetensors.torch.load(path.read_bytes()).values()
-        body = vector.numpy().tobytes()
-        assert body[-200:] == final or final in body  # the generalist, which the server has
-        own = body.replace(final, b"").replace(bytes(8), b"")
-        assert len(own) > 200
-        assert not any(own[i : i + 8] in grid.heard for i in range(0, len(own) - 8, 4))
+    sent = {bytes(run.vectors["expert.0"][i : i + 2].numpy()) for i in range(49)}
+    mixtures = [safetensors.torch.load(path.read_bytes())["mixture"] for path in files]
+    check_unsent(grid, mixtures, sent)  # but for the generalist, which is in each
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

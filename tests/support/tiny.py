@@ -126,6 +126,7 @@ class CannedExchange:
         sent: what the last jobs could name.
         size_of: floats of a vector, as the last request had it.
         served: whether what was asked is for clients' own predictions.
+        opted_out: clients whose sites say that they take no part.
     """
 
     given: Sequence[Reply] = ()
@@ -136,10 +137,15 @@ class CannedExchange:
     refreshed: list[tuple[list[int], float]] = field(default_factory=list)
     size_of: Any = None
     served: list[bool] = field(default_factory=list)
+    opted_out: set[int] = field(default_factory=set)
 
     @property
     def nodes(self) -> SimpleNamespace:
-        return SimpleNamespace(refresh=lambda clients, seconds: self.refreshed.append((clients, seconds)), refused={})
+        return SimpleNamespace(
+            refresh=lambda clients, seconds: self.refreshed.append((clients, seconds)),
+            refused={},
+            opted_out=frozenset(self.opted_out),
+        )
 
     def request(
         self,
