@@ -14,8 +14,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
-from fedjets_flwr.moe.adversarial import Generator, seeded
-from fedjets_flwr.seeds import derive
+from fedjets_flwr.moe.adversarial import build_generator
 from fedjets_flwr.wire.messages import Job, Reply
 from strategies.base import Routes
 from strategies.fedavg import FedAvg
@@ -59,9 +58,8 @@ class FedADG(FedAvg):
         return {**super().specs, "generator": self._generator().spec}
 
     def _generator(self) -> FlatModel:
-        how, classes = self.config.fedadg, len(self.task.spec.classes)
-        sizes = (how.noise, classes, how.hidden, gate_inputs(self.common, "penultimate"))
-        return FlatModel(seeded(derive(self.config.run.seed, "generator"), Generator, sizes))
+        features = gate_inputs(self.common, "penultimate")
+        return FlatModel(build_generator(self.config, len(self.task.spec.classes), features))
 
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client of the cohort the model and the generator."""

@@ -10,7 +10,7 @@ from client_app.client import ClientContext, Update
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adversarial import (
     Discriminator,
-    Generator,
+    build_generator,
     label_input,
     look_generated,
     look_real,
@@ -73,7 +73,7 @@ class _Game:
         how, classes, seed = context.config.fedadg, context.num_classes, context.config.run.seed
         self._how, self._device = how, context.device
         self._noise = context.generator("fedadg noise", device=context.device)
-        start = seeded(derive(seed, "generator"), Generator, (how.noise, classes, how.hidden, features))
+        start = build_generator(context.config, classes, features)
         self.generator, self.learned = FlatModel(start.to(context.device)), how.reference == "learned"
         if self.learned:
             self.generator.load(vectors["generator"])

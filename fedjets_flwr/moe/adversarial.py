@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.seeds import derive
+
 LABEL = 0.7
 """What a label's entry is in the generator's and the discriminator's input."""
 GAIN = 0.5
@@ -73,6 +76,12 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     true = logs.gather(1, targets[:, None]).squeeze(1)
     others = (logs.sum(dim=1) - true) / (logits.shape[1] - 1)
     return -((1 - smoothing) * true + smoothing * others).mean()
+
+
+def build_generator(config: Config, classes: int, features: int) -> nn.Module:
+    """Return the run's generator at its random start, the same at the server and at every client."""
+    how = config.fedadg
+    return seeded(derive(config.run.seed, "generator"), Generator, (how.noise, classes, how.hidden, features))
 
 
 def seeded(seed: int, make: type[nn.Module], sizes: Sequence[int]) -> nn.Module:

@@ -19,20 +19,17 @@ from fedjets_flwr.moe.adversarial import Discriminator, Generator, label_input, 
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.wire.messages import Job, Reply
 from tests.support.faults import OneClientANode, same, same_weights
-from tests.support.runs import TinyRunner
+from tests.support.runs import TinyRunner, tiny_run
 from tests.support.spying import check_unsent, recording
 from tests.support.tiny import context_of, tiny_method, tiny_runtime
+
+__all__ = ["tiny_run"]
 
 SMALL: dict[str, Scalar] = {
     "moe__trainable": "all", "moe__init": "common", "fedadg__noise": 5, "fedadg__hidden": 6, "fedadg__projection": 3,
     "fedadg__lr": 0.2, "train__schedule": "constant", "train__lr": 0.05, "train__batch_size": 4, "fedadg__alpha": 0.6,
     "fedadg__smoothing": 0.1, "fedadg__weight_decay": 0.01, "fedadg__warm_up_epochs": 2, "fedadg__epochs": 1,
 }  # fmt: skip
-
-
-@pytest.fixture
-def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
-    return TinyRunner(tmp_path, monkeypatch)
 
 
 def runtime_of(folder: Path, **changes: Scalar) -> Runtime:

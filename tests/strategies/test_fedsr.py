@@ -21,16 +21,13 @@ from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.representation import Reference
 from fedjets_flwr.wire.messages import Job, Reply
 from tests.support.faults import OneClientANode, same, same_weights
-from tests.support.runs import TinyRunner
+from tests.support.runs import TinyRunner, tiny_run
 from tests.support.spying import check_unsent, recording
 from tests.support.tiny import common_expert, context_of, tiny, tiny_method
 
+__all__ = ["tiny_run"]
+
 FEW: dict[str, Scalar] = {"fedsr__steps": 3, "train__schedule": "constant", "train__lr": 0.1}
-
-
-@pytest.fixture
-def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
-    return TinyRunner(tmp_path, monkeypatch)
 
 
 def runtime_of(folder: Path, **changes: Scalar) -> Runtime:

@@ -22,9 +22,11 @@ from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.runs.trained_run import open_run
 from strategies.fedavg import FedAvg
 from tests.support.faults import OneClientANode, clients_of, same_weights, tampering
-from tests.support.in_process import Finished, InProcessGrid
-from tests.support.runs import TinyRunner
+from tests.support.in_process import InProcessGrid
+from tests.support.runs import TinyRunner, participants, tiny_run
 from tests.support.tiny import tiny_runtime
+
+__all__ = ["tiny_run"]
 
 pytestmark = pytest.mark.runs
 
@@ -32,16 +34,6 @@ PARTS: dict[str, Scalar] = {
     "partition__val_share": 0.25, "partition__test_share": 0.25, "partition__samples_per_client": 40,
     "train__schedule": "constant", "adapt__lr": 0.02, "adapt__max_epochs": 12,
 }  # fmt: skip
-
-
-@pytest.fixture
-def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
-    return TinyRunner(tmp_path, monkeypatch)
-
-
-def participants(run: Finished) -> dict[str, Any]:
-    found: dict[str, Any] = read_recorded(run.config.run_dir).results["participants"]
-    return found
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

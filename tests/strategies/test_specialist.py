@@ -35,11 +35,13 @@ from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import image_classification
 from fedjets_flwr.wire.messages import Job, encode_request
 from tests.support.faults import OneClientANode, same, same_weights
-from tests.support.in_process import Finished, configure
-from tests.support.runs import TinyRunner
+from tests.support.in_process import configure
+from tests.support.runs import TinyRunner, participants, tiny_run
 from tests.support.sites import SiteGrid
 from tests.support.spying import check_unsent, recording
 from tests.support.tiny import context_of, start_vectors, tiny, tiny_runtime
+
+__all__ = ["tiny_run"]
 
 OWN: dict[str, Scalar] = {
     "partition__name": "majority", "partition__samples_per_client": 40, "partition__val_share": 0.25,
@@ -48,16 +50,6 @@ OWN: dict[str, Scalar] = {
 }  # fmt: skip
 HALF: dict[str, Scalar] = {"partition__opt_out": 0.45}
 """Three of seven."""
-
-
-@pytest.fixture
-def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
-    return TinyRunner(tmp_path, monkeypatch)
-
-
-def participants(run: Finished) -> dict[str, Any]:
-    found: dict[str, Any] = read_recorded(run.config.run_dir).results["participants"]
-    return found
 
 
 # The rounds -----------------------------------------------------------------------------------------------------------

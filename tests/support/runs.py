@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ import server_app.app
 from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.models.pretraining import save_common_expert
+from fedjets_flwr.runs.run_folder import read_recorded
 from tests.support.faults import SMALL
 from tests.support.in_process import Finished, InProcessGrid, run_in_process
 from tests.support.tiny import TINY, common_expert
@@ -33,6 +35,18 @@ class TinyRunner:
         finished = run_in_process(self.folder, self.monkeypatch, grid, **flat | changes)
         finished.let_go()
         return finished
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRunner:
+    """Return what does tiny runs below one folder."""
+    return TinyRunner(tmp_path, monkeypatch)
+
+
+def participants(run: Finished) -> dict[str, Any]:
+    """Return what a summary says of the clients that train and were scored on tests of their own."""
+    found: dict[str, Any] = read_recorded(run.config.run_dir).results["participants"]
+    return found
 
 
 Run = Callable[..., Finished]
