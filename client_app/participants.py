@@ -1,7 +1,6 @@
 """Scoring a client that trains, on samples of its own: it adapts first, where its method says how."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,13 +9,14 @@ from client_app.client import Adapt, Adapted, ClientContext, Update, Work
 from client_app.queries import expert_probabilities, read_out_weights
 from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.early_stopping import Stopped, fit_until_no_better, mean_loss
+from fedjets_flwr.moe import own_training
+from fedjets_flwr.moe.early_stopping import Stopped
 from fedjets_flwr.moe.gating import READ_OUTS
-from fedjets_flwr.moe.local_training import Adam, batches
 from fedjets_flwr.moe.metrics import READINGS, Reading, readings
 from fedjets_flwr.moe.mixture import predict
+from fedjets_flwr.moe.own_training import Held
 from fedjets_flwr.seeds import derive, torch_generator
-from fedjets_flwr.tasks.base import LossOf
+from fedjets_flwr.tasks.base import Losses
 
 
 def scored(adapt: Adapt) -> Work:
@@ -50,14 +50,6 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
     return Adapted(probabilities)
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Of a batch's outputs and targets: the mean that is trained on, and the sum that says when to stop."""
-
-    mean: LossOf
-    total: LossOf
-
-
 def fit_own(context: ClientContext, model: FlatModel, lr: float = 0.0, losses: Losses | None = None) -> Stopped:
     """Train a model in place on the client's train part until its validation part says stop (``adapt.*``).
 
@@ -72,21 +64,11 @@ def fit_own(context: ClientContext, model: FlatModel, lr: float = 0.0, losses: L
     """
     rule, seed, client = context.config.adapt, context.config.run.seed, context.client
     loss = losses or Losses(context.task.loss, context.task.total_loss)
-    data, val = context.data, context.on("val")
     torch.manual_seed(derive(seed, "adapt dropout", client))
-    order = torch_generator(seed, "adapt", client)
-    inputs = context.runtime.inputs(data, torch_generator(seed, "adapt augment", client, device=context.device))
-
-    def losses_of(rows: Tensor) -> list[Tensor]:
-        return [loss.mean(model.module(inputs(rows)), data.targets[rows])]
-
-    def validation_loss() -> float:
-        return mean_loss(model, val.plain_inputs(), val.data.targets, loss.total)
-
-    def epoch() -> Iterator[Tensor]:
-        return batches(len(data), rule.batch_size, 1, order)
-
-    return fit_until_no_better(model, Adam(model, lr or rule.lr), epoch, losses_of, validation_loss, rule)
+    data, val = context.data, context.on("val")
+    augment = torch_generator(seed, "adapt augment", client, device=context.device)
+    train, stop = Held(context.runtime.inputs(data, augment), data.targets), Held(val.plain_inputs(), val.data.targets)
+    return own_training.fit_own(model, train, stop, loss, rule, lr or rule.lr, torch_generator(seed, "adapt", client))
 
 
 def random_start(context: ClientContext) -> FlatModel:

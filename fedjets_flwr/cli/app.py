@@ -255,6 +255,9 @@ def personalize(
     statistics: Annotated[
         str, typer.Option(help="trained, or own: the experts' batch norm adapts to the images (default: as in the run)")
     ] = "",
+    labels: Annotated[
+        bool, typer.Option("--labels", help="class folders tell labels: train a specialist beside the run's one model")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
     device: DeviceOption = "cpu",
     audit_log: AuditOption = None,
@@ -267,7 +270,14 @@ def personalize(
 
     folder = output or Path("bundles") / f"{run.absolute().name}-{images.absolute().name}"
     check_free(folder)
-    made = personalise(open_run(run), images, experts, read_out, prior, device, statistics)
+    if labels:
+        from fedjets_flwr.personalize.own_mixture import personalise_labelled
+
+        if experts or read_out or prior or statistics:
+            raise FedjetsError("--labels: not with --experts, --read-out, --prior or --statistics; leave them out")
+        made = personalise_labelled(open_run(run), images, device)
+    else:
+        made = personalise(open_run(run), images, experts, read_out, prior, device, statistics)
     made.save(folder)
     _note_export(audit_log, folder, made.card.weights_hash)
     show_personalised(made, folder, console)

@@ -4,11 +4,16 @@ Shapes: n samples, C classes. ``a`` is the gate's logit, h = sigmoid(a) the spec
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedjets_flwr.config.schema import Specialist
+from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.tasks.base import Inputs, Losses
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The gate's logit (n, 1), log-probabilities of specialist and generalist (n, C) -> scores (n, C)."""
@@ -48,14 +53,13 @@ class SpecialistMixture(nn.Module):
     """
 
     def __init__(
-        self, gate: nn.Module, local: nn.Module, shared: nn.Module, mix: Mix, trained: tuple[str, ...]
+        self, gate: nn.Module, local: nn.Sequential, shared: nn.Sequential, mix: Mix, trained: tuple[str, ...]
     ) -> None:
         """Put the parts together; those that are not ``trained`` keep their weights and statistics.
 
         A gate that is one linear unit reads the generalist's features.
         """
         super().__init__()
-        assert isinstance(shared, nn.Sequential)
         self.gate, self.local, self.shared = gate, local, shared
         self._mix, self._trained = mix, trained
         for name, part in self.named_children():
@@ -81,6 +85,38 @@ class SpecialistMixture(nn.Module):
         for name, part in self.named_children():
             part.train(mode and name in self._trained)
         return self
+
+
+def build_mixture(architecture: Architecture, trainable: str, how: Specialist, seed: int) -> SpecialistMixture:
+    """Return a mixture whose models are to be filled, and whose gate is at its start: both answer alike.
+
+    Args:
+        architecture: of specialist and generalist, or of the models whose tails they are.
+        trainable: which part of a model that is (``moe.trainable``).
+        how: ``specialist.*``.
+        seed: of the gate.
+    """
+    local, shared = (tail(build(architecture, 0), trainable) for _ in range(2))
+    network = build(replace(architecture, num_classes=1), seed)
+    gate = tail(network, trainable) if how.gate == "network" else network[-1:]
+    chosen = silent(gate[0] if len(gate) == 1 else gate)
+    return SpecialistMixture(chosen, local, shared, MIXES[how.mix], TRAINED[how.trains])
+
+
+@torch.inference_mode()
+def mean_share(mixture: SpecialistMixture, inputs: Inputs, count: int, batch_size: int = 512) -> float:
+    """Return the mean share of the specialist in the answers to some samples."""
+    mixture.eval()
+    return float(torch.cat([mixture.shares(inputs(r)) for r in torch.arange(count).split(batch_size)]).mean())
+
+
+def total_nll(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of the negative log-likelihoods."""
+    return F.nll_loss(scores, targets, reduction="sum")
+
+
+NLL = Losses(F.nll_loss, total_nll)
+"""Of a mixture's scores."""
 
 
 def silent(gate: nn.Module) -> nn.Module:

@@ -20,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Model
+from fedjets_flwr.config.schema import Model, Specialist
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, common_expert_of
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.gate import build_gate
+from fedjets_flwr.moe.specialist import build_mixture
 
 CARD = "card.json"
 COMMON = COMMON_EXPERT
@@ -39,6 +40,15 @@ _HEADER_BYTES = 1_000_000
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=4, le=1024)]  # as data.size
+
+
+class MixtureCard(BaseModel):
+    """How the one expert of a bundle mixes a specialist of the site's own with the run's model (``specialist.*``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    gate: Literal["network", "head"]
+    mix: Literal["probs", "log-probs"]
 
 
 class Card(BaseModel):
@@ -59,6 +69,7 @@ class Card(BaseModel):
         embedding: what the gate reads (``common-expert.embedding``).
         model: architecture of the experts, of the first one where they differ.
         models: of each of the K experts where they differ; else empty.
+        mixture: set if the one expert is a mixture of two models of that architecture.
         neck: what experts have between features and head (a key of ``architectures.NECKS``).
         sha256: digest of every other file.
     """
@@ -87,6 +98,7 @@ class Card(BaseModel):
     embedding: Literal["penultimate", "logits"]
     model: Model
     models: tuple[Model, ...] = ()
+    mixture: MixtureCard | None = None
     neck: Literal["", "gaussian"] = ""
     versions: dict[str, str]
     sha256: dict[str, str] = {}
@@ -99,12 +111,21 @@ class Card(BaseModel):
             raise ValueError("classes, label_prior: not one share for each of the different classes")
         if len(self.models) not in (0, len(self.experts)) or (self.models and self.trainable != "all"):
             raise ValueError("models: not one for each of the experts, or of experts that share a trunk")
+        if self.mixture and (len(self.experts) > 1 or self.gated):
+            raise ValueError("mixture: of one expert without a gate over others")
         return self
 
     def architecture(self, expert: int) -> Architecture:
         """Return the architecture of an expert, or of the model whose tail it is."""
         m = self.models[self.experts.index(expert)] if self.models else self.model
         return Architecture(m.name, m.width, m.norm, m.stem, self.image_shape[0], len(self.classes), self.neck)
+
+    def module(self, expert: int) -> nn.Module:
+        """Return an expert as it is built, without its weights."""
+        if self.mixture is None:
+            return tail(build(self.architecture(expert), 0), self.trainable)
+        how = Specialist(gate=self.mixture.gate, mix=self.mixture.mix)
+        return build_mixture(self.architecture(expert), self.trainable, how, 0)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -172,7 +193,7 @@ def _most_bytes(card: Card, name: str) -> int:
         return _FILE_BYTES
     try:
         with torch.device("meta"):
-            state = tail(build(card.architecture(experts[name]), 0), card.trainable).state_dict()
+            state = card.module(experts[name]).state_dict()
     except (ValueError, ArithmeticError, TypeError, RuntimeError):  # no such model: told when it is built
         return _FILE_BYTES
     weights: int = sum(tensor.nbytes for tensor in state.values())
@@ -224,12 +245,12 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
     return common
 
 
-def read_expert(card: Card, expert: int, data: bytes, path: Path) -> nn.Sequential:
+def read_expert(card: Card, expert: int, data: bytes, path: Path) -> nn.Module:
     """Return an expert of a bundle, in eval mode."""
-    return _filled(lambda: tail(build(card.architecture(expert), 0), card.trainable), data, path)
+    return _filled(lambda: card.module(expert), data, path)
 
 
-def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.Sequential:
+def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.Module:
     """Return the gate of a bundle over all M experts, in eval mode."""
 
     def make() -> nn.Sequential:
@@ -239,7 +260,7 @@ def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.S
     return _filled(make, data, path)
 
 
-def _filled(make: Callable[[], nn.Sequential], data: bytes, path: Path) -> nn.Sequential:
+def _filled(make: Callable[[], nn.Module], data: bytes, path: Path) -> nn.Module:
     """Return the module of ``make`` with the tensors of a file, which must be exactly its own."""
     try:
         tensors = _tensors(data)

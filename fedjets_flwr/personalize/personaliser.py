@@ -31,7 +31,7 @@ from fedjets_flwr.moe.metrics import STATISTICS
 from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize import bundle
-from fedjets_flwr.personalize.bundle import Card
+from fedjets_flwr.personalize.bundle import Card, MixtureCard
 from fedjets_flwr.personalize.inference import Chunk, Predictions, answer, inputs_of, look, place
 from fedjets_flwr.runs.trained_run import TrainedRun
 
@@ -83,6 +83,10 @@ class Personaliser:
         """
         pictures = open_pictures(images, self.card.classes, self.card.image_shape)
         chunks = look(self.common, pictures, self.card.embedding, self.card.trainable, self.device)
+        return self.answers(chunks, pictures)
+
+    def answers(self, chunks: Iterable[Chunk], pictures: Pictures) -> Predictions:
+        """Return the answers to images that the common expert has seen."""
         return self._predictions(*self._answer(chunks), pictures)
 
     def save(self, folder: StrPath) -> None:
@@ -163,7 +167,7 @@ def personalise(
         if read_out == "surest":  # of these images; from now on it answers every other one too
             best = list(models)[int(surest(predict(list(models.values()), inputs.__getitem__, len(inputs))).argmax())]
             models, read_out = {best: models[best]}, "top-1"
-    unread = Personaliser(_card(run, tuple(models), scores, read_out, prior), run.common, gate, models, where)
+    unread = Personaliser(card_of(run, tuple(models), scores, read_out, prior), run.common, gate, models, where)
     probs, answered = unread._answer(chunks)
     shares = estimates(probs)[prior if prior != "none" else "em"]
     card = unread.card.model_copy(update={"label_prior": tuple(shares.clamp(0, 1).tolist())})
@@ -223,13 +227,36 @@ def _held(run: TrainedRun, name: str, module: nn.Module, device: torch.device) -
     return model
 
 
-def _card(run: TrainedRun, chosen: tuple[int, ...], scores: Tensor, read_out: str, prior: str) -> Card:
+def card_of(
+    run: TrainedRun,
+    chosen: tuple[int, ...],
+    scores: Tensor,
+    read_out: str,
+    prior: str,
+    mixture: MixtureCard | None = None,
+) -> Card:
+    """Return what a bundle says of itself, before class shares are estimated.
+
+    Args:
+        run: whose experts they are.
+        chosen: their ids.
+        scores: of all experts, for each image of the site, (n, M).
+        read_out: how they answer.
+        prior: how their answers are corrected.
+        mixture: set if the one expert is mixed with a specialist that was trained on the site's labels.
+    """
     c, spec, dataset = run.config, run.spec, run.summary["dataset"]
     models = [Model(name=a.name, width=a.width, norm=a.norm, stem=a.stem)  # type: ignore[arg-type]
               for a in (run.serving.architectures[m] for m in chosen)]  # fmt: skip
+    made = (
+        f"without labels: {len(chosen)} of {run.num_experts} experts of the federated run {run.folder.name}"
+        f" ({c.strategy.name} on {dataset}), chosen for {len(scores)} images."
+        if mixture is None
+        else f"by its labels: the model of the federated run {run.folder.name} ({c.strategy.name} on {dataset}), mixed"
+        f" with a specialist that was trained on {len(scores)} images and never sent."
+    )
     about = (
-        f"An image classifier personalised for one site without labels: {len(chosen)} of {run.num_experts} experts of"
-        f" the federated run {run.folder.name} ({c.strategy.name} on {dataset}), chosen for {len(scores)} images."
+        f"An image classifier personalised for one site {made}"
         f" It tells {len(spec.classes)} classes apart on images of {spec.shape[0]} channels and {spec.shape[1]} x"
         f" {spec.shape[2]} pixels. The experts answer by {read_out};"
         f" {'nothing' if prior == 'none' else 'label_prior'} corrects their probabilities."
@@ -256,6 +283,7 @@ def _card(run: TrainedRun, chosen: tuple[int, ...], scores: Tensor, read_out: st
         embedding=c.common_expert.embedding,
         model=models[0],
         models=tuple(models) if len(set(models)) > 1 else (),
+        mixture=mixture,
         neck=run.serving.architectures[chosen[0]].neck,  # type: ignore[arg-type]
         versions={name: version(name) for name in ("fedjets-flwr", "torch", "torchvision", "numpy", "safetensors")},
     )

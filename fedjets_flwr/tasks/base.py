@@ -19,6 +19,14 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Of a batch's outputs and targets: the mean that is trained on, and the sum that says when to stop."""
+
+    mean: LossOf
+    total: LossOf
+
+
+@dataclass(frozen=True)
 class Samples:
     """What one client holds, on the CPU unless moved.
 

@@ -1,6 +1,7 @@
 """Images of one class each: crops and flips, cross entropy, right answers."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,10 @@ from fedjets_flwr.data.clients import open_client, open_dataset, open_global, op
 from fedjets_flwr.data.datasets import Dataset, Spec
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.models.common_expert import CommonExpert
-from fedjets_flwr.tasks.base import Inputs, Samples
+from fedjets_flwr.tasks.base import Inputs, Losses, Samples
+
+CROSS_ENTROPY = Losses(F.cross_entropy, partial(F.cross_entropy, reduction="sum"))
+"""The task's own losses, of logits (b, C) and labels (b,)."""
 
 
 class ImageClassification:

@@ -16,7 +16,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from client_app.algorithms import specialist
 from client_app.client import ClientContext
 from client_app.node import read_node
-from client_app.participants import Losses, fit_own, random_start
+from client_app.participants import fit_own, random_start
 from client_app.policy import Refused
 from client_app.site import open_site
 from client_app.state import ADAPTED, ClientState
@@ -28,7 +28,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.early_stopping import Stopped, mean_loss
-from fedjets_flwr.moe.specialist import SpecialistMixture, log_mixture
+from fedjets_flwr.moe.specialist import NLL, SpecialistMixture, build_mixture, log_mixture, total_nll
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.seeds import derive
@@ -50,6 +50,13 @@ OWN: dict[str, Scalar] = {
 }  # fmt: skip
 HALF: dict[str, Scalar] = {"partition__opt_out": 0.45}
 """Three of seven."""
+
+
+def gate_of(context: ClientContext) -> torch.nn.Module:
+    """Return a client's gate at its start."""
+    config = context.config
+    seed = derive(config.run.seed, "specialist's gate", context.client)
+    return build_mixture(context.runtime.architecture(0), config.moe.trainable, config.specialist, seed).gate
 
 
 # The rounds -----------------------------------------------------------------------------------------------------------
@@ -284,7 +291,7 @@ def test_a_mixture_begins_with_the_fine_tuned_model_and_only_gets_better(
 
     monkeypatch.setattr(specialist, "fit_own", noting)
     made = specialist.adapt(context, vectors)
-    assert hows == [(), (0.03, Losses(torch.nn.functional.nll_loss, specialist._total_nll))]
+    assert hows == [(), (0.03, NLL)]
     with torch.inference_mode():
         test = context.on("test")
         shares = trained[1].module.eval().shares(test.plain_inputs()(torch.arange(len(test.data))))  # type: ignore[operator]
@@ -299,9 +306,7 @@ def test_a_mixture_begins_with_the_fine_tuned_model_and_only_gets_better(
     fit_own(context, tuned)
     local = torch.cat([p.flatten() for p in model.module.local.parameters()])
     assert torch.equal(local, tuned.vector) == (trains == "gate")
-    half = SpecialistMixture(
-        specialist.gate_of(context), tuned.module, context.copy(0, sent).module, log_mixture, ()
-    ).eval()
+    half = SpecialistMixture(gate_of(context), tuned.module, context.copy(0, sent).module, log_mixture, ()).eval()
     with torch.inference_mode():
         inputs = val.plain_inputs()(torch.arange(len(val.data)))
         before = float(nll(half(inputs), val.data.targets)) / len(val.data)
@@ -310,13 +315,13 @@ def test_a_mixture_begins_with_the_fine_tuned_model_and_only_gets_better(
 
 def test_the_sum_of_losses_says_when_to_stop() -> None:
     scores, targets = torch.tensor([[-1.0, -2.0], [-4.0, -8.0]]), torch.tensor([1, 0])
-    assert specialist._total_nll(scores, targets).item() == 6.0
+    assert total_nll(scores, targets).item() == 6.0
 
 
 def test_a_gate_is_a_network_of_the_experts_shape_or_one_unit_and_each_clients_own(tmp_path: Path) -> None:
     def gate(how: str, client: int = 2, trainable: str = "all", seed: int = 1) -> torch.nn.Module:
         changes: dict[str, Scalar] = {"specialist__gate": how, "moe__trainable": trainable, "run__seed": seed}
-        return specialist.gate_of(asked(tmp_path, client, **changes))
+        return gate_of(asked(tmp_path, client, **changes))
 
     network = gate("network")
     assert [name for name, _ in network.named_children()] == ["layer1", "layer2", "pool", "head"]

@@ -1,0 +1,88 @@
+"""A site's own mixture of a run's model and a specialist: trained on its labelled images, saved, loaded, exported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedjets_flwr.data.clients import open_client
+from fedjets_flwr.data.datasets import Images
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.personalize.onnx_export import export_onnx
+from fedjets_flwr.personalize.own_mixture import personalise_labelled
+from fedjets_flwr.personalize.personaliser import Personaliser, personalise
+from fedjets_flwr.runs.trained_run import TrainedRun
+from tests.personalize.test_personaliser import draw
+from tests.support.personal import call, finish
+
+CLIENT = 4
+"""A client that trains; a site that took no part has images like its own."""
+
+
+@pytest.fixture(scope="module", params=["network", "head"])
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> TrainedRun:
+    return finish(tmp_path_factory, strategy__name="fedavg", specialist__gate=request.param, adapt__max_epochs=20)
+
+
+@pytest.fixture(scope="module")
+def held(run: TrainedRun) -> Images:
+    return open_client(run.config, CLIENT).images
+
+
+@pytest.fixture(scope="module")
+def folder(held: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("site"), held, classed=True)
+
+
+def test_it_learns_what_the_site_holds_and_keeps_the_generalist(run: TrainedRun, folder: Path) -> None:
+    made, plain = personalise_labelled(run, folder), personalise(run, folder)
+    assert made.predictions is not None and plain.predictions is not None
+    assert made.predictions.accuracy is not None and plain.predictions.accuracy is not None
+    assert made.predictions.accuracy > plain.predictions.accuracy + 0.1
+    shared = torch.cat([p.flatten() for p in made.experts[0].module.shared.parameters()])  # type: ignore[union-attr]
+    assert torch.equal(shared, run.vectors["expert.0"][: len(shared)])
+    again = personalise_labelled(run, folder)
+    assert again.predictions is not None
+    assert torch.equal(again.predictions.probabilities, made.predictions.probabilities)
+
+
+def test_a_bundle_answers_as_what_was_saved(run: TrainedRun, folder: Path, held: Images, tmp_path: Path) -> None:
+    made = personalise_labelled(run, folder)
+    made.save(tmp_path / "site")
+    loaded = Personaliser.load(tmp_path / "site")
+    assert made.predictions is not None
+    assert torch.equal(loaded.predict(folder).probabilities, made.predictions.probabilities)
+    card = json.loads((tmp_path / "site" / "card.json").read_text())
+    assert card["mixture"] == {"gate": run.config.specialist.gate, "mix": "probs"}
+    assert "by its labels" in card["about"] and "without labels" not in card["about"]
+    card["mixture"]["gate"] = {"network": "head", "head": "network"}[card["mixture"]["gate"]]
+    (tmp_path / "site" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(FedjetsError, match="not the weights of this model"):
+        Personaliser.load(tmp_path / "site")
+
+
+def test_its_graph_gives_its_answers(run: TrainedRun, folder: Path, held: Images, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert export_onnx(personalise_labelled(run, folder), tmp_path / "site.onnx", held.pixels) <= 1e-4
+
+
+def test_the_command_makes_it_and_says_what_it_needs(
+    run: TrainedRun, folder: Path, held: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    wanted = ("personalize", "--run", run.folder, "--images")
+    assert call(monkeypatch, *wanted, folder, "--labels", "--output", "site") == 0
+    assert call(monkeypatch, "predict", "site", folder) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, *wanted, draw(tmp_path / "flat", held), "--labels") == 1
+    assert "--labels" in capsys.readouterr().err
+    assert call(monkeypatch, *wanted, folder, "--labels", "--experts", "1") == 1
+    assert "--labels: not with --experts" in capsys.readouterr().err
+
+
+def test_it_goes_beside_one_model(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> None:
+    with pytest.raises(FedjetsError, match=r"--labels: run left 5 experts, and a specialist goes beside one model"):
+        personalise_labelled(finish(tmp_path_factory), folder)
