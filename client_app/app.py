@@ -20,6 +20,7 @@ from client_app.queries import evaluate, inspect, prepare, route
 from client_app.runtime import Runtime, common_expert_path, open_runtime, vector_store
 from client_app.site import Site, open_site
 from client_app.state import ADAPTED, TRAINED, ClientState
+from client_app.validation import looking
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
@@ -96,7 +97,7 @@ def _serve(work: Work, stage: int | None = None) -> Handler:
 
 def _train(train: Work) -> Handler:
     """Return a handler of train messages; in a simulation some clients may be made to attack."""
-    honest, simulated = _serve(train, TRAINED), _serve(poisoned(train), TRAINED)
+    honest, simulated = (_serve(work, TRAINED) for work in (looking(train), poisoned(looking(train))))
 
     def handle(message: Message, context: Context) -> Message:
         attacked = in_simulation() and config_of(context, message).attack.kind != "none"

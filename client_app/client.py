@@ -96,8 +96,8 @@ class ClientContext:
     def on(self, part: str) -> "ClientContext":
         """Return this context with another part of the client's samples.
 
-        ``part``: ``train``, ``shared``, what of it takes part in rounds, ``val``, ``test``, or ``global``, test images
-        that are the same for all clients.
+        ``part``: ``train``, ``val`` or ``test``; ``shared``, ``shared-val``: what of ``train`` or ``val`` takes part in
+        rounds; ``global``: test images that are the same for all clients.
         """
         return replace(self, data=self.runtime.data(self.client, part))
 

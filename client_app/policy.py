@@ -22,6 +22,7 @@ from fedjets_flwr.wire.messages import Job
 Thing = Literal["loss", "routes", "class-counts", "mean-embedding", "own-tests"]
 THINGS: Mapping[str, Thing] = {
     "loss": "loss",
+    "validation-loss": "loss",
     "experts": "routes",
     "mass": "routes",
     "answered": "class-counts",

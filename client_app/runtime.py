@@ -15,6 +15,7 @@ from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.clients import SHARED_OF
 from fedjets_flwr.data.image_folder import site_folder
 from fedjets_flwr.data.partition import Labels, groups_held
 from fedjets_flwr.errors import FedjetsError
@@ -130,11 +131,11 @@ class Runtime:
     def data(self, client: int, part: str = "train") -> LocalData:
         """Return a client's data with its embeddings, from memory, disk or, once, the common expert.
 
-        ``part``: of a training client's samples, ``train``, ``shared``, ``val`` or ``test``; ``global``: those that all
-        share.
+        ``part``: of a training client's samples, ``train``, ``val`` or ``test``; ``shared``, ``shared-val``: what of
+        ``train`` or ``val`` takes part in rounds; ``global``: those that all share.
         """
-        if part == "shared" and not (self.config.partition.private_share or self.config.partition.opt_out):
-            part = "train"
+        if not (self.config.partition.private_share or self.config.partition.opt_out):
+            part = SHARED_OF.get(part, part)
         key = (-1 if part == "global" else client, part)
         if key not in self._data:
             c = self.config

@@ -69,6 +69,7 @@ class Rounds(FlowerStrategy):
         cohort: of the current round.
         failures: of the current round, reasons by client id.
         resting: clients that the current round does not ask, since they were late before.
+        last: the last round: ``run.rounds``, or the one that the method said is enough.
         changed: clients whose data is no longer what they were prepared with; the next round begins with that.
         seconds: of the run's parts so far.
     """
@@ -87,6 +88,7 @@ class Rounds(FlowerStrategy):
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
         self.resting: list[int] = []
+        self.last = self.config.run.rounds
         self.changed: set[int] = set()
         self._late: Backoff[int] = Backoff()
         self._node_seconds = min(self.config.limits.node_seconds, self.config.limits.exchange_seconds)
@@ -186,7 +188,7 @@ class Rounds(FlowerStrategy):
         """Return the evaluate messages to the unseen clients; where a gate routes, it is asked for their experts."""
         strategy, clients = self.strategy, self._scored_in(server_round)
         coming: list[int] = []
-        if strategy.routed and server_round < self.config.run.rounds:
+        if strategy.routed and server_round < self.last:
             coming = list(strategy.to_route(strategy.cohort(server_round + 1).only(strategy.num_samples)))
         routes = self.route(server_round, [*clients, *coming]) if strategy.routed else {}
         self._ahead = {client: routes[client] for client in coming if client in routes}
@@ -212,7 +214,7 @@ class Rounds(FlowerStrategy):
                 self._reject(reply.client, error)
         self.failures |= self._pending.failures
         asked = set(self._scored_in(server_round)).difference(self.unlabelled)
-        again = server_round < self.config.run.rounds and not self.changed.isdisjoint(asked)
+        again = server_round < self.last and not self.changed.isdisjoint(asked)
         if asked and not self.results and not again:
             raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
         self._evaluations = {}
@@ -238,7 +240,7 @@ class Rounds(FlowerStrategy):
         Raises:
             FedjetsError: too many clients failed, or no node came.
         """
-        for server_round in range(first, self.config.run.rounds + 1) if self.config.run.rounds else [0]:
+        for server_round in self._numbers(first):
             before = dict(self.strategy.vectors)
             try:
                 record = self._round(server_round, grid)
@@ -250,6 +252,15 @@ class Rounds(FlowerStrategy):
             for callback in self.callbacks:
                 callback.on_round(record, self.strategy.vectors)
         return Result()
+
+    def _numbers(self, first: int) -> Iterator[int]:
+        """Yield the numbers of the rounds to do; a method may end them."""
+        if not self.config.run.rounds:
+            yield 0
+        for server_round in range(first, self.config.run.rounds + 1):
+            if self.strategy.done:
+                return
+            yield server_round
 
     def _round(self, server_round: int, grid: Grid) -> dict[str, object]:
         """Do one round and return its record."""
@@ -267,7 +278,12 @@ class Rounds(FlowerStrategy):
         if server_round and (metrics := strategy.after_merge(server_round)):
             self.seconds["server"] += time.monotonic() - merged
             record["metrics"] = dict(metrics)
-        last = server_round == c.run.rounds
+        if server_round and strategy.done:
+            self.last = server_round
+        last = server_round == self.last
+        if last and server_round < c.run.rounds:
+            log.info("round %d: the model becomes no better; it stays as it was at its best", server_round)
+            record["ended"] = True
         if self._evaluates(server_round):
             record |= self._evaluate(server_round, arrays, settings, grid, last)
         every = c.participants.evaluate_every
@@ -366,12 +382,12 @@ class Rounds(FlowerStrategy):
 
     def _evaluates(self, server_round: int) -> bool:
         """Return whether a round scores clients that never train."""
-        run = self.config.run
-        return self.strategy.serves_unseen and (server_round == run.rounds or server_round % run.evaluate_every == 0)
+        due = server_round == self.last or server_round % self.config.run.evaluate_every == 0
+        return self.strategy.serves_unseen and due
 
     def _scored_in(self, server_round: int) -> list[int]:
         """Return the clients that never train which a round serves, if it evaluates."""
-        choosing = self.validation and server_round < self.config.run.rounds
+        choosing = self.validation and server_round < self.last
         return [*self.validation, *([] if choosing else [*self.unseen, *self.unlabelled])]
 
     def merge(self, server_round: int, replies: Iterable[Reply]) -> dict[str, float]:

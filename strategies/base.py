@@ -43,6 +43,7 @@ class Strategy(ABC):
         private: whether clipping and noise on the averages protect all that the method keeps.
         serves_unseen: whether a client that never trained can be served.
         keeps_state: whether clients keep tensors of their own between rounds, on their own disks.
+        stops_early: whether the run may end before its last round (``early-stopping.*``).
         score: what the method is judged by.
         tells: numbers from 0 to 1 that clients tell of their own models, whose means the record has.
         vectors: the state, float32; the rounds set it at the start and on resume.
@@ -60,6 +61,7 @@ class Strategy(ABC):
     private: ClassVar[bool] = True
     serves_unseen: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = False
+    stops_early: ClassVar[bool] = False
     score: ClassVar[Score] = UNSEEN_ACCURACY
     tells: ClassVar[tuple[str, ...]] = ()
 
@@ -79,6 +81,11 @@ class Strategy(ABC):
         if config.privacy.noise_multiplier > 0:
             own = builds_own_experts(config, cls.init or config.moe.init)
             check_private(config, cls.private, own or not config.common_expert.path)
+        if config.early_stopping.check_every and not cls.stops_early:
+            raise FedjetsError(
+                f"early-stopping.check-every = {config.early_stopping.check_every}: strategy.name ="
+                f" {config.strategy.name!r} ends with its last round; set it to 0"
+            )
 
     @property
     def num_experts(self) -> int:
@@ -175,6 +182,11 @@ class Strategy(ABC):
     def after_merge(self, server_round: int) -> Mapping[str, float]:
         """Do what the server does by itself after a round (train a model of its own, distil); return its metrics."""
         return {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the round that was merged is the last, whatever ``run.rounds`` says."""
+        return False
 
     # Predictions ------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Scaffold(FedAvg):
 
     algorithm = "scaffold"
     private = False
+    stops_early = False  # its variates are of the last model
 
     @classmethod
     def validate(cls, config: Config) -> None:

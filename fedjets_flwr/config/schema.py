@@ -474,6 +474,17 @@ class Adapt(Section):
     )
 
 
+class EarlyStopping(Section):
+    check_every: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="rounds between two looks at the one model that all share, by the validation parts of a round's"
+        " clients; first after one; the best is kept in the end; 0: none, and the last round's is kept",
+    )
+    patience: int = Field(5, ge=1, le=100_000, description="looks that find it no better after which the run ends")
+
+
 class Personalize(Section):
     read_out: Literal["", "top-1", "mixture", "blend", "mean", "surest"] = Field(
         "",
@@ -516,6 +527,7 @@ class Config(Section):
     personalize: Personalize = Personalize()
     participants: Participants = Participants()
     adapt: Adapt = Adapt()
+    early_stopping: EarlyStopping = EarlyStopping()
     specialist: Specialist = Specialist()
     fedsr: Fedsr = Fedsr()
     fedadg: Fedadg = Fedadg()

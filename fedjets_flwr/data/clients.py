@@ -25,6 +25,9 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.names import TRAIN, UNSEEN
 from fedjets_flwr.seeds import numpy_generator
 
+SHARED_OF = {"shared": "train", "shared-val": "val"}
+"""What takes part in rounds, and of which part of a training client's samples it is."""
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -74,21 +77,21 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
         config: the settings.
         client: its id.
         folder: of a deployed site's own images.
-        part: of a training client's samples, ``train``, ``shared``, what of it takes part in rounds, ``val``, ``test``
-            or ``all``; others' are not split.
+        part: of a training client's samples, ``train``, ``val``, ``test`` or ``all``; ``shared``, ``shared-val``: what
+            of ``train`` or ``val`` takes part in rounds; others' are not split.
 
     Raises:
         FedjetsError: there are no images, or a training client's have no labels.
     """
     dataset, role = open_dataset(config), config.partition.role_of(client)
-    training = role == TRAIN
+    training, within = role == TRAIN, SHARED_OF.get(part, part)
     if folder is not None:
         own = ClientData(client, cached_images(folder, dataset.classes, dataset.shape, config.cache_dir), training)
         if training and not own.images.labelled:
             raise FedjetsError(f"{folder}: a training client's images lie in one folder for each class, named as it")
         everything = np.arange(len(own.images))
-        chosen = own_part(config, everything, len(everything), _held(part), client) if training else everything
-        if part == "shared" and training:
+        chosen = own_part(config, everything, len(everything), within, client) if training else everything
+        if within != part and training:
             chosen = _shared(config, client, chosen)
         return own if chosen is everything else ClientData(client, own.images.subset(chosen), training)
     if not len(dataset.train):
@@ -98,11 +101,11 @@ def open_client(config: Config, client: int, folder: Path | None = None, part: s
     split = open_split(config)
     samples, of_test = split.samples[client], role == UNSEEN
     if training and (split.val or split.test):
-        dealt = {"val": split.val, "test": split.test}.get(part)
+        dealt = {"val": split.val, "test": split.test}.get(within)
         samples, of_test = (samples if dealt is None else dealt[client] if dealt else samples[:0]), part == "test"
     elif training:
-        samples = own_part(config, samples, len(dataset.train), _held(part))
-    if part == "shared" and training:
+        samples = own_part(config, samples, len(dataset.train), within)
+    if within != part and training:
         samples = _shared(config, client, samples)
     images = (dataset.test if of_test else dataset.train).subset(samples)
     if config.partition.name != "domains" or images.domains is not None:
@@ -121,11 +124,6 @@ def _shared(config: Config, client: int, samples: np.ndarray) -> np.ndarray:
     if not len(found := shared(config, client, samples)):
         raise FedjetsError(f"client {client} has opted out (partition.opt-out): it takes part in no round")
     return found
-
-
-def _held(part: str) -> str:
-    """Return the part of which ``part`` is one: what is shared is of what a client trains on."""
-    return "train" if part == "shared" else part
 
 
 def open_public(config: Config) -> Images:

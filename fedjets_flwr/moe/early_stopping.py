@@ -1,4 +1,4 @@
-"""Training a client's own model until its validation part says stop (Listo Zec et al. 2020, as their code does it)."""
+"""Training until validation samples say stop: a client's own model, a run (Listo Zec et al. 2020, as their code)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,10 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Adapt
+from fedjets_flwr.config.schema import Adapt, EarlyStopping
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import LossesOf, Optimizer, fit
 from fedjets_flwr.tasks.base import Inputs, LossOf
+
+
+def looks(rule: EarlyStopping, server_round: int) -> bool:
+    """Return whether the clients of a round look at the model that they receive: what rounds 1, 1 + e, .. left."""
+    return rule.check_every > 0 and server_round > 1 and (server_round - 2) % rule.check_every == 0
 
 
 @dataclass(frozen=True)

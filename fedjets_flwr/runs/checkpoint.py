@@ -116,7 +116,8 @@ class Checkpoints(Callback):
 
     def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Write the state if the round is due, or the best so far."""
-        self.save(record["round"], vectors, record, record["round"] == self.config.run.rounds)
+        last = record["round"] == self.config.run.rounds or "ended" in record
+        self.save(record["round"], vectors, record, last)
 
     def on_broken_off(self, server_round: int, vectors: Mapping[str, Tensor]) -> None:
         """Write the state after the last round that was done."""

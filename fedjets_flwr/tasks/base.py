@@ -86,8 +86,9 @@ class Task(Protocol):
         Args:
             client: its id.
             folder: of a deployed site's own samples.
-            part: of a training client's, ``train``, ``shared``, what of it takes part in rounds, ``val``, ``test`` or
-                ``all``; ``global``: those that all share; ``public``: those that no client holds.
+            part: of a training client's, ``train``, ``val``, ``test`` or ``all``; ``shared``, ``shared-val``: what of
+                ``train`` or ``val`` takes part in rounds; ``global``: those that all share; ``public``: those that no
+                client holds.
 
         Raises:
             FedjetsError: there are none, or a training client's have no targets.
