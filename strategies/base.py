@@ -43,6 +43,7 @@ class Strategy(ABC):
         private: whether clipping and noise on the averages protect all that the method keeps.
         serves_unseen: whether a client that never trained can be served.
         keeps_state: whether clients keep tensors of their own between rounds, on their own disks.
+        equal_weights: whether averages are plain means, whatever ``aggregation.weighting`` says.
         stops_early: whether the run may end before its last round (``early-stopping.*``).
         score: what the method is judged by.
         tells: numbers from 0 to 1 that clients tell of their own models, whose means the record has.
@@ -61,6 +62,7 @@ class Strategy(ABC):
     private: ClassVar[bool] = True
     serves_unseen: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = False
+    equal_weights: ClassVar[bool] = False
     stops_early: ClassVar[bool] = False
     score: ClassVar[Score] = UNSEEN_ACCURACY
     tells: ClassVar[tuple[str, ...]] = ()
@@ -169,7 +171,8 @@ class Strategy(ABC):
 
     def weight_of(self, name: str, reply: Reply) -> float:
         """Return the weight of one vector of a reply in its average."""
-        return self.weights[reply.client] if self.config.aggregation.weighting == "samples" else 1.0
+        by_samples = self.config.aggregation.weighting == "samples" and not self.equal_weights
+        return self.weights[reply.client] if by_samples else 1.0
 
     def kept(self, server_round: int, reply: Reply) -> Mapping[str, Tensor]:
         """Return what the state takes from a usable reply as it is; the reply's own vectors do not outlive it."""

@@ -15,7 +15,7 @@ from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.moe.adversarial import build_generator
-from fedjets_flwr.wire.messages import Job, Reply
+from fedjets_flwr.wire.messages import Job
 from strategies.base import Routes
 from strategies.fedavg import FedAvg
 
@@ -25,6 +25,7 @@ class FedADG(FedAvg):
 
     algorithm = "fedadg"
     keeps_state = True
+    equal_weights = True  # as in the authors' code
 
     @classmethod
     def validate(cls, config: Config) -> None:
@@ -64,10 +65,6 @@ class FedADG(FedAvg):
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Give every client of the cohort the model and the generator."""
         return [Job(c, self._names, self._names, cost=self.num_samples[c]) for c in cohort.clients]
-
-    def weight_of(self, name: str, reply: Reply) -> float:
-        """Return 1: a plain mean, as in the authors' code."""
-        return 1.0
 
 
 STRATEGY = FedADG

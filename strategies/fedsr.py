@@ -6,7 +6,6 @@ FedJETs' Table 8 compares with it. Started from the common expert, which the bot
 from dataclasses import replace
 
 from fedjets_flwr.models.architectures import Architecture
-from fedjets_flwr.wire.messages import Reply
 from strategies.fedavg import FedAvg
 
 
@@ -15,14 +14,11 @@ class FedSR(FedAvg):
 
     algorithm = "fedsr"
     keeps_state = True
+    equal_weights = True  # as in the authors' code
 
     def architecture(self, expert: int) -> Architecture:
         """Return the common expert's with a stochastic bottleneck; without one for FedL2R."""
         return replace(super().architecture(expert), neck="gaussian" if self.config.fedsr.stochastic else "")
-
-    def weight_of(self, name: str, reply: Reply) -> float:
-        """Return 1: a plain mean, as in the authors' code."""
-        return 1.0
 
 
 STRATEGY = FedSR

@@ -78,15 +78,12 @@ class _Game:
         if self.learned:
             self.generator.load(vectors["generator"])
         own = derive(seed, "discriminator", context.client)
-        made = seeded(own, Discriminator, (features, classes, how.projection, how.hidden))
+        made = seeded(own, Discriminator, (features, classes, how.projection, how.discriminator_hidden))
         self.discriminator = FlatModel(made.to(context.device))
-        momentum = torch.zeros_like(self.discriminator.vector)
         if kept := context.state:
             self.discriminator.load(kept["discriminator"])
-            momentum.copy_(kept["momentum"])
-        self._momentum = momentum
         self._critic = Sgd(self.discriminator, how.lr, how.momentum, how.weight_decay)
-        self._critic.buffers = [*self.discriminator.views(momentum)]
+        self._momentum = self._critic.carry(kept.get("momentum"))
         self._author = Sgd(self.generator, how.lr, how.momentum, how.weight_decay)
 
     def draw(self, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from fedjets_flwr.moe.representation import FORMS, Reference
 
 
 def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-    """Train ``expert.0``, and beside a stochastic bottleneck the client's own reference, which stays here."""
+    """Train ``expert.0``, and beside a stochastic bottleneck the client's own reference; it and the momentum stay."""
     model, steps = context.expert(0, vectors["expert.0"]), context.config.fedsr.steps
     stages = list(model.module.children())
     if len(stages) > 1 and isinstance(neck := stages[-2], Bottleneck):
@@ -24,8 +24,12 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         references, losses_of = [], _plain(context, nn.Sequential(*stages[:-1]), stages[-1])
     order = islice(context.order(epochs=steps), steps) if steps else context.order()
     models = [model, *references]
-    loss = fit(models, [context.sgd(each) for each in models], order, losses_of)
+    optimizers = [context.sgd(each) for each in models]
     state = {"reference": references[0].vector} if references else {}
+    if context.config.fedsr.keep_momentum:
+        names = [f"momentum.{number}" for number in range(len(models))]
+        state |= {name: each.carry(context.state.get(name)) for name, each in zip(names, optimizers, strict=True)}
+    loss = fit(models, optimizers, order, losses_of)
     return Update({"expert.0": model.vector}, {"num-examples": len(context.data), "loss": loss}, state)
 
 

@@ -420,6 +420,9 @@ class Fedsr(Section):
     l2_form: Literal["norm", "squared"] = Field("norm", description="that length, as in the authors' code, or squared")
     cmi: float = Field(0.001, ge=0, description="weight of its divergence from the client's own reference by class")
     steps: int = Field(5, ge=0, le=1_000_000, description="local steps of a round; 0: train.local-epochs")
+    keep_momentum: bool = Field(
+        False, description="clients go on with their own momentum in the next round, as in the authors' code"
+    )
     draws: int = Field(
         20,
         ge=0,
@@ -438,7 +441,8 @@ class Fedadg(Section):
     warm_up_epochs: int = Field(1, ge=0, le=100_000, description="local epochs of cross entropy alone, E0")
     epochs: int = Field(1, ge=0, le=100_000, description="local epochs against the discriminator, E1")
     noise: int = Field(64, ge=1, le=1_000_000, description="numbers of noise that the generator reads (paper: 2048)")
-    hidden: int = Field(256, ge=1, le=1_000_000, description="hidden units of generator and discriminator (4096, 1024)")
+    generator_hidden: int = Field(256, ge=1, le=1_000_000, description="hidden units of the generator (4096)")
+    discriminator_hidden: int = Field(256, ge=1, le=1_000_000, description="hidden units of the discriminators (1024)")
     projection: int = Field(64, ge=1, le=1_000_000, description="what the discriminator makes of features (1024)")
     lr: float = Field(0.007, gt=0, description="rate of generator and discriminator")
     momentum: float = Field(0.9, ge=0, lt=1, description="their momentum; the discriminator's stays with its client")

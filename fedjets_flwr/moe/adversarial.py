@@ -81,7 +81,7 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
 def build_generator(config: Config, classes: int, features: int) -> nn.Module:
     """Return the run's generator at its random start, the same at the server and at every client."""
     how = config.fedadg
-    return seeded(derive(config.run.seed, "generator"), Generator, (how.noise, classes, how.hidden, features))
+    return seeded(derive(config.run.seed, "generator"), Generator, (how.noise, classes, how.generator_hidden, features))
 
 
 def seeded(seed: int, make: type[nn.Module], sizes: Sequence[int]) -> nn.Module:

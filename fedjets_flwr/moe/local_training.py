@@ -54,6 +54,17 @@ class Sgd:
         self._model, self._lr, self._momentum, self._weight_decay = model, lr, momentum, weight_decay
         self.buffers: list[Tensor | None] = [None] * len(model.parameters)
 
+    def carry(self, momentum: Tensor | None) -> Tensor:
+        """Go on with the momentum that an earlier optimizer of the model left, (spec.trained,); None: with none.
+
+        Returns it; each step changes it in place.
+        """
+        carried = self._model.vector.new_zeros(self._model.spec.trained)
+        if momentum is not None:
+            carried.copy_(momentum)
+        self.buffers = [*self._model.views(carried)]
+        return carried
+
     @torch.no_grad()
     def step(self) -> None:
         """Change the weights by their gradients."""

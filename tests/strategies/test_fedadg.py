@@ -26,7 +26,8 @@ from tests.support.tiny import context_of, tiny_method, tiny_runtime
 __all__ = ["tiny_run"]
 
 SMALL: dict[str, Scalar] = {
-    "moe__trainable": "all", "moe__init": "common", "fedadg__noise": 5, "fedadg__hidden": 6, "fedadg__projection": 3,
+    "moe__trainable": "all", "moe__init": "common", "fedadg__noise": 5, "fedadg__generator_hidden": 6,
+    "fedadg__discriminator_hidden": 7, "fedadg__projection": 3,
     "fedadg__lr": 0.2, "train__schedule": "constant", "train__lr": 0.05, "train__batch_size": 4, "fedadg__alpha": 0.6,
     "fedadg__smoothing": 0.1, "fedadg__weight_decay": 0.01, "fedadg__warm_up_epochs": 2, "fedadg__epochs": 1,
 }  # fmt: skip
@@ -69,7 +70,7 @@ def by_hand(context: ClientContext, vectors: dict[str, Tensor]) -> dict[str, Ten
     body, head = net[:-1], net[-1]  # type: ignore[index]
     generator = FlatModel(Generator(5, 10, 6, 4))
     generator.load(vectors["generator"])
-    critic = FlatModel(seeded(derive(config.run.seed, "discriminator", 2), Discriminator, (4, 10, 3, 6)))
+    critic = FlatModel(seeded(derive(config.run.seed, "discriminator", 2), Discriminator, (4, 10, 3, 7)))
     t = config.train
     mine = Momentum(model.parameters, t.lr, t.momentum, t.weight_decay)
     theirs = [Momentum(m.parameters, how.lr, how.momentum, how.weight_decay) for m in (critic, generator)]

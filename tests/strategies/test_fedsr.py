@@ -46,15 +46,21 @@ def start(**changes: Scalar) -> dict[str, Tensor]:
     return tiny_method("fedsr", **FEW | changes).strategy.state()
 
 
-def by_hand(runtime: Runtime, vector: Tensor, order: Sequence[Tensor]) -> tuple[Tensor, Tensor, float]:
+def by_hand(
+    runtime: Runtime, vector: Tensor, order: Sequence[Tensor], server_round: int = 1, own: Tensor | None = None,
+    buffers: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor, float]:  # fmt: skip
     """Weights, reference and mean loss after plain SGD with momentum and decay on the whole loss, written out."""
-    config, context = runtime.config, context_at(runtime)
+    config, context = runtime.config, context_at(runtime, server_round)
     model = runtime.new_expert(0, vector)
     net = model.module.train()
     head, reference = net[-1], Reference(10, 4)  # type: ignore[index]
     noise = context.generator("fedsr noise")
     parameters = [*model.parameters, *(reference.parameters() if config.fedsr.stochastic else ())]
-    buffers = [torch.zeros_like(p) for p in parameters]
+    if own is not None:
+        FlatModel(reference).load(own)
+        parameters = [*model.parameters, *reference.parameters()]
+    buffers = list(buffers) or [torch.zeros_like(p) for p in parameters]
     x, y, t = context.plain_inputs(), context.data.targets, config.train
     losses = []
     for rows in order:
@@ -103,6 +109,29 @@ def test_a_clients_steps_are_those_of_the_whole_loss(
     assert found.numbers["num-examples"] == len(context.data)
     assert found.numbers["loss"] == pytest.approx(loss, rel=1e-4)
     assert not torch.equal(wanted, start(**own)["expert.0"])
+
+
+def test_momentum_is_kept_by_the_client_where_the_settings_say_so(tmp_path: Path) -> None:
+    own: dict[str, Scalar] = {"fedsr__l2": 0.3, "fedsr__cmi": 0.2, "train__momentum": 0.9}
+    runtime, vectors = runtime_of(tmp_path, fedsr__keep_momentum=True, **own), start(**own)
+    forgetting = runtime_of(tmp_path / "other", **own)
+    first = fedsr.train(context_at(runtime), vectors)
+    left, kept = first.vectors["expert.0"].clone(), {name: value.clone() for name, value in first.state.items()}
+    assert set(kept) == {"reference", "momentum.0", "momentum.1"}
+    assert kept["momentum.0"].any() and kept["momentum.1"].any()
+    plain = fedsr.train(context_at(forgetting), vectors)
+    assert same(plain.vectors["expert.0"], left) and set(plain.state) == {"reference"}
+    context_at(runtime).keep(kept)
+    second = fedsr.train(context_at(runtime, 2), {"expert.0": left})
+    order = [rows for _, rows in zip(range(3), context_at(runtime, 2).order(epochs=3), strict=False)]
+    model, reference = runtime.new_expert(0, left), FlatModel(Reference(10, 4))
+    buffers = [*model.views(kept["momentum.0"].clone()), *reference.views(kept["momentum.1"].clone())]
+    wanted, after, _ = by_hand(runtime, left.clone(), order, 2, kept["reference"], buffers)
+    torch.testing.assert_close(second.vectors["expert.0"], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second.state["reference"], after, rtol=1e-4, atol=1e-5)
+    context_at(forgetting).keep({"reference": kept["reference"]})
+    without = fedsr.train(context_at(forgetting, 2), {"expert.0": left}).vectors["expert.0"]
+    assert not torch.allclose(without, wanted, rtol=1e-3)
 
 
 def test_its_experts_have_a_bottleneck_where_they_draw_and_all_clients_weigh_the_same() -> None:
