@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,7 @@ class Line:
     facts: Mapping[str, float]
     own_test: Sequence[float] = ()
     all_classes: Sequence[float] = ()
+    told: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by clients, of their own models
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
@@ -234,8 +235,7 @@ def lines_of(experiment: Experiment) -> list[Line]:
         if not runs:
             continue
         if runs[0][0]["accuracy"] is None:
-            own_tests = (_own_tests(runs, kind) for kind in ("local", "global"))
-            lines.append(Line(row.name, [], [], [], [], [], _facts(runs), *own_tests))
+            lines.append(replace(Line(row.name, [], [], [], [], [], _facts(runs)), **_personal(runs)))
             continue
         own = runs[0][0]["reading"]
         chosen = _chosen(row, runs)
@@ -292,7 +292,7 @@ def _line(name: str, reading: str, runs: Runs) -> Line:
     parts = Reading.of(reading)
     masked = next(name for name in READINGS if Reading.of(name) == parts._replace(prior="masked"))
     free = best_control(mean_controls([summary["controls"] for summary, _ in runs]))
-    return Line(
+    line = Line(
         name,
         last,
         [max(values(records)) for _, records in runs],
@@ -300,14 +300,16 @@ def _line(name: str, reading: str, runs: Runs) -> Line:
         [value - s["controls"]["common_expert"] for value, (s, _) in zip(last, runs, strict=True)],
         [value - s["controls"][free] for value, (s, _) in zip(last, runs, strict=True)],
         _facts(runs),
-        *(_own_tests(runs, kind) if reading == runs[0][0]["reading"] else [] for kind in ("local", "global")),
     )
+    return replace(line, **_personal(runs)) if reading == runs[0][0]["reading"] else line
 
 
-def _own_tests(runs: Runs, kind: str) -> list[float]:
-    """Return means over clients that train, of the runs that scored them."""
+def _personal(runs: Runs) -> dict[str, Any]:
+    """Return a line's means over clients that train, of the runs that scored them: accuracies, and what they told."""
     found = [s.get("participants") or {} for s, _ in runs]
-    return [own[kind] for own in found if kind in own]
+    means = {kind: [own[kind] for own in found if kind in own] for kind in sorted({k for own in found for k in own})}
+    told = {kind: values for kind, values in means.items() if kind not in ("local", "global", "clients")}
+    return {"own_test": means.get("local", []), "all_classes": means.get("global", []), "told": told}
 
 
 def _facts(runs: Runs) -> dict[str, float]:
@@ -357,7 +359,9 @@ def markdown(experiment: Experiment) -> str:
     lines = lines_of(experiment)
     private = any(line.facts.get("epsilon") for line in lines)
     personal = any(line.own_test for line in lines)
+    told = sorted({name for line in lines for name in line.told})
     headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["ε"] if private else [])]
+    headings += [name.replace("-", " ") for name in told]
     columns = len(headings) - 1
     text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
     for line in lines:
@@ -375,6 +379,7 @@ def markdown(experiment: Experiment) -> str:
             cells += [_spread(line.own_test), _spread(line.all_classes)]
         if private:
             cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
+        cells += [_spread(line.told.get(name, ())) for name in told]
         text.append("| " + " | ".join(cells) + " |")
     text += [f"| {name} | {seeds} | failed" + " |" * (columns - 1) for name, seeds, _ in failures_of(experiment)]
     text += [

@@ -153,6 +153,7 @@ settings: {
 rows:
   - {name: "alone", settings: {strategy.name: local}}
   - {name: "FedAvg", settings: {strategy.name: fedavg}}
+  - {name: "mixtures", settings: {strategy.name: specialist}}
 """
 
 
@@ -239,12 +240,13 @@ def test_clients_that_train_have_columns_and_a_figure(tmp_path: Path, monkeypatc
     rows = {
         line.split(" | ")[0].strip("| "): line for line in (tmp_path / "results" / "table.md").read_text().splitlines()
     }
-    assert rows["method"].endswith("| own tests | all classes |")
+    assert rows["method"].endswith("| own tests | all classes | specialist share |")
     summaries = [done(c.run_dir) for _, configs in experiment.rows for c in configs]
-    for name, summary in zip(("alone", "FedAvg"), summaries, strict=True):
+    for name, summary in zip(("alone", "FedAvg", "mixtures"), summaries, strict=True):
         assert summary is not None
         own = summary["participants"]
-        assert rows[name].endswith(f"| {100 * own['local']:.2f} | {100 * own['global']:.2f} |")
+        share = f"{100 * own['specialist-share']:.2f}" if name == "mixtures" else "–"
+        assert rows[name].endswith(f"| {100 * own['local']:.2f} | {100 * own['global']:.2f} | {share} |")
         assert len(own["clients"]) == 3
     assert rows["alone"].startswith("| alone | 1 | – | – | – | – | – | 0.0 | 0.0 |")
     figures = {path.name for path in (tmp_path / "results").glob("*.png")}
