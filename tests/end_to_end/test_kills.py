@@ -26,15 +26,21 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.communicate(timeout=60)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
-    unbroken = finish(tmp_path, "unbroken", *LONG)
+OWN = (
+    "-c", "partition.name=majority", "-c", "partition.samples-per-client=40", "-c", "partition.val-share=0.25",
+    "-c", "partition.test-share=0.25", "-c", "moe.trainable=all", "-c", "adapt.max-epochs=20",
+    "-c", "participants.evaluate-every=15",
+)  # fmt: skip
+"""Clients that make models of their own, from time to time."""
+
+
+def kill_and_resume(folder: Path, times: int, longest: float, *settings: str) -> None:
+    """Kill a run again and again and start it anew; it may end well between two kills."""
     rng, kills = random.Random(1), 0
-    while kills < 20:
-        process = start(tmp_path, "killed", "--resume", *LONG)
+    while kills < times:
+        process = start(folder, "killed", "--resume", *settings)
         try:
-            process.wait(timeout=rng.uniform(4, 32))
+            process.wait(timeout=rng.uniform(4, longest))
         except subprocess.TimeoutExpired:
             if rng.random() < 0.5:
                 kill(process)
@@ -44,6 +50,13 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
             kills += 1
             continue
         assert process.returncode == 0, process.communicate()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
+    unbroken = finish(tmp_path, "unbroken", *LONG)
+    kill_and_resume(tmp_path, 20, 32, *LONG)
     broken = finish(tmp_path, "killed", "--resume", *LONG)
     assert broken["weights_hash"] == unbroken["weights_hash"]
     assert broken["accuracy"] == unbroken["accuracy"]
@@ -71,3 +84,17 @@ def test_a_dead_actor_stops_the_run_or_costs_its_clients_alone(tmp_path: Path) -
         summary = finish(tmp_path, "actor", "--resume", *LONG, "-c", "run.rounds=400")
         assert summary["failures"] > 0
     assert summary["rounds"] == 400
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", ["local", "finetune", "specialist", "fedsr", "fedadg"])
+def test_kills_change_nothing_of_what_clients_keep(name: str, tmp_path: Path) -> None:
+    """Neither the server's state nor what clients tell of their own models, which are made of what they kept."""
+    settings = (*LONG, *OWN, "-c", f"strategy.name={name}", "-c", "fedsr.keep-momentum=true")
+    unbroken = finish(tmp_path, "unbroken", *settings)
+    kill_and_resume(tmp_path, 4, 24, *settings)
+    broken = finish(tmp_path, "killed", "--resume", *settings)
+    for result in ("weights_hash", "accuracy", "participants", "rounds"):
+        assert broken[result] == unbroken[result]
+    assert broken["participants"]["local"] > 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
 from fedjets_flwr.launch.daemons import kill_daemon
@@ -200,19 +201,43 @@ def test_a_killed_site_costs_its_own_work_and_a_killed_superlink_a_resume(big: D
         assert summary["rounds"] == 3
 
 
+def rehearse(folder: Path, **changes: Scalar) -> tuple[Path, str]:
+    """Return the run folder of `fedjets deploy-local` with two sites and an unseen one, and what it printed."""
+    settings = QUICK | ONE_EACH | {"run.output-dir": str(folder), "run.cache-dir": str(folder / "cache")}
+    settings |= {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
+    (folder / "preset.toml").write_text(to_toml(settings))
+    done = subprocess.run(
+        [sys.executable, "-c", "from fedjets_flwr.cli.app import main; main()", "deploy-local", "--sites", "2",
+         "--unseen", "1", "--config", str(folder / "preset.toml"), "--output-dir", str(folder)],
+        capture_output=True, text=True, cwd=folder, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "deployed", done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["local", "finetune", "specialist", "fedsr", "fedadg"])
+def test_deploy_local_with_methods_whose_clients_have_models_of_their_own(name: str, tmp_path: Path) -> None:
+    """Every site makes its own model and tells how it does; what stays with a site is below its own folder."""
+    run, _ = rehearse(
+        tmp_path, strategy__name=name, run__rounds=2, moe__trainable="all", partition__val_share=0.25,
+        partition__test_share=0.25, adapt__max_epochs=5,
+    )  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "completed" and summary["failures"] == 0
+    assert set(summary["participants"]["clients"]) == {"0", "1"}
+    assert (summary["accuracy"] is None) == (name == "local")
+    assert ("specialist-share" in summary["participants"]) == (name == "specialist")
+    kept = [path for path in tmp_path.rglob("private/**/*.safetensors") if "client-" in str(path)]
+    assert bool(kept) == (name != "finetune")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_deploy_local_rehearses_all_of_it(tmp_path: Path) -> None:
-    settings = QUICK | ONE_EACH | {"run.output-dir": str(tmp_path), "run.cache-dir": str(tmp_path / "cache")}
-    (tmp_path / "preset.toml").write_text(to_toml(settings))
-    done = subprocess.run(
-        [sys.executable, "-c", "from fedjets_flwr.cli.app import main; main()", "deploy-local", "--sites", "2",
-         "--unseen", "1", "--config", str(tmp_path / "preset.toml"), "--output-dir", str(tmp_path)],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "round 1/1" in done.stdout
-    run = tmp_path / "deployed"
+    run, printed = rehearse(tmp_path)
+    assert "round 1/1" in printed
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
     assert {path.name for path in (run / "logs").iterdir()} == {
         "superlink.log", "site0.log", "site1.log", "site2.log"
