@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from client_app.runtime import LocalData, Runtime
 from client_app.state import ClientState
@@ -137,6 +137,13 @@ class ClientContext:
     def gate(self, vectors: Mapping[str, Tensor]) -> FlatModel:
         """Return the gate."""
         return self.runtime.gate(vectors["gate"])
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return a model's outputs in training, float32, computed in ``train.precision``."""
+        halved = self.config.train.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=halved):
+            outputs: Tensor = model(inputs)
+        return outputs.float()
 
     def generator(self, purpose: str, member: int = 0, device: torch.device | None = None) -> torch.Generator:
         """Return a generator of the (seed, purpose, round, client, member), on the CPU unless said otherwise."""

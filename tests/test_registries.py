@@ -53,7 +53,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
 
 SWITCHES = {
     "run.device", "model.norm", "model.stem", "common-expert.embedding", "moe.trainable", "moe.init", "gate.mode",
-    "gate.learns-from",
+    "gate.learns-from", "train.precision",
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
     "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics", "specialist.start",
     "specialist.gate", "partition.pairs", "fedadg.reference",

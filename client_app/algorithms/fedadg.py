@@ -41,17 +41,17 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
 
     model.module.train()
     for rows in islice(order, steps_of(len(data), batch, how.warm_up_epochs)):
-        _step(classify(body(inputs(rows)), rows), model, optimizer)
+        _step(classify(context.forward(body, inputs(rows)), rows), model, optimizer)
     game = _Game(context, vectors, head.in_features)
     for rows in order:
         x, labels = inputs(rows), label_input(data.targets[rows], context.num_classes)
         noise = game.draw(len(rows))
         model.module.eval()
         with torch.no_grad():
-            features = body(x)
+            features = context.forward(body, x)
         game.tell_apart(features, noise, labels)
         model.module.train()
-        features = body(x)
+        features = context.forward(body, x)
         fooled = look_generated(game.discriminator.module(features, labels))
         _step(how.alpha * classify(features, rows) + (1 - how.alpha) * fooled, model, optimizer)
         game.follow(noise, labels)

@@ -30,6 +30,6 @@ def train_one(context: ClientContext, model: FlatModel, member: int = 0, correct
     data, inputs = context.data, context.inputs(member)
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        return [context.task.loss(model.module(inputs(rows)), data.targets[rows], data.offset)]
+        return [context.task.loss(context.forward(model.module, inputs(rows)), data.targets[rows], data.offset)]
 
     return fit([model], [context.sgd(model)], context.order(member), losses_of, correct)

@@ -40,7 +40,8 @@ def anchor_losses(context: ClientContext, experts: Mapping[int, FlatModel], gate
     ((expert_id, expert),) = experts.items()
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        loss = context.task.loss(expert.module(inputs(rows)), data.targets[rows], data.offset)
+        outputs = context.forward(expert.module, inputs(rows))
+        loss = context.task.loss(outputs, data.targets[rows], data.offset)
         return [loss, anchor_gate_loss(gate.module(data.embedding[rows]), expert_id)]
 
     return losses_of
@@ -58,7 +59,7 @@ def normal_losses(context: ClientContext, experts: Mapping[int, FlatModel], gate
         x = inputs(rows)
         sample_scores = scores(gate.module(data.embedding[rows])) if oracle is None else oracle[rows]
         weights = chosen_weights(sample_scores, list(experts), renormalise)
-        logits = torch.stack([expert.module(x) for expert in experts.values()])
+        logits = torch.stack([context.forward(expert.module, x) for expert in experts.values()])
         return [mixture_loss(logits, weights, data.targets[rows], mix, data.offset)]
 
     return losses_of

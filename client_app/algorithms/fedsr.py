@@ -38,7 +38,7 @@ def _plain(context: ClientContext, body: nn.Module, head: nn.Module) -> LossesOf
     how, data, inputs = context.config.fedsr, context.data, context.inputs()
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        z = body(inputs(rows))
+        z = context.forward(body, inputs(rows))
         loss = context.task.loss(head(z), data.targets[rows], data.offset)
         return [loss + how.l2 * FORMS[how.l2_form](z)]
 
@@ -53,7 +53,7 @@ def _drawn(
     noise = context.generator("fedsr noise", device=context.device)
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        mean, deviation = neck.moments(body(inputs(rows)))
+        mean, deviation = neck.moments(context.forward(body, inputs(rows)))
         z = mean + deviation * torch.randn(mean.shape, generator=noise, device=mean.device)
         loss = context.task.loss(head(z), data.targets[rows], data.offset)
         if how.l2:

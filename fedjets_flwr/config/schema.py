@@ -261,6 +261,11 @@ class Train(Section):
         False, description="cross entropy of logits + log local label shares: experts learn no local prior"
     )
     schedule: Literal["constant", "cosine"] = Field("constant", description="rates over the rounds")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="in which clients compute experts' outputs and gradients in rounds (autocast); weights, losses and"
+        " averages stay float32",
+    )
 
 
 class Fedprox(Section):

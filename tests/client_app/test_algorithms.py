@@ -292,3 +292,39 @@ def test_the_full_gradient_is_that_of_the_model_in_eval_mode_on_images_as_they_a
     wanted = torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
     torch.testing.assert_close(trained["variate.0"], wanted, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(trained["expert.0"], plainly_trained(runtime, 0, 0, start))
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+JOBS = {
+    "fedavg": (fedavg, Job(3, ("expert.0",), ("expert.0",), {})),
+    "anchor": (fedjets, Job(3, ("expert.1", "gate"), ("expert.1", "gate"), {"anchor": 1})),
+    "normal": (fedjets, Job(3, ("expert.1", "expert.0", "gate"), ("expert.1", "expert.0", "gate"), {})),
+    "fedsr": (fedsr, Job(3, ("expert.0",), ("expert.0",), {})),
+    "fedadg": (fedadg, Job(3, ("expert.0",), ("expert.0",), {})),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_experts_train_in_the_precision_of_the_settings_and_their_weights_stay_whole(name: str, tmp_path: Path) -> None:
+    """Losses, gate and weights are float32 all the same, and the step is nearly the same."""
+    algorithm, job = JOBS[name]
+    extra: dict[str, Scalar] = {"fedadg__reference": "fixed", "fedsr__stochastic": False}
+    steps, seen = dict[str, Tensor](), dict[str, set[torch.dtype]]()
+    for precision in ("float32", "bfloat16"):
+        runtime = tiny_runtime(tmp_path, train__precision=precision, moe__trainable="all", moe__init="common", **extra)
+        context = context_of(runtime, job, ROUND)
+        vectors = {n: whole(runtime, expert_id(n)).vector.clone() for n in job.vectors if n != "gate"}
+        vectors |= start_vectors("gate") if "gate" in job.vectors else {}
+        start = {n: v.clone() for n, v in vectors.items()}
+        dtypes = seen.setdefault(precision, set())
+        for m in job.experts:
+            conv = next(c for c in runtime.experts([m], [vectors[f"expert.{m}"]])[0].module.modules()
+                        if isinstance(c, torch.nn.Conv2d))  # fmt: skip
+            conv.register_forward_hook(lambda _, __, out, into=dtypes: into.add(out.dtype))
+        update = algorithm.train(context, vectors)
+        assert all(vector.dtype == torch.float32 for vector in update.vectors.values())
+        steps[precision] = torch.cat([update.vectors[n] - start[n] for n in sorted(update.vectors)])
+    assert seen == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
+    assert not torch.equal(*steps.values())
+    assert F.cosine_similarity(steps["float32"], steps["bfloat16"], dim=0) > 0.98
