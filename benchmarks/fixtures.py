@@ -13,7 +13,7 @@ from fedjets_flwr.models.pretraining import save_common_expert
 
 ENDLESS: dict[str, Scalar] = {
     # The benchmark ends a run when it has seen enough; nothing but rounds happens until then.
-    "run.rounds": 1_000_000,
+    "run.rounds": 999_999,
     "run.evaluate-every": 1_000_000,
     "run.checkpoint-every": 1_000_000,
     "limits.node-seconds": 600.0,

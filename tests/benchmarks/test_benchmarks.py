@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from benchmarks import __main__ as runner
-from benchmarks.outcome import Bound, Outcome, Samples, ratios
+from benchmarks import gpu
+from benchmarks.fixtures import settings
+from benchmarks.outcome import Bound, Outcome, Plan, Samples, ratios
 from benchmarks.paced import Paced, Stuck, descendants
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sources import read_preset
 from fedjets_flwr.wire.transport import SharedFolder
 
+ROOT = Path(__file__).parents[2]
 TICKING = """
 import json, sys, time
 for n in range(1000):
@@ -57,6 +62,42 @@ def test_averages_are_timed_beside_flowers(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "aggregate.json").read_text())
     assert [bound["limit"] for bound in written["bounds"]] == [0.2, 1.0]
     assert written["machine"]["cores"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["round", "precision", "transport", "scale", "start"])
+def test_every_benchmark_of_our_own_still_runs(name: str, tmp_path: Path) -> None:
+    """In a process of its own; the rivals' environments are not for a test."""
+    command = [sys.executable, "-m", "benchmarks", name, "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / f"{name}.json").read_text())["samples"]
+
+
+def test_endless_runs_are_settings_that_there_are(tmp_path: Path) -> None:
+    assert settings(Plan(1, True, tmp_path, tmp_path), "endless", {}).run.rounds > 10**5
+
+
+def test_without_a_gpu_its_benchmark_is_one_line_and_works_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == gpu.NO_GPU
+    assert capsys.readouterr().err.startswith("no GPU here")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--output", str(tmp_path)])
+    assert gpu.main() == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["facts"]["device"] == "cpu"
+    assert abs(found["bounds"][0]["median"]) < 1e-9  # the CPU agrees with itself
+    assert all(sample["median"] > 0 for sample in found["samples"].values())
+
+
+def test_hours_are_of_all_samples_that_a_preset_trains_on() -> None:
+    """1,250 rounds of five anchors, which train one expert, and five clients of two experts; 500 images each."""
+    config = Config.from_flat(read_preset("cifar10-paper"))
+    assert gpu.hours(config, 1000.0) == pytest.approx(1250 * (5 + 5 * 2) * 500 / 1000 / 3600)
 
 
 @pytest.mark.slow
