@@ -4,9 +4,11 @@ FedJETs' Table 8 compares with it. Started from the common expert, which the bot
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.wire.messages import Reply
+from strategies.base import IMAGES
 from strategies.fedavg import FedAvg
 
 
@@ -14,11 +16,14 @@ class FedSR(FedAvg):
     """FedAvg's rounds with equal weights; clients keep a reference of their own for each class."""
 
     algorithm = "fedsr"
+    learns: ClassVar[tuple[str, ...]] = (IMAGES,)
     keeps_state = True
 
     def architecture(self, expert: int) -> Architecture:
         """Return the common expert's with a stochastic bottleneck; without one for FedL2R."""
-        return replace(super().architecture(expert), neck="gaussian" if self.config.fedsr.stochastic else "")
+        architecture = super().architecture(expert)
+        assert isinstance(architecture, Architecture)
+        return replace(architecture, neck="gaussian" if self.config.fedsr.stochastic else "")
 
     def weight_of(self, name: str, reply: Reply) -> float:
         """Return 1: a plain mean, as in the authors' code."""

@@ -57,6 +57,7 @@ SWITCHES = {
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
     "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics", "specialist.start",
     "specialist.gate", "partition.pairs", "fedadg.reference", "text.tokens",
+    "train.optimizer", "adapt.start",
 }  # fmt: skip
 """Settings whose few values are branches of one function each, and no registry's."""
 

@@ -24,7 +24,7 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         references, losses_of = [], _plain(context, nn.Sequential(*stages[:-1]), stages[-1])
     order = islice(context.order(epochs=steps), steps) if steps else context.order()
     models = [model, *references]
-    loss = fit(models, [context.sgd(each) for each in models], order, losses_of)
+    loss = fit(models, [context.optimizer(each) for each in models], order, losses_of)
     state = {"reference": references[0].vector} if references else {}
     return Update({"expert.0": model.vector}, {"num-examples": len(context.data), "loss": loss}, state)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from client_app.algorithms.fedavg import train
 from client_app.client import Adapted, ClientContext
-from client_app.participants import Losses, answering, fit_own, random_start
-from fedjets_flwr.models.architectures import build, tail
+from client_app.participants import Losses, answering, fit_own, own_start
+from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.specialist import MIXES, TRAINED, SpecialistMixture, silent
 from fedjets_flwr.seeds import derive
@@ -24,7 +24,7 @@ def adapt(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
     What comes out depends on the generalist, the client's samples and the seed, and on no round.
     """
     how, generalist = context.config.specialist, context.copy(0, vectors["expert.0"])
-    specialist = random_start(context) if how.start == "scratch" else context.copy(0, vectors["expert.0"])
+    specialist = own_start(context) if how.start == "scratch" else context.copy(0, vectors["expert.0"])
     fit_own(context, specialist)
     mixture = SpecialistMixture(
         gate_of(context), specialist.module, generalist.module, MIXES[how.mix], TRAINED[how.trains]
@@ -39,6 +39,7 @@ def adapt(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
 def gate_of(context: ClientContext) -> nn.Module:
     """Return the client's gate at its start: both models answer alike."""
     architecture = context.runtime.architecture(0)
+    assert isinstance(architecture, Architecture)
     seed = derive(context.config.run.seed, "specialist's gate", context.client)
     network = build(replace(architecture, num_classes=1), seed)
     gate = tail(network, context.config.moe.trainable) if context.config.specialist.gate == "network" else network[-1:]

@@ -46,12 +46,14 @@ def build(architecture: AnyArchitecture, generator_seed: int) -> nn.Sequential:
 
 def tail_start(model: nn.Sequential, trainable: str) -> int:
     """Return the index of the first stage that belongs to an expert (0: the whole model)."""
-    above = 2 if isinstance(model[-2], Bottleneck) else 1
+    above = 2 if len(model) > 1 and isinstance(model[-2], Bottleneck) else 1
     return {"all": 0, "stage": len(model) - 2 - above, "head": len(model) - above}[trainable]
 
 
 def tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
     """Return the part of a model that is an expert."""
+    if trainable == "all":
+        return model
     part: nn.Sequential = model[tail_start(model, trainable) :]
     return part
 

@@ -148,7 +148,8 @@ class Transformer(nn.Module):
     def __init__(self, a: LanguageArchitecture) -> None:
         super().__init__()
         self.architecture, self.balance = a, a.balance
-        self.embedding = nn.Embedding(a.vocabulary, a.width)
+        # Not nn.Embedding, whose start on the meta device imports the compiler, seconds of a client's process.
+        self.embedding = nn.Parameter(torch.randn(a.vocabulary, a.width) * 0.02)
         self.positions = nn.Parameter(torch.randn(a.context, a.width) * 0.02)
         self.blocks = nn.ModuleList(Block(a.width, a.heads) for _ in range(a.layers))
         self.networks = nn.ModuleList(FeedForward(a.width, a.hidden) for _ in range(a.layers - a.switch_layers))
@@ -158,7 +159,6 @@ class Transformer(nn.Module):
             nn.ModuleDict({str(m): SwitchExpert(a.width, a.hidden) for m in ids}) for ids in a.sets
         )
         self.sent = torch.zeros(a.switch_layers, a.experts, dtype=torch.int64)
-        nn.init.normal_(self.embedding.weight, std=0.02)
 
     def held(self, layer: int) -> dict[int, SwitchExpert]:
         """Return the experts of a Switch layer by id."""
@@ -166,12 +166,12 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits; in training mode a backward pass also trains the load balance of each Switch layer."""
-        h = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        h = F.embedding(tokens, self.embedding) + self.positions[: tokens.shape[1]]
         dense = len(self.networks)
         for number, block in enumerate(self.blocks):
             h, x = block(h)
             h = h + (self.networks[number](x) if number < dense else self._switched(number - dense, x))
-        logits: Tensor = F.linear(self.norm(h), self.embedding.weight)
+        logits: Tensor = F.linear(self.norm(h), self.embedding)
         return logits
 
     def _switched(self, layer: int, x: Tensor) -> Tensor:

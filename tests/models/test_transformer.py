@@ -165,7 +165,7 @@ def test_every_token_is_counted_once_in_each_layer() -> None:
 
 def routed(model: Transformer, x: Tensor, allowed: Sets) -> tuple[Tensor, list[Tensor]]:
     """The full model's logits with the logits of all other rows at minus infinity, and where each token went."""
-    h = model.embedding(x) + model.positions[: x.shape[1]]
+    h = model.embedding[x] + model.positions[: x.shape[1]]
     went = []
     for number, block in enumerate(model.blocks):
         h, read = block(h)
@@ -183,7 +183,7 @@ def routed(model: Transformer, x: Tensor, allowed: Sets) -> tuple[Tensor, list[T
         h = h + (
             gate.gather(-1, best) * answers.gather(-2, best[..., None].expand(*best.shape, h.shape[-1]))[..., 0, :]
         )
-    return model.norm(h) @ model.embedding.weight.T, went
+    return model.norm(h) @ model.embedding.T, went
 
 
 @given(some_sets(4, 2), st.integers(0, 20))
@@ -199,12 +199,12 @@ def test_a_sub_model_is_the_full_one_without_the_other_rows(sets: Sets, seed: in
 def test_one_expert_in_every_layer_is_a_dense_transformer() -> None:
     single = replace(SMALL, experts=1)
     model, x = made(single).eval(), tokens(single)
-    h = model.embedding(x) + model.positions
+    h = model.embedding[x] + model.positions
     for number, block in enumerate(model.blocks):
         h, read = block(h)
         layer = number - len(model.networks)
         h = h + (model.networks[number](read) if layer < 0 else model.held(layer)[0](read))
-    torch.testing.assert_close(model(x), model.norm(h) @ model.embedding.weight.T)
+    torch.testing.assert_close(model(x), model.norm(h) @ model.embedding.T)
 
 
 def test_permuted_experts_permute_where_tokens_go_and_change_no_logit() -> None:
