@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from client_app.state import ClientState
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.local_training import Sgd, batches, rate
+from fedjets_flwr.moe.local_training import Adam, Optimizer, Sgd, batches, rate
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.seeds import torch_generator
 from fedjets_flwr.tasks.base import Inputs, Task
@@ -151,10 +152,11 @@ class ClientContext:
         return torch_generator(seed, purpose, *ids, device=device or torch.device("cpu"))
 
     def order(self, member: int = 0, epochs: int | None = None) -> Iterator[Tensor]:
-        """Yield the index batches of the round's local epochs, or of so many."""
-        t = self.config.train
-        count = t.local_epochs if epochs is None else epochs
-        return batches(len(self.data), t.batch_size, count, self.generator("batches", member))
+        """Yield the index batches of the round's local epochs or steps, or of so many epochs."""
+        t, generator = self.config.train, self.generator("batches", member)
+        if epochs is None and t.local_steps:  # an epoch has a step at least
+            return islice(batches(len(self.data), t.batch_size, t.local_steps, generator), t.local_steps)
+        return batches(len(self.data), t.batch_size, t.local_epochs if epochs is None else epochs, generator)
 
     def inputs(self, member: int = 0) -> Inputs:
         """Return how to get the experts' training input of some samples, augmented as the settings say."""
@@ -174,9 +176,16 @@ class ClientContext:
         return self.runtime.experts_have_batch_norm
 
     def sgd(self, model: FlatModel) -> Sgd:
-        """Return the experts' optimizer of the round; momentum begins empty."""
+        """Return SGD at the round's rate; momentum begins empty."""
         t = self.config.train
         return Sgd(model, rate(t, self.server_round, self.config.run.rounds), t.momentum, t.weight_decay)
+
+    def optimizer(self, model: FlatModel) -> Optimizer:
+        """Return what trains a model in the round (``train.optimizer``); its moments begin empty."""
+        t = self.config.train
+        if t.optimizer == "sgd":
+            return self.sgd(model)
+        return Adam(model, rate(t, self.server_round, self.config.run.rounds))
 
     def oracle_scores(self) -> Tensor | None:
         """Return the scores (n, M) of a gate that reads labels, if ``gate.mode`` asks for one."""

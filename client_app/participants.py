@@ -13,10 +13,10 @@ from fedjets_flwr.moe import own_training
 from fedjets_flwr.moe.early_stopping import Stopped
 from fedjets_flwr.moe.gating import READ_OUTS
 from fedjets_flwr.moe.metrics import READINGS, Reading, readings
-from fedjets_flwr.moe.mixture import predict
 from fedjets_flwr.moe.own_training import Held
 from fedjets_flwr.seeds import derive, torch_generator
 from fedjets_flwr.tasks.base import Losses
+from fedjets_flwr.wire.messages import Number
 
 
 def scored(adapt: Adapt) -> Work:
@@ -27,18 +27,22 @@ def scored(adapt: Adapt) -> Work:
         own, parts = adapt(context, vectors), {"local": "test"}
         if context.runtime.has_global:
             parts["global"] = "global"
-        counts = {name: _count(own, context.on(part)) for name, part in parts.items()}
-        return Update(numbers={**counts, **own.numbers}, state=own.state)
+        task, numbers = context.task, dict[str, Number](own.numbers)
+        for name, part in parts.items():
+            at = context.on(part)
+            predictions, samples = own.predict(at), at.data.samples
+            numbers[name] = task.count_right(predictions, samples.targets)
+            if name == "local":
+                numbers |= task.told(predictions, samples)
+        return Update(numbers=numbers, state=own.state)
 
     return score
 
 
-def _count(own: Adapted, context: ClientContext) -> list[int]:
-    return context.task.count_right(own.predict(context), context.data.samples.targets)
-
-
 def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
     """Adapt nothing: the experts answer as they came, by the read-out and prior that count for the method."""
+    if not context.task.classifies:
+        return answering(context.expert(0, vectors["expert.0"]))
 
     def probabilities(at: ClientContext) -> Tensor:
         reading = Reading.of(READINGS[at.job.numbers["reading"]])
@@ -71,12 +75,23 @@ def fit_own(context: ClientContext, model: FlatModel, lr: float = 0.0, losses: L
     return own_training.fit_own(model, train, stop, loss, rule, lr or rule.lr, torch_generator(seed, "adapt", client))
 
 
-def random_start(context: ClientContext) -> FlatModel:
-    """Return a client's own model at its random start."""
+def own_start(context: ClientContext) -> FlatModel:
+    """Return a client's own model at its start, random or the common expert (``adapt.start``)."""
+    if context.config.adapt.start == "common":
+        return context.copy(0, FlatModel(tail(context.runtime.common.model, context.config.moe.trainable)).vector)
     start = build(context.runtime.architecture(0), derive(context.config.run.seed, "local", context.client))
     return context.copy(0, FlatModel(tail(start, context.config.moe.trainable)).vector)
 
 
 def answering(model: FlatModel) -> Adapted:
     """Return one model as a client's own."""
-    return Adapted(lambda at: predict([model], at.plain_inputs(), len(at.data))[0])
+    return Adapted(lambda at: predictions(model, at))
+
+
+@torch.inference_mode()
+def predictions(model: FlatModel, at: ClientContext) -> Tensor:
+    """Return what a model in eval mode says of a context's samples, (n, ...) on the CPU (``Task.predictions``)."""
+    model.module.eval()
+    inputs, targets, task = at.plain_inputs(), at.data.targets, at.task
+    rows = torch.arange(len(at.data)).split(task.at_once)
+    return torch.cat([task.predictions(model.module(inputs(r)), targets[r]).cpu() for r in rows])

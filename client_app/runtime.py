@@ -19,7 +19,7 @@ from fedjets_flwr.data.clients import SHARED_OF
 from fedjets_flwr.data.image_folder import site_folder
 from fedjets_flwr.data.partition import Labels, groups_held
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.models.architectures import AnyArchitecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
 from fedjets_flwr.models.device import device_of
@@ -71,22 +71,22 @@ class Runtime:
     """
 
     def __init__(
-        self, config: Config, common: CommonExpert, architectures: Sequence[Architecture], images: Path | None = None
+        self, config: Config, common: CommonExpert, architectures: Sequence[AnyArchitecture], images: Path | None = None
     ) -> None:
         torch.set_num_threads(config.run.threads_per_client)
         self.config, self.common, self.architectures, self.images = config, common, list(architectures), images
         self.device, self.backbone = device_of(config), Backbone(common, config.moe.trainable)
         self.task = open_task(config)
-        self._pools: defaultdict[Architecture, list[FlatModel]] = defaultdict(list)
+        self._pools: defaultdict[AnyArchitecture, list[FlatModel]] = defaultdict(list)
         self._data: dict[tuple[int, str], LocalData] = {}
 
-    def architecture(self, expert: int) -> Architecture:
+    def architecture(self, expert: int) -> AnyArchitecture:
         """Return the architecture of an expert."""
         return self.architectures[expert if len(self.architectures) > 1 else 0]
 
     def experts(self, ids: Sequence[int], vectors: Sequence[Tensor]) -> list[FlatModel]:
         """Return models that hold ``vectors``; the same objects are written over at each call."""
-        taken: Counter[Architecture] = Counter()
+        taken: Counter[AnyArchitecture] = Counter()
         chosen = []
         for expert, vector in zip(ids, vectors, strict=True):
             architecture = self.architecture(expert)
@@ -99,13 +99,21 @@ class Runtime:
             chosen.append(model)
         return chosen
 
+    def model(self, architecture: AnyArchitecture, vector: Tensor) -> FlatModel:
+        """Return a model of some architecture that holds a vector; the next call, or job, writes over it."""
+        pool = self._pools[architecture]
+        if not pool:
+            pool.append(self._new(architecture))
+        pool[0].load(vector)
+        return pool[0]
+
     def new_expert(self, expert: int, vector: Tensor) -> FlatModel:
         """Return a model of its own that holds a vector."""
         model = self._new(self.architecture(expert))
         model.load(vector)
         return model
 
-    def _new(self, architecture: Architecture) -> FlatModel:
+    def _new(self, architecture: AnyArchitecture) -> FlatModel:
         return FlatModel(tail(build(architecture, 0), self.config.moe.trainable).to(self.device))
 
     @cached_property
@@ -142,8 +150,7 @@ class Runtime:
             if len(self._data) >= KEPT_CLIENTS:
                 self._data.pop(next(iter(self._data)))
             samples = self.task.samples(client, self.images, part)
-            layer = c.common_expert.embedding
-            embedded, computed = embed(self.backbone, samples.stored, layer, self._kept_in, self.device)
+            embedded, computed = self._embedded(samples)
             targets = samples.targets.to(self.device)
             adjusted = c.train.logit_adjust and samples.training
             offset = label_offset(targets, len(self.task.spec.classes)) if adjusted else 0.0
@@ -151,6 +158,14 @@ class Runtime:
                 samples, embedded, embedded.embedding.to(self.device), targets, offset, computed
             )
         return self._data[key]
+
+    def _embedded(self, samples: Samples) -> tuple[Embedded, bool]:
+        """Return what the common expert says of samples, if they are of classes, and whether it was computed."""
+        if not self.task.classifies:
+            nothing = torch.empty(len(samples), 0)
+            return Embedded(nothing, nothing, None), False
+        layer = self.config.common_expert.embedding
+        return embed(self.backbone, samples.stored, layer, self._kept_in, self.device)
 
     @property
     def _kept_in(self) -> Path:

@@ -1,15 +1,27 @@
-"""Names that travel and are kept: of vectors, ``expert.3``, ``gate``, ``variate.7``, and of the roles of clients."""
+"""Names that travel and are kept: of vectors, ``expert.3``, ``gate``, ``variate.7``, and of the roles of clients.
 
+Experts inside the layers of one model are ``expert.1.3``, and what all such models share is ``dense``.
+"""
+
+import re
 from collections.abc import Iterable
 
 TRAIN, UNSEEN, VALIDATION = ROLES = ("train", "unseen", "validation")
 """Clients that train; that never train and score a method; that never train and by whose scores settings are chosen.
 Their ids follow each other in this order."""
 
+DENSE = "dense"
+_EXPERT = re.compile(r"expert\.(\d+)")
+
 
 def expert_name(expert: int) -> str:
     """Return the name of an expert's vector."""
     return f"expert.{expert}"
+
+
+def switch_expert_name(layer: int, expert: int) -> str:
+    """Return the name of the vector of an expert inside a model's layer."""
+    return f"expert.{layer}.{expert}"
 
 
 def expert_id(name: str) -> int:
@@ -18,5 +30,5 @@ def expert_id(name: str) -> int:
 
 
 def expert_ids(names: Iterable[str]) -> tuple[int, ...]:
-    """Return the ids of the experts among names of vectors."""
-    return tuple(expert_id(name) for name in names if name.startswith("expert."))
+    """Return the ids of the experts that are whole models among names of vectors."""
+    return tuple(int(match[1]) for name in names if (match := _EXPERT.fullmatch(name)))

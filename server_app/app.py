@@ -15,10 +15,10 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.federation.privacy import check_noise_fits, spent
+from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import COMMON_EXPERT
 from fedjets_flwr.models.expert import encode_architectures, forward_flops
@@ -142,8 +142,7 @@ def run(
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
     task = open_task(config)
-    if task.simulates:
-        open_split(config)
+    task.deal()
     common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
     method = wanted(config, common, task)
@@ -171,7 +170,9 @@ def run(
         common_accuracy = summary["common_expert_accuracy"]
         log.info("unseen clients: accuracy %.4f (common expert %.4f)", summary["accuracy"], common_accuracy)
     if summary["participants"]:
-        log.info("clients' own tests: accuracy %.4f", summary["participants"]["local"])
+        scored = summary["participants"]
+        bits = f", {scored['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in scored else ""
+        log.info("clients' own tests: accuracy %.4f%s", scored["local"], bits)
     log.info("results in %s", config.run_dir)
     return rounds
 
@@ -269,7 +270,9 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     served, config = method.experts_served, method.config
     gate = method.specs["gate"].size if "gate" in method.specs else 0
     served_apart = method.opted_out.intersection(rounds.participants)
-    p, sample = config.privacy, Backbone(method.common, config.moe.trainable).sample_input(method.task.spec.shape)
+    p, whole = config.privacy, method.task.sample_input()
+    sample = Backbone(method.common, config.moe.trainable).sample_input(whole)
+    serves = method.serves_unseen and method.task.classifies
     return {
         "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
         "classes": list(method.task.spec.classes),
@@ -280,11 +283,11 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "flops_per_answer": served * forward_flops(method.build(0), sample),
         "common_expert_parameters": method.common.num_parameters,
         "bytes_setup": len(method.common.as_bytes) * len(method.num_samples.keys() | served_apart),
-        "serving": serving_of(method).model_dump(mode="json") if method.serves_unseen else None,
+        "serving": serving_of(method).model_dump(mode="json") if serves else None,
     }
 
 
 def serving_of(method: Strategy) -> Serving:
     """Return how the method serves a client that never trained."""
-    architectures = tuple(method.architectures)
+    architectures = tuple(kind for kind in method.architectures if isinstance(kind, Architecture))
     return Serving(read_out=method.read_out, routed=method.routed, architectures=architectures)

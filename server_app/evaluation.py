@@ -1,7 +1,7 @@
 """The clients that never train: scoring what they reply."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -63,12 +63,16 @@ def score_participants(
     pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
     counts: dict[int, dict[str, list[int]]] = {}
     told: defaultdict[str, list[float]] = defaultdict(list)
+    texts: dict[int, tuple[float, int]] = {}
     for reply in pending.replies():
         try:
             names = ("local", *(["global"] if "global" in reply.numbers else []))
             most = strategy.config.limits.max_samples
             counted = {name: _right_of(reply, name, most) for name in names}
-            for name, share in {name: _share_of(reply, name) for name in strategy.tells}.items():
+            shares = {name: _share_of(reply, name) for name in strategy.tells}
+            if strategy.task.tells:
+                texts[reply.client] = _text_of(reply, len(strategy.task.spec.kinds))
+            for name, share in shares.items():
                 told[name].append(share)
             counts[reply.client] = counted
         except BadReply as error:
@@ -77,7 +81,36 @@ def score_participants(
         return {}, pending.failures
     right = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
     means = {name: sum(values) / len(values) for name, values in (right | told).items() if values}
-    return {**means, "clients": counts}, pending.failures
+    found = _of_texts(texts, counts, strategy.task.spec.kinds) if texts else {}
+    return {**means, **found, "clients": counts}, pending.failures
+
+
+def _of_texts(
+    texts: Mapping[int, tuple[float, int]], counts: Mapping[int, Mapping[str, list[int]]], domains: Sequence[str]
+) -> dict[str, object]:
+    """Return means over clients, and by domain, of bits per byte, and those of each client.
+
+    Args:
+        texts: (bits per byte, position of the domain) by client id.
+        counts: right and total tokens, ``local``, by client id.
+        domains: their names.
+    """
+    by_domain = {}
+    for position, name in enumerate(domains):
+        held = [client for client, (_, domain) in texts.items() if domain == position]
+        if held:
+            accuracies = [counts[client]["local"][0] / counts[client]["local"][1] for client in held]
+            bits = [texts[client][0] for client in held]
+            by_domain[name] = {"bits_per_byte": sum(bits) / len(held), "accuracy": sum(accuracies) / len(held)}
+    bits_of = {client: bits for client, (bits, _) in texts.items()}
+    return {"bits_per_byte": sum(bits_of.values()) / len(bits_of), "domains": by_domain, "bits": bits_of}
+
+
+def _text_of(reply: Reply, domains: int) -> tuple[float, int]:
+    """Return a client's bits per byte and the position of its domain."""
+    if not (bits := reply.number("bits-per-byte")) >= 0:
+        raise BadReply("bits-per-byte: below 0")
+    return bits, reply.count("domain", domains - 1)
 
 
 def _right_of(reply: Reply, name: str, most: int) -> list[int]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.data.consent import opted_out
 from fedjets_flwr.data.partition import groups_held
 from fedjets_flwr.errors import FedjetsError
@@ -81,7 +80,8 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     Raises:
         FedjetsError: too many failed.
     """
-    everyone = range(config.partition.all_clients)
+    classifies = open_task(config).classifies
+    everyone = range(config.partition.all_clients if classifies else config.partition.clients)
     exchange.wait_for_nodes(everyone)
     without = opted_out(config) | exchange.nodes.opted_out
     if without and config.privacy.noise_multiplier > 0:
@@ -98,15 +98,15 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     if len(failed) > config.limits.max_failure_share * len(asked):
         client, reason = next(iter(failed.items()))
         raise FedjetsError(f"{len(failed)} of {len(asked)} clients could not be prepared; client {client}: {reason}")
-    if not prepared.labelled(config, UNSEEN):
+    if classifies and not prepared.labelled(config, UNSEEN):
         log.warning("no unseen client has labels: experts are chosen for them, but no accuracy is measured")
     return prepared
 
 
 def most_samples(config: Config, client: int) -> int:
     """Return how many samples a client can have; where the partition is known here, those of its part."""
-    most, known = config.limits.max_samples, open_task(config).simulates
-    return min(most, len(open_split(config).samples[client])) if known else most
+    most, task = config.limits.max_samples, open_task(config)
+    return min(most, task.known(client)) if task.simulates else most
 
 
 def prepare(
@@ -126,11 +126,12 @@ def prepare(
         with_means: ask training clients for their mean embedding.
     """
     task, training = open_task(config), config.partition.clients
-    groups = groups_held(config, len(task.spec.classes))[0] if task.simulates else []
+    known = task.simulates and task.classifies
+    groups = groups_held(config, len(task.spec.classes))[0] if known else []
     prepared = Prepared(measured=measured(exchange.common.temperature, groups))
     means = Job(-1, returns=(MEAN,), numbers={MEAN: 1}) if with_means else Job(-1)
     jobs = [replace(means if client < training else Job(-1), client=client) for client in clients]
-    sizes = {MEAN: gate_inputs(exchange.common, config.common_expert.embedding)}
+    sizes = {MEAN: gate_inputs(exchange.common, config.common_expert.embedding)} if with_means else {}
     pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
     for reply in pending.replies():
         try:

@@ -40,7 +40,7 @@ from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
 from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids
 from fedjets_flwr.runs.callback import Callback
-from fedjets_flwr.runs.score import UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
+from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
 from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
@@ -84,7 +84,8 @@ class Rounds(FlowerStrategy):
         self.validation: list[int] = []
         self.unlabelled: list[int] = []
         self.take(prepared)
-        self.participants = draw_participants(self.config) if self.config.partition.test_share > 0 else []
+        scored = self.config.partition.test_share > 0 or not strategy.task.classifies
+        self.participants = draw_participants(self.config) if scored else []
         self.cohort = Cohort((), (), 0)
         self.failures: dict[int, str] = {}
         self.resting: list[int] = []
@@ -121,6 +122,8 @@ class Rounds(FlowerStrategy):
     @property
     def score(self) -> Score:
         """What the run is judged by."""
+        if not self.strategy.task.classifies:
+            return BITS_PER_BYTE
         validated = self.validation and self.strategy.score is UNSEEN_ACCURACY
         return VALIDATION_ACCURACY if validated else self.strategy.score
 
@@ -383,7 +386,7 @@ class Rounds(FlowerStrategy):
     def _evaluates(self, server_round: int) -> bool:
         """Return whether a round scores clients that never train."""
         due = server_round == self.last or server_round % self.config.run.evaluate_every == 0
-        return self.strategy.serves_unseen and due
+        return self.strategy.serves_unseen and self.strategy.task.classifies and due
 
     def _scored_in(self, server_round: int) -> list[int]:
         """Return the clients that never train which a round serves, if it evaluates."""

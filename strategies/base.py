@@ -18,7 +18,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
 from fedjets_flwr.federation.privacy import check_private
 from fedjets_flwr.federation.reply_checks import check_trained
-from fedjets_flwr.models.architectures import Architecture
+from fedjets_flwr.models.architectures import AnyArchitecture
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.expert import build_expert, builds_own_experts, expert_architecture, expert_specs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
@@ -29,6 +29,9 @@ from fedjets_flwr.wire.messages import Job, Reply
 
 Routes = Mapping[int, tuple[int, ...]]
 """The K experts that the gate chose for a client, best first, by client id; who failed to answer is not there."""
+
+
+IMAGES, TEXT = "images", "text"
 
 
 class Strategy(ABC):
@@ -47,6 +50,7 @@ class Strategy(ABC):
         stops_early: whether the run may end before its last round (``early-stopping.*``).
         score: what the method is judged by.
         tells: numbers from 0 to 1 that clients tell of their own models, whose means the record has.
+        learns: what samples may be, of ``IMAGES`` and ``TEXT``.
         vectors: the state, float32; the rounds set it at the start and on resume.
         num_samples: of each client that could be prepared, by client id.
         weights: the same as they count in averages: no training client's is far above the others' median.
@@ -66,6 +70,7 @@ class Strategy(ABC):
     stops_early: ClassVar[bool] = False
     score: ClassVar[Score] = UNSEEN_ACCURACY
     tells: ClassVar[tuple[str, ...]] = ()
+    learns: ClassVar[tuple[str, ...]] = (IMAGES,)
 
     def __init__(self, config: Config, common: CommonExpert, task: Task) -> None:
         self.config, self.common, self.task = config, common, task
@@ -80,6 +85,11 @@ class Strategy(ABC):
     @classmethod
     def validate(cls, config: Config) -> None:
         """Raise FedjetsError if the settings make no sense for this method."""
+        if (TEXT if config.of_text else IMAGES) not in cls.learns:
+            raise FedjetsError(
+                f"data.name = {config.data.name!r}: strategy.name = {config.strategy.name!r} learns"
+                f" {' and '.join(cls.learns)}; choose other data, or another method"
+            )
         if config.privacy.noise_multiplier > 0:
             own = builds_own_experts(config, cls.init or config.moe.init)
             check_private(config, cls.private, own or not config.common_expert.path)
@@ -109,12 +119,12 @@ class Strategy(ABC):
         """Full names of all experts."""
         return tuple(expert_name(m) for m in range(self.num_experts))
 
-    def architecture(self, expert: int) -> Architecture:
+    def architecture(self, expert: int) -> AnyArchitecture:
         """Return the architecture of an expert, or of the model whose tail it is; experts may differ in it."""
         return expert_architecture(self.config, self.common, self.task.spec, self.init or self.config.moe.init)
 
     @property
-    def architectures(self) -> list[Architecture]:
+    def architectures(self) -> list[AnyArchitecture]:
         """Architectures of all experts."""
         return [self.architecture(m) for m in range(self.num_experts)]
 

@@ -6,6 +6,7 @@ of its own, against which its features and the generator learn. No feature leave
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.moe.adversarial import build_generator
 from fedjets_flwr.wire.messages import Job
-from strategies.base import Routes
+from strategies.base import IMAGES, Routes
 from strategies.fedavg import FedAvg
 
 
@@ -24,6 +25,7 @@ class FedADG(FedAvg):
     """FedAvg's rounds with equal weights, and a generator beside the model; where that is fixed, nobody sends it."""
 
     algorithm = "fedadg"
+    learns: ClassVar[tuple[str, ...]] = (IMAGES,)
     keeps_state = True
     equal_weights = True  # as in the authors' code
 

@@ -1,6 +1,7 @@
 """FedAvg (McMahan et al. 2017): one model for everybody, started from the common expert as in FedJETs' Table 1."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.federation.reply_checks import bounded_mean
 from fedjets_flwr.moe.early_stopping import looks
 from fedjets_flwr.wire.messages import Job, Reply
-from strategies.base import Routes, Strategy
+from strategies.base import IMAGES, TEXT, Routes, Strategy
 
 LOOK = "validation-loss"
 
@@ -24,6 +25,7 @@ class FedAvg(Strategy):
     """
 
     algorithm = "fedavg"
+    learns: ClassVar[tuple[str, ...]] = (IMAGES, TEXT)
     init = "common"
     stops_early = True
 

@@ -4,8 +4,12 @@ FedJETs' Table 8 compares with it. Started from the common expert, which the bot
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture
+from strategies.base import IMAGES
 from strategies.fedavg import FedAvg
 
 
@@ -13,12 +17,24 @@ class FedSR(FedAvg):
     """FedAvg's rounds with equal weights; clients keep a reference of their own for each class."""
 
     algorithm = "fedsr"
+    learns: ClassVar[tuple[str, ...]] = (IMAGES,)
     keeps_state = True
     equal_weights = True  # as in the authors' code
 
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        """Only SGD has the momentum that clients may keep."""
+        super().validate(config)
+        if config.fedsr.keep_momentum and config.train.optimizer != "sgd":
+            raise FedjetsError(
+                f"fedsr.keep-momentum: train.optimizer = {config.train.optimizer!r} has none; set it to 'sgd'"
+            )
+
     def architecture(self, expert: int) -> Architecture:
         """Return the common expert's with a stochastic bottleneck; without one for FedL2R."""
-        return replace(super().architecture(expert), neck="gaussian" if self.config.fedsr.stochastic else "")
+        architecture = super().architecture(expert)
+        assert isinstance(architecture, Architecture)
+        return replace(architecture, neck="gaussian" if self.config.fedsr.stochastic else "")
 
 
 STRATEGY = FedSR

@@ -1,6 +1,7 @@
 """Every client trains alone (control of Listo Zec et al. 2020, section 4): nothing is sent, nothing is averaged."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -9,13 +10,14 @@ from fedjets_flwr.data.partition import check_own_parts
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.runs.score import PARTICIPANTS_ACCURACY
 from fedjets_flwr.wire.messages import Job
-from strategies.base import Routes, Strategy
+from strategies.base import IMAGES, TEXT, Routes, Strategy
 
 
 class Local(Strategy):
     """No rounds and no state of the server's; a client's model stays with it, and is scored on its own test part."""
 
     algorithm = "local"
+    learns: ClassVar[tuple[str, ...]] = (IMAGES, TEXT)
     init = "random"
     serves_unseen = False
     keeps_state = True

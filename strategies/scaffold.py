@@ -18,7 +18,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.flat_model import VectorSpec
-from fedjets_flwr.moe.local_training import rate, steps_of
+from fedjets_flwr.moe.local_training import rate, round_steps
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import Routes
 from strategies.fedavg import FedAvg
@@ -47,6 +47,8 @@ class Scaffold(FedAvg):
         super().validate(config)
         if config.aggregation.rule != "mean":
             raise FedjetsError(f"aggregation.rule = {config.aggregation.rule!r}: SCAFFOLD needs 'mean'")
+        if config.train.optimizer != "sgd":
+            raise FedjetsError(f"train.optimizer = {config.train.optimizer!r}: SCAFFOLD corrects steps of 'sgd'")
 
     def state(self) -> dict[str, Tensor]:
         """Return the model and c = 0."""
@@ -104,8 +106,7 @@ class Scaffold(FedAvg):
 
     def check(self, reply: Reply) -> None:
         """Also refuse a number of steps that does not fit the samples."""
-        t = self.config.train
-        if reply.count("steps", 10**9) != steps_of(self.num_samples[reply.client], t.batch_size, t.local_epochs):
+        if reply.count("steps", 10**9) != round_steps(self.config.train, self.num_samples[reply.client]):
             raise BadReply("steps: not the number that the client's samples make")
         bound, variate = self.config.limits.max_update_norm, reply.vectors.get(f"variate.{reply.client}")
         if bound and variate is not None and float(variate.norm()) > bound:

@@ -5,6 +5,9 @@ generalist like everybody else, and tells how its own mixture does on test sampl
 generalist (appendix) is not here: it is the last round's.
 """
 
+from typing import ClassVar
+
+from strategies.base import IMAGES
 from strategies.finetune import FineTune
 
 
@@ -12,6 +15,7 @@ class Specialist(FineTune):
     """FedAvg's rounds; what is scored is each client's mixture, which stays on its disk."""
 
     algorithm = "specialist"
+    learns: ClassVar[tuple[str, ...]] = (IMAGES,)
     keeps_state = True
     tells = ("specialist-share",)
 

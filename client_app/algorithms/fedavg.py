@@ -32,4 +32,4 @@ def train_one(context: ClientContext, model: FlatModel, member: int = 0, correct
     def losses_of(rows: Tensor) -> list[Tensor]:
         return [context.task.loss(context.forward(model.module, inputs(rows)), data.targets[rows], data.offset)]
 
-    return fit([model], [context.sgd(model)], context.order(member), losses_of, correct)
+    return fit([model], [context.optimizer(model)], context.order(member), losses_of, correct)

@@ -8,7 +8,7 @@ from torch import Tensor
 from client_app.client import ClientContext, Update
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores
-from fedjets_flwr.moe.local_training import LossesOf, Sgd, fit
+from fedjets_flwr.moe.local_training import LossesOf, Optimizer, Sgd, fit
 from fedjets_flwr.names import expert_name
 
 
@@ -20,7 +20,7 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor], own_mix: str = 
     """
     c = context.config
     experts, gate = context.experts(vectors), context.gate(vectors)
-    optimizers = [context.sgd(expert) for expert in experts.values()]
+    optimizers: list[Optimizer] = [context.optimizer(expert) for expert in experts.values()]
     anchor = "anchor" in context.job.numbers
     learned = c.gate.trained_by(anchor)
     if learned:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from client_app.client import ClientContext, Update
 from fedjets_flwr.models.bottleneck import Bottleneck
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.local_training import LossesOf, fit
+from fedjets_flwr.moe.local_training import LossesOf, Optimizer, fit
 from fedjets_flwr.moe.representation import FORMS, Reference
 
 
@@ -24,11 +24,14 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         references, losses_of = [], _plain(context, nn.Sequential(*stages[:-1]), stages[-1])
     order = islice(context.order(epochs=steps), steps) if steps else context.order()
     models = [model, *references]
-    optimizers = [context.sgd(each) for each in models]
     state = {"reference": references[0].vector} if references else {}
-    if context.config.fedsr.keep_momentum:
-        names = [f"momentum.{number}" for number in range(len(models))]
-        state |= {name: each.carry(context.state.get(name)) for name, each in zip(names, optimizers, strict=True)}
+    optimizers: list[Optimizer] = []
+    for number, each in enumerate(models):
+        if context.config.fedsr.keep_momentum:
+            optimizers.append(sgd := context.sgd(each))
+            state[f"momentum.{number}"] = sgd.carry(context.state.get(f"momentum.{number}"))
+        else:
+            optimizers.append(context.optimizer(each))
     loss = fit(models, optimizers, order, losses_of)
     return Update({"expert.0": model.vector}, {"num-examples": len(context.data), "loss": loss}, state)
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from client_app.client import Adapted, ClientContext
-from client_app.participants import answering, fit_own, random_start
+from client_app.participants import answering, fit_own, own_start
 
 
 def adapt(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
     """Return the client's model: trained at the first call of a run, stopped early, and kept from then on."""
     if (kept := context.state.get("model")) is not None:
         return answering(context.expert(0, kept))
-    model = random_start(context)
+    model = own_start(context)
     fit_own(context, model)
     own = answering(model)
     return Adapted(own.predict, {"model": model.vector})

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from client_app.algorithms.fedavg import train_one
 from client_app.client import ClientContext, Update
-from fedjets_flwr.moe.local_training import steps_of
+from fedjets_flwr.moe.local_training import round_steps
 
 
 def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Train ``expert.0``; with option I also return the full-batch gradient at the start, the new variate."""
-    t, client = context.config.train, context.client
+    client = context.client
     correction = vectors[f"correction.{client}"].to(context.device)
     returned: dict[str, Tensor] = {}
     if context.config.scaffold.option == "I":
@@ -30,7 +30,7 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
 
     loss = train_one(context, model, correct=move)
     count = len(context.data)
-    steps = steps_of(count, t.batch_size, t.local_epochs)
+    steps = round_steps(context.config.train, count)
     return Update(returned | {"expert.0": model.vector}, {"num-examples": count, "loss": loss, "steps": steps})
 
 

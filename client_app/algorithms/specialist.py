@@ -6,7 +6,8 @@ from torch import Tensor
 
 from client_app.algorithms.fedavg import train
 from client_app.client import Adapted, ClientContext
-from client_app.participants import answering, fit_own, random_start
+from client_app.participants import answering, fit_own, own_start
+from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.specialist import NLL, build_mixture, mean_share
 from fedjets_flwr.seeds import derive
@@ -19,11 +20,12 @@ def adapt(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
 
     What comes out depends on the generalist, the client's samples and the seed, and on no round.
     """
-    how, test = context.config.specialist, context.on("test")
-    specialist = random_start(context) if how.start == "scratch" else context.copy(0, vectors["expert.0"])
+    how, test, architecture = context.config.specialist, context.on("test"), context.runtime.architecture(0)
+    assert isinstance(architecture, Architecture)
+    specialist = own_start(context) if how.start == "scratch" else context.copy(0, vectors["expert.0"])
     fit_own(context, specialist)
     seed = derive(context.config.run.seed, "specialist's gate", context.client)
-    mixture = build_mixture(context.runtime.architecture(0), context.config.moe.trainable, how, seed)
+    mixture = build_mixture(architecture, context.config.moe.trainable, how, seed)
     FlatModel(mixture.local).load(specialist.vector.cpu())
     FlatModel(mixture.shared).load(vectors["expert.0"].cpu())
     model = FlatModel(mixture.to(context.device))

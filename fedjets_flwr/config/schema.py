@@ -87,13 +87,15 @@ class Run(Section):
 
 
 class Data(Section):
-    name: Literal["digits", "cifar10", "cifar100", "image-folder"] = Field(
-        "digits", description="data set; image-folder: each site's own, at the `data-path` of its `--node-config`"
+    name: Literal["digits", "cifar10", "cifar100", "image-folder", "text", "text-folder"] = Field(
+        "digits",
+        description="data set; image-folder: each site's own, at the `data-path` of its `--node-config`; text: what"
+        " `fedjets text` fetches; text-folder: text of your own",
     )
     dir: str = Field(
         "",
-        description="folder of the data set (image-folder: of shared images in `train/` and `test/`);"
-        " empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`",
+        description="folder of the data set (image-folder: of shared images in `train/` and `test/`; text-folder: of a"
+        " folder or file for each domain); empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`",
     )
     classes: str = Field("", description="image-folder: names of the class folders, with commas between them")
     channels: Literal[1, 3] = Field(3, description="image-folder: 3 for colour, 1 for grey; images are converted")
@@ -104,6 +106,21 @@ class Data(Section):
     augment: Literal["none", "crop-flip", "crop"] = Field(
         "none", description="training augmentation, drawn per image; only whole experts (`moe.trainable = all`) see it"
     )
+
+
+class Text(Section):
+    domains: str = Field(
+        "code,scripture,glosses,manual,slang",
+        description="kinds of text, comma between, which clients hold in turn: of code, docstrings, scripture, glosses,"
+        " manual, slang; of a text-folder the names of its folders of .txt files, or of its files of JSON lines",
+    )
+    tokens: Literal["bpe", "bytes"] = Field(
+        "bpe", description="what a model reads: byte pairs that are learnt from the public text, or bytes"
+    )
+    vocabulary: int = Field(2048, ge=257, le=65_536, description="different tokens (bpe)")
+    train_tokens: int = Field(20_000, ge=1, le=2**31, description="tokens that a client trains on")
+    val_tokens: int = Field(4_000, ge=1, le=2**31, description="tokens that a client chooses by")
+    test_tokens: int = Field(10_000, ge=1, le=2**31, description="tokens that score a client")
 
 
 class Partition(Section):
@@ -201,8 +218,30 @@ class Model(Section):
     stem: Literal["cifar", "imagenet"] = Field("cifar", description="first layers of resnet18 and resnet34")
 
 
+class LanguageModel(Section):
+    context: int = Field(64, ge=1, le=65_536, description="tokens that it sees at once (T)")
+    width: int = Field(64, ge=1, le=65_536, description="numbers that stand for a token")
+    heads: int = Field(4, ge=1, le=1024, description="heads of attention; they divide the width")
+    layers: int = Field(4, ge=1, le=1024, description="layers")
+    switch_layers: int = Field(
+        2, ge=1, le=1024, description="the last so many layers have experts, of which each token goes to one (L)"
+    )
+    experts: int = Field(16, ge=1, le=1024, description="experts of each of those layers (E); 1: a dense model")
+    hidden: int = Field(256, ge=1, le=65_536, description="units of an expert, and of a layer without experts")
+    balance: float = Field(1e-3, ge=0, description="weight of the loss by which all experts get tokens, in training")
+    pretrain_steps: int = Field(
+        1500, ge=0, le=10_000_000, description="steps of its training on the public text; 0: it begins at random"
+    )
+    pretrain_batch: int = Field(40, ge=1, le=1_000_000, description="texts of `context` tokens in each of those steps")
+    pretrain_lr: float = Field(2e-3, gt=0, description="peak rate of that training (AdamW, half a cosine)")
+
+
 class CommonExpert(Section):
-    path: str = Field("", description="safetensors file of the common expert; empty: train one and cache it")
+    path: str = Field(
+        "",
+        description="safetensors file of the common expert, or of the language model that a run on text starts from;"
+        " empty: train one and cache it",
+    )
     embedding: Literal["penultimate", "logits"] = Field("penultimate", description="what the gate reads")
     seed: int = Field(
         1, ge=0, le=2**63 - 1, description="root of the draws of its training; runs of all seeds share it"
@@ -257,6 +296,13 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the experts")
     batch_size: int = Field(32, ge=1, le=1_000_000, description="batch size")
     local_epochs: int = Field(1, ge=1, le=100_000, description="local epochs of a round")
+    local_steps: int = Field(
+        0, ge=0, le=10_000_000, description="local steps of a round; 0: as many as local-epochs make"
+    )
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd",
+        description="what trains experts in a round; adam begins anew in every round, without momentum's settings",
+    )
     logit_adjust: bool = Field(
         False, description="cross entropy of logits + log local label shares: experts learn no local prior"
     )
@@ -471,6 +517,9 @@ class Specialist(Section):
 
 
 class Adapt(Section):
+    start: Literal["random", "common"] = Field(
+        "random", description="a model that a client trains alone begins at random or as the common expert (local)"
+    )
     lr: float = Field(1e-3, gt=0, description="Adam's rate where a client trains a model of its own (local, finetune)")
     batch_size: int = Field(10, ge=1, le=1_000_000, description="its batch size")
     max_epochs: int = Field(60, ge=0, le=100_000, description="epochs at most; 0: the model stays as it was")
@@ -516,8 +565,10 @@ class Config(Section):
     run: Run = Run()
     strategy: Strategy = Strategy()
     data: Data = Data()
+    text: Text = Text()
     partition: Partition = Partition()
     model: Model = Model()
+    language_model: LanguageModel = LanguageModel()
     common_expert: CommonExpert = CommonExpert()
     moe: Moe = Moe()
     gate: Gate = Gate()
@@ -664,10 +715,51 @@ class Config(Section):
                 self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,
                 f"data.classes = {self.data.classes!r}: image-folder needs two or more different names, e.g. 'cat,dog'",
             ),
+            (
+                len(set(self.text_domains)) == len(self.text_domains) > 0,
+                f"text.domains = {self.text.domains!r}: give one or more different ones",
+            ),
+            (
+                self.language_model.width % self.language_model.heads == 0,
+                f"language-model.heads = {self.language_model.heads}: does not divide language-model.width ="
+                f" {self.language_model.width}; set 1, 2 or 4, say",
+            ),
+            (
+                self.language_model.switch_layers <= self.language_model.layers,
+                f"language-model.switch-layers = {self.language_model.switch_layers}: more than language-model.layers ="
+                f" {self.language_model.layers}; lower it",
+            ),
+            *self._rules_of_text(),
         ]
         for holds, message in rules:
             if not holds:
                 raise FedjetsError(message)
+
+    def _rules_of_text(self) -> list[tuple[bool, str]]:
+        """Return what must hold where samples are text: what is made for images alone is refused."""
+        if not self.of_text:
+            return []
+        alone = f"data.name = {self.data.name!r}"
+        default = Config()
+        images_only = {
+            "moe.trainable": self.moe.trainable != "all",
+            "train.logit-adjust": self.train.logit_adjust,
+            "partition.private-share": self.partition.private_share > 0,
+            "aggregation.rule": self.aggregation.rule == "validated",
+            "attack.kind": self.attack.kind == "label-flip",
+            "cohort.anchor-selection": self.cohort.anchor_selection != "partition",
+            "run.start-from": bool(self.run.start_from),
+        }
+        flat, usual = self.flat(), default.flat()
+        return [
+            (not wrong, f"{key} = {flat[key]!r}: {alone} has no such thing; set it to {usual[key]!r}")
+            for key, wrong in images_only.items()
+        ]
+
+    @property
+    def of_text(self) -> bool:
+        """Whether samples are text."""
+        return self.data.name in ("text", "text-folder")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -678,6 +770,11 @@ class Config(Section):
     def domain_names(self) -> tuple[str, ...]:
         """Names in ``partition.domains``."""
         return tuple(name.strip() for name in self.partition.domains.split(",") if name.strip())
+
+    @property
+    def text_domains(self) -> tuple[str, ...]:
+        """Names in ``text.domains``."""
+        return tuple(name.strip() for name in self.text.domains.split(",") if name.strip())
 
     @property
     def num_anchors(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.models.architectures import AnyArchitecture, build, tail
 from fedjets_flwr.models.backbone import Backbone, Seen
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.device import device_of
@@ -37,7 +37,12 @@ class Judge:
     """
 
     def __init__(
-        self, config: Config, task: Task, common: CommonExpert, architectures: Sequence[Architecture], samples: Samples
+        self,
+        config: Config,
+        task: Task,
+        common: CommonExpert,
+        architectures: Sequence[AnyArchitecture],
+        samples: Samples,
     ) -> None:
         """Begin.
 
@@ -56,7 +61,7 @@ class Judge:
         self._known: dict[int, tuple[Tensor, float]] = {}
 
     @classmethod
-    def of(cls, config: Config, task: Task, common: CommonExpert, architectures: Sequence[Architecture]) -> "Judge":
+    def of(cls, config: Config, task: Task, common: CommonExpert, architectures: Sequence[AnyArchitecture]) -> "Judge":
         """Return the judge of the settings (``aggregation.rule = "validated"``)."""
         device = device_of(config)
         samples = task.samples(-1, part="public").first(config.aggregation.root_samples).to(device)

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_split
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch import peers
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
@@ -120,8 +119,7 @@ def check(config: Config) -> None:
     Raises:
         FedjetsError: one line that says what.
     """
-    if open_task(config).simulates:
-        open_split(config)
+    open_task(config).deal()
     if config.common_expert.path or config.run.start_from:
         named_common_expert(config)
 

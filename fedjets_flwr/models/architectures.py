@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedjets_flwr.models.bottleneck import Bottleneck, with_bottleneck
+from fedjets_flwr.models.transformer import LanguageArchitecture, language_model
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,29 @@ class Architecture:
     """What an expert has between features and head (a key of ``NECKS``); a common expert has nothing."""
 
 
-def build(architecture: Architecture, generator_seed: int) -> nn.Sequential:
+AnyArchitecture = Architecture | LanguageArchitecture
+"""Of a classifier of images, or of a language model."""
+
+
+def build(architecture: AnyArchitecture, generator_seed: int) -> nn.Sequential:
     """Return a freshly initialised float32 model; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
+        if isinstance(architecture, LanguageArchitecture):
+            return language_model(architecture)
         return NECKS[architecture.neck](BUILDERS[architecture.name](architecture))
 
 
 def tail_start(model: nn.Sequential, trainable: str) -> int:
     """Return the index of the first stage that belongs to an expert (0: the whole model)."""
-    above = 2 if isinstance(model[-2], Bottleneck) else 1
+    above = 2 if len(model) > 1 and isinstance(model[-2], Bottleneck) else 1
     return {"all": 0, "stage": len(model) - 2 - above, "head": len(model) - above}[trainable]
 
 
 def tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
     """Return the part of a model that is an expert."""
+    if trainable == "all":
+        return model
     part: nn.Sequential = model[tail_start(model, trainable) :]
     return part
 

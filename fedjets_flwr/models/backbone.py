@@ -52,9 +52,8 @@ class Backbone:
         """Return the experts' input: normalised images, or what the trunk makes of them."""
         return seen[self.cached] if self.cached else images
 
-    def sample_input(self, shape: tuple[int, ...]) -> Tensor:
-        """Return one zero sample of an expert's input, for images of a shape (c, h, w)."""
-        image = torch.zeros(1, *shape)
+    def sample_input(self, whole: Tensor) -> Tensor:
+        """Return an expert's input, of one sample as a whole model reads it."""
         with torch.no_grad():
-            sample: Tensor = self.common.model[: tail_start(self.common.model, self.trainable)](image)
+            sample: Tensor = self.common.model[: tail_start(self.common.model, self.trainable)](whole)
         return sample

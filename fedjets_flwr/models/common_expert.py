@@ -6,9 +6,10 @@ Stored as safetensors; the metadata says what it is, so that a file is enough to
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,12 +19,16 @@ from torch import Tensor, nn
 from fedjets_flwr.data.transforms import normalise
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
-from fedjets_flwr.models.architectures import Architecture, build
+from fedjets_flwr.models.architectures import AnyArchitecture, Architecture, build
+from fedjets_flwr.models.transformer import LanguageArchitecture
 
 COMMON_EXPERT = "common-expert.safetensors"
 """Its file in the folder of a run, and in a bundle."""
-FIELDS = [field for field in fields(Architecture) if field.name != "neck"]
-"""What a file tells of its architecture."""
+
+
+def told_fields(kind: type[AnyArchitecture]) -> list[Field[Any]]:
+    """Return what a file tells of an architecture."""
+    return [field for field in fields(kind) if field.repr]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class CommonExpert:
     """
 
     model: nn.Sequential
-    architecture: Architecture
+    architecture: AnyArchitecture
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dataset: str
@@ -59,7 +64,8 @@ class CommonExpert:
     @cached_property
     def as_bytes(self) -> bytes:
         """The safetensors file."""
-        metadata = {f.name: str(getattr(self.architecture, f.name)) for f in FIELDS}
+        kept = told_fields(type(self.architecture))
+        metadata = {f.name: str(getattr(self.architecture, f.name)) for f in kept}
         metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
         if self.temperature != 1:
@@ -119,7 +125,7 @@ def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
         raise ValueError("weights that are no floats")
     model = build(architecture, 0)
     model.load_state_dict(tensors, strict=False)
-    mean, std = (tuple(map(float, metadata[key].split(","))) for key in ("mean", "std"))
+    mean, std = (tuple(map(float, filter(None, metadata[key].split(",")))) for key in ("mean", "std"))
     if not len(mean) == len(std) == architecture.channels or not all(
         map(math.isfinite, [*mean, *(1 / s for s in std)])
     ):
@@ -136,11 +142,15 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
-def _architecture(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Architecture:
+def _architecture(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> AnyArchitecture:
+    if "vocabulary" in metadata:
+        kept = told_fields(LanguageArchitecture)
+        return LanguageArchitecture(**{f.name: int(metadata[f.name]) for f in kept})  # type: ignore[arg-type]
     if "arch" in metadata:
         name, classes = metadata["arch"], tensors["linear.weight"].shape[0]
         return Architecture(name, tensors["conv1.weight"].shape[0], "batch", "cifar", 3, classes)
-    return Architecture(**{f.name: (int if f.type is int else str)(metadata[f.name]) for f in FIELDS})  # type: ignore[arg-type]
+    told = {f.name: (int if f.type is int else str)(metadata[f.name]) for f in told_fields(Architecture)}
+    return Architecture(**told)  # type: ignore[arg-type]
 
 
 def _stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -12,13 +12,15 @@ from torch import nn
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import NECKS, Architecture, build, tail
+from fedjets_flwr.models.architectures import NECKS, AnyArchitecture, Architecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.models.gate import build_gate
+from fedjets_flwr.models.language_pretraining import language_architecture
+from fedjets_flwr.models.transformer import LanguageArchitecture
 from fedjets_flwr.seeds import derive
 
-_ARCHITECTURES = TypeAdapter(list[Architecture])
+_ARCHITECTURES = TypeAdapter(list[AnyArchitecture])
 
 
 def configured_architecture(config: Config, spec: Spec) -> Architecture:
@@ -32,12 +34,12 @@ def builds_own_experts(config: Config, init: str) -> bool:
     return config.moe.trainable == "all" and init == "random"
 
 
-def encode_architectures(architectures: Sequence[Architecture]) -> str:
+def encode_architectures(architectures: Sequence[AnyArchitecture]) -> str:
     """Return architectures as JSON."""
     return json.dumps([asdict(architecture) for architecture in architectures])
 
 
-def decode_architectures(text: str) -> list[Architecture]:
+def decode_architectures(text: str) -> list[AnyArchitecture]:
     """Return the architectures of all experts, or one for all.
 
     Raises:
@@ -49,16 +51,20 @@ def decode_architectures(text: str) -> list[Architecture]:
         raise FedjetsError("the server sent malformed architectures; install the same release on both") from None
 
 
-def expert_architecture(config: Config, common: CommonExpert, spec: Spec, init: str) -> Architecture:
+def expert_architecture(config: Config, common: CommonExpert, spec: Spec, init: str) -> AnyArchitecture:
     """Return the architecture of an expert, or of the model whose tail it is, by the settings.
 
-    A tail, or an expert that starts as the common expert (``init = "common"``), takes the common expert's.
+    A tail, or an expert that starts as the common expert (``init = "common"``), takes the common expert's; how a
+    language model is trained in rounds is not for a file to say.
     """
+    if isinstance(common.architecture, LanguageArchitecture):
+        own = language_architecture(config) if builds_own_experts(config, init) else common.architecture
+        return replace(own, balance=config.language_model.balance)
     return configured_architecture(config, spec) if builds_own_experts(config, init) else common.architecture
 
 
 def build_expert(
-    config: Config, common: CommonExpert, architecture: Architecture, expert: int, init: str
+    config: Config, common: CommonExpert, architecture: AnyArchitecture, expert: int, init: str
 ) -> nn.Sequential:
     """Return expert ``expert`` at its start, trainable.
 
@@ -70,13 +76,15 @@ def build_expert(
         init: ``random`` or ``common``.
     """
     if init == "common":
-        model = NECKS[architecture.neck](copy.deepcopy(common.model).requires_grad_(True))
+        model = copy.deepcopy(common.model).requires_grad_(True)
+        if isinstance(architecture, Architecture):
+            model = NECKS[architecture.neck](model)
     else:
         model = build(architecture, derive(config.run.seed, "expert", expert))
     return tail(model, config.moe.trainable)
 
 
-def expert_specs(architectures: Sequence[Architecture], trainable: str) -> list[VectorSpec]:
+def expert_specs(architectures: Sequence[AnyArchitecture], trainable: str) -> list[VectorSpec]:
     """Return the layouts of experts of some architectures; each kind is built once, without memory for its weights."""
     with torch.device("meta"):
         kinds = {a: VectorSpec.of(tail(build(a, 0), trainable)) for a in set(architectures)}

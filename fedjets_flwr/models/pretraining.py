@@ -12,6 +12,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.data.partition import held_out, public_samples
+from fedjets_flwr.data.text import open_text
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
@@ -27,6 +28,8 @@ from fedjets_flwr.models.common_expert import (
 )
 from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import configured_architecture
+from fedjets_flwr.models.language_pretraining import pretrain_language_model
+from fedjets_flwr.models.transformer import LanguageArchitecture
 from fedjets_flwr.seeds import derive, torch_generator
 
 Progress = Callable[[str], None]
@@ -42,7 +45,6 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
         return named_common_expert(config)
     path = cached_path(config)
     if not path.is_file():
-        progress(f"training a common expert ({config.model.name}) to {config.common_expert.target_accuracy:.0%}")
         save_common_expert(pretrain(config, progress), path)
     progress(f"common expert: {path}")
     return load_common_expert(path)
@@ -54,12 +56,16 @@ def named_common_expert(config: Config) -> CommonExpert:
     Raises:
         FedjetsError: it cannot be read, or does not fit the data set.
     """
-    dataset, name, path = open_dataset(config), "common-expert.path", Path(config.common_expert.path)
+    name, path = "common-expert.path", Path(config.common_expert.path)
     if not config.common_expert.path:
         name, path = "run.start-from", Path(config.run.start_from) / COMMON_EXPERT
         if not path.is_file():
             raise FedjetsError(f"run.start-from = {config.run.start_from!r}: no finished run; name the folder of one")
     expert = load_common_expert(path.expanduser())
+    if config.of_text:
+        _check_language_model(config, expert)
+        return expert
+    dataset = open_dataset(config)
     have = (expert.architecture.channels, expert.architecture.num_classes)
     if have != (dataset.shape[0], len(dataset.classes)):
         raise FedjetsError(
@@ -69,9 +75,31 @@ def named_common_expert(config: Config) -> CommonExpert:
     return expert
 
 
+def _check_language_model(config: Config, expert: CommonExpert) -> None:
+    """Raise FedjetsError unless a common expert reads the tokens of the settings' text, as many at once."""
+    named, vocabulary = f"common-expert.path = {config.common_expert.path!r}", open_text(config).vocabulary
+    found, context = expert.architecture, config.language_model.context
+    if not isinstance(found, LanguageArchitecture):
+        raise FedjetsError(f"{named}: reads images, but data.name = {config.data.name!r}; leave it empty to train one")
+    if found.vocabulary != vocabulary:
+        raise FedjetsError(
+            f"{named}: made for {found.vocabulary} tokens, but the text has {vocabulary}; set text.vocabulary and"
+            " text.tokens as they were, and give the same text"
+        )
+    if found.context != context:
+        raise FedjetsError(
+            f"{named}: reads {found.context} tokens at once; set language-model.context to that, it is {context}"
+        )
+
+
 def cached_path(config: Config) -> Path:
     """Return where a common expert trained for these settings is kept."""
     flat = config.flat()
+    if config.of_text:
+        decides = [(k, v) for k, v in sorted(flat.items()) if k.startswith("language-model.")]
+        named = repr([open_text(config).digest, config.text.tokens, config.text.vocabulary, config.common_expert.seed])
+        digest = derive(0, named + repr(decides))
+        return config.cache_dir / "common-experts" / f"transformer-{config.data.name}-{digest:016x}.safetensors"
     unused = ("common-expert.path", "common-expert.embedding")
     decides = [
         (k, v) for k, v in sorted(flat.items()) if k.startswith(("model.", "common-expert.")) and k not in unused
@@ -106,12 +134,17 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
 
     With ``common-expert.max-epochs = 0`` it is the random start itself.
 
+    Of text it is a language model, trained as ``language-model.*`` says.
+
     SGD with Nesterov momentum and a one-cycle rate. The paper states neither data nor recipe of its common experts; its
     73 % and 93 % columns are read here as two stopping points on the same pool.
 
     Raises:
         FedjetsError: the target was not reached in ``common-expert.max-epochs``.
     """
+    if config.of_text:
+        return pretrain_language_model(config, progress)
+    progress(f"training a common expert ({config.model.name}) to {config.common_expert.target_accuracy:.0%}")
     settings, dataset = config.common_expert, open_dataset(config)
     architecture = configured_architecture(config, dataset.spec)
     device = device_of(config)

@@ -26,6 +26,11 @@ def steps_of(count: int, size: int, epochs: int) -> int:
     return epochs * math.ceil(count / size)
 
 
+def round_steps(train: Train, count: int) -> int:
+    """Return the local steps of a round on ``count`` samples."""
+    return train.local_steps or steps_of(count, train.batch_size, train.local_epochs)
+
+
 def rate(train: Train, server_round: int, rounds: int) -> float:
     """Return the experts' learning rate of a round (1-based): constant, or a half cosine that ends near zero."""
     if train.schedule == "constant":

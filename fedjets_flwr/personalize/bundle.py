@@ -238,9 +238,10 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
     except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
     found, wanted = common.architecture, replace(card.architecture(card.experts[0]), neck="")
+    fits = found == wanted
     if card.trainable == "all":  # a whole expert is of any architecture
-        wanted = replace(found, channels=wanted.channels, num_classes=wanted.num_classes)
-    if found != wanted:
+        fits = (found.channels, found.num_classes) == (wanted.channels, wanted.num_classes)
+    if not fits:
         raise FedjetsError(f"{path}: a common expert of other classes, images or architecture than {CARD} says")
     return common
 

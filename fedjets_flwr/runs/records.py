@@ -79,6 +79,9 @@ class ParticipantsTold(Told):
 
     clients: dict[ClientId, dict[str, Answers]] = {}
     local: Number | None = None
+    bits_per_byte: Number | None = None
+    bits: dict[ClientId, Number] = {}
+    domains: dict[str, dict[str, Number]] = {}
 
 
 class EvaluationTold(Told):

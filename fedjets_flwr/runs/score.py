@@ -30,6 +30,7 @@ class Score:
 UNSEEN_ACCURACY = Score("accuracy on unseen clients", "higher", ("evaluation", "accuracy"))
 VALIDATION_ACCURACY = Score("accuracy on validation clients", "higher", ("validation", "accuracy"))
 PARTICIPANTS_ACCURACY = Score("accuracy on clients' own tests", "higher", ("participants", "local"))
+BITS_PER_BYTE = Score("bits per byte on clients' own tests", "lower", ("participants", "bits_per_byte"))
 
 
 ACCURACIES = (UNSEEN_ACCURACY.name, VALIDATION_ACCURACY.name)

@@ -61,6 +61,8 @@ def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
         evaluations = [r[kind] for r in records if kind in r]
         facts += f", {who} {evaluations[-1]['accuracy']:.3f}" if evaluations else ""
     own = [r["participants"] for r in records if "participants" in r]
+    if own and "bits_per_byte" in own[-1]:
+        facts += f", {own[-1]['bits_per_byte']:.3f} bits per byte"
     return facts + (f", clients' own tests {own[-1]['local']:.3f}" if own else "")
 
 

@@ -109,7 +109,13 @@ def open_run(folder: StrPath) -> TrainedRun:
         FedjetsError: it is no folder of a run, the run is not finished, or its files are damaged.
     """
     folder = Path(folder)
-    config, summary = Config.from_flat(_told(folder, "config.json", SETTINGS_TOLD)), _told(folder, SUMMARY, TrainedTold)
+    config = Config.from_flat(_told(folder, "config.json", SETTINGS_TOLD))
+    if config.of_text:
+        raise FedjetsError(
+            f"{folder}: data.name = {config.data.name!r}: a run of language models; only models of images are"
+            " personalised, exported or started from"
+        )
+    summary = _told(folder, SUMMARY, TrainedTold)
     channels, height, width = summary["image_shape"]
     spec = Spec((channels, height, width), tuple(summary["classes"]))
     if not (folder / COMMON_EXPERT).is_file():

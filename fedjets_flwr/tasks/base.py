@@ -37,6 +37,7 @@ class Samples:
         labelled: whether the targets are known.
         training: false for an unseen client, whose targets, if known, only score.
         kinds: of each sample, (n,) int64, a position in ``Spec.kinds``; None: its target says it.
+        per_byte: of text, tokens that stand for a byte; otherwise 0.
     """
 
     client: int
@@ -45,6 +46,7 @@ class Samples:
     labelled: bool
     training: bool
     kinds: Tensor | None = None
+    per_byte: float = 0.0
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -73,12 +75,36 @@ class Task(Protocol):
         """Shape of a sample and names of the classes."""
 
     @property
+    def classifies(self) -> bool:
+        """Whether a sample is of one class: then a common expert embeds it, and clients that never train are scored.
+
+        Otherwise those that train are.
+        """
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """Numbers, none below 0, that a client tells of its own tests besides right answers (:meth:`told`)."""
+
+    @property
     def simulates(self) -> bool:
         """Whether the samples of all clients lie here, as in a simulation."""
 
     @property
     def has_global(self) -> bool:
         """Whether test samples that all clients share lie here."""
+
+    def deal(self) -> None:
+        """Give every client its samples, where they lie here.
+
+        Raises:
+            FedjetsError: the settings do not fit the samples.
+        """
+
+    def known(self, client: int) -> int:
+        """Return how many samples a client has, where they lie here."""
+
+    def sample_input(self) -> Tensor:
+        """Return one sample of no content as a whole model reads it."""
 
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return what a client holds.
@@ -103,5 +129,15 @@ class Task(Protocol):
     def total_loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
         """Return the sum of the samples' losses, a scalar."""
 
-    def count_right(self, probs: Tensor, targets: Tensor) -> list[int]:
+    @property
+    def at_once(self) -> int:
+        """How many samples a model answers in one batch."""
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what of a batch's outputs is kept: class probabilities (b, C), or what scores it."""
+
+    def count_right(self, predictions: Tensor, targets: Tensor) -> list[int]:
         """Return how many predictions are right, and of how many."""
+
+    def told(self, predictions: Tensor, samples: Samples) -> dict[str, float]:
+        """Return what else a client tells of its own tests, by the names in :attr:`tells`."""

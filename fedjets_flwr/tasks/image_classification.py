@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_client, open_dataset, open_global, open_public
+from fedjets_flwr.data.clients import open_client, open_dataset, open_global, open_public, open_split
 from fedjets_flwr.data.datasets import Dataset, Spec
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.models.common_expert import CommonExpert
@@ -33,6 +33,16 @@ class ImageClassification:
         return replace(self.dataset.spec, kinds=self.config.domain_names if known else ())
 
     @property
+    def classifies(self) -> bool:
+        """An image is of one class."""
+        return True
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
     def simulates(self) -> bool:
         """Whether the images of all clients lie here."""
         return len(self.dataset.train) > 0 and self.config.partition.public_share < 1
@@ -41,6 +51,19 @@ class ImageClassification:
     def has_global(self) -> bool:
         """Whether test images that all clients share lie here."""
         return len(self.dataset.test) > 0
+
+    def deal(self) -> None:
+        """Make the partition of the settings."""
+        if self.simulates:
+            open_split(self.config)
+
+    def known(self, client: int) -> int:
+        """Return how many images of the data set a client has."""
+        return len(open_split(self.config).samples[client])
+
+    def sample_input(self) -> Tensor:
+        """Return a black image, float32 (1, c, h, w)."""
+        return torch.zeros(1, *self.spec.shape)
 
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return a client's images, uint8 (n, c, h, w), and labels, (n,) int64."""
@@ -65,6 +88,19 @@ class ImageClassification:
         """Return the sum of the cross entropies."""
         return F.cross_entropy(outputs + offset, targets, reduction="sum")
 
-    def count_right(self, probs: Tensor, targets: Tensor) -> list[int]:
+    @property
+    def at_once(self) -> int:
+        """Images of a batch."""
+        return 512
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return class probabilities, (b, C)."""
+        return outputs.softmax(dim=1)
+
+    def count_right(self, predictions: Tensor, targets: Tensor) -> list[int]:
         """Return right answers and samples."""
-        return [int((probs.argmax(1) == targets).sum()), len(targets)]
+        return [int((predictions.argmax(1) == targets).sum()), len(targets)]
+
+    def told(self, predictions: Tensor, samples: Samples) -> dict[str, float]:
+        """Return nothing."""
+        return {}

@@ -16,10 +16,12 @@ from client_app.queries import expert_probabilities
 from client_app.runtime import Runtime
 from client_app.state import TRAINED, ClientState
 from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.bottleneck import Bottleneck
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.representation import Reference
 from fedjets_flwr.wire.messages import Job, Reply
+from strategies.fedsr import FedSR
 from tests.support.faults import OneClientANode, same, same_weights
 from tests.support.runs import TinyRunner, tiny_run
 from tests.support.spying import check_unsent, recording
@@ -132,6 +134,11 @@ def test_momentum_is_kept_by_the_client_where_the_settings_say_so(tmp_path: Path
     context_at(forgetting).keep({"reference": kept["reference"]})
     without = fedsr.train(context_at(forgetting, 2), {"expert.0": left}).vectors["expert.0"]
     assert not torch.allclose(without, wanted, rtol=1e-3)
+
+
+def test_only_sgds_momentum_can_be_kept() -> None:
+    with pytest.raises(FedjetsError, match="fedsr.keep-momentum: train.optimizer = 'adam' has none"):
+        FedSR.validate(tiny(strategy__name="fedsr", fedsr__keep_momentum=True, train__optimizer="adam"))
 
 
 def test_its_experts_have_a_bottleneck_where_they_draw_and_all_clients_weigh_the_same() -> None:

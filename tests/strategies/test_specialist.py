@@ -16,7 +16,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from client_app.algorithms import specialist
 from client_app.client import ClientContext
 from client_app.node import read_node
-from client_app.participants import fit_own, random_start
+from client_app.participants import fit_own, own_start
 from client_app.policy import Refused
 from client_app.site import open_site
 from client_app.state import ADAPTED, ClientState
@@ -341,7 +341,7 @@ def test_a_gate_is_a_network_of_the_experts_shape_or_one_unit_and_each_clients_o
 def test_a_specialist_from_scratch_begins_as_the_local_model_does(tmp_path: Path) -> None:
     context = asked(tmp_path, specialist__start="scratch", specialist__trains="gate")
     made = specialist.adapt(context, start_vectors("expert.0"))
-    own = random_start(context)
+    own = own_start(context)
     fit_own(context, own)
     assert torch.equal(made.state["mixture"][-100:-50], own.vector) or own.vector.tolist() in [
         made.state["mixture"][i : i + 50].tolist() for i in range(len(made.state["mixture"]) - 49)

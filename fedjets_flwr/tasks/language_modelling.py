@@ -1,0 +1,115 @@
+"""Text, of which each next token is to be told: cross entropy, right tokens, bits per byte."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.datasets import Spec
+from fedjets_flwr.data.text import open_text
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.models.language_pretraining import windows
+from fedjets_flwr.names import TRAIN
+from fedjets_flwr.tasks.base import Inputs, Samples
+
+PARTS = ("train", "val", "test")
+
+
+class LanguageModelling:
+    """The text of ``data.name = "text"`` or ``"text-folder"``, a domain for each client.
+
+    A sample is a window of T tokens, its targets the T tokens that follow each; a client's windows do not overlap.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def spec(self) -> Spec:
+        """Length of a window, and names of the domains; the tokens are too many to have names."""
+        return Spec((self.config.language_model.context,), (), self.config.text_domains)
+
+    @property
+    def classifies(self) -> bool:
+        """A text is of no class."""
+        return False
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """Bits per byte, and the position of the text's domain."""
+        return ("bits-per-byte", "domain")
+
+    @property
+    def simulates(self) -> bool:
+        """Whose text is whose is known wherever the text lies."""
+        return True
+
+    @property
+    def has_global(self) -> bool:
+        """There is no text that all clients share."""
+        return False
+
+    def deal(self) -> None:
+        """Cut the text into the clients' parts."""
+        open_text(self.config)
+
+    def known(self, client: int) -> int:
+        """Return how many windows a training client trains on."""
+        return len(self.samples(client))
+
+    def sample_input(self) -> Tensor:
+        """Return a window of the first token, int64 (1, T)."""
+        return torch.zeros(1, *self.spec.shape, dtype=torch.int64)
+
+    def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
+        """Return windows of a client's text and their targets, int64 (n, T) both."""
+        wanted = "train" if part == "shared" else part
+        if folder is not None or wanted not in PARTS:
+            raise FedjetsError(
+                f"data.name = {self.config.data.name!r}: text has no {part} part for a site's own folder"
+            )
+        held = open_text(self.config).client(client, wanted)  # type: ignore[arg-type]
+        cut = windows(held.tokens, self.config.language_model.context)
+        if cut is None:
+            raise FedjetsError(
+                f"text.{wanted}-tokens: {len(held.tokens)} are less than a window of language-model.context ="
+                f" {self.config.language_model.context} and one more; raise it"
+            )
+        training = self.config.partition.role_of(client) == TRAIN
+        kinds = torch.full((len(cut[0]),), held.domain)
+        return Samples(client, *cut, True, training, kinds, len(held.tokens) / held.num_bytes)
+
+    def inputs(self, stored: Tensor, common: CommonExpert, generator: torch.Generator | None = None) -> Inputs:
+        """Return how to get windows of tokens, int64 (b, T); text is not augmented."""
+        return lambda rows: stored[rows]
+
+    def loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return the mean cross entropy of logits (b, T, V) and tokens (b, T), in nats per token."""
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def total_loss(self, outputs: Tensor, targets: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return the sum over windows of their mean cross entropy."""
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum") / targets.shape[1]
+
+    @property
+    def at_once(self) -> int:
+        """Windows of a batch, each of T x V numbers."""
+        return 64
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each token's cross entropy in nats, and whether it was told right, (b, T, 2)."""
+        losses = F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+        return torch.stack([losses, (outputs.argmax(2) == targets).to(losses.dtype)], dim=2)
+
+    def count_right(self, predictions: Tensor, targets: Tensor) -> list[int]:
+        """Return tokens told right, and tokens."""
+        return [int(predictions[..., 1].sum(dtype=torch.float64)), targets.numel()]
+
+    def told(self, predictions: Tensor, samples: Samples) -> dict[str, float]:
+        """Return bits per byte, the mean bits per token by the bytes that a token stands for, and the domain."""
+        bits = float(predictions[..., 0].mean(dtype=torch.float64)) / math.log(2)
+        return {"bits-per-byte": bits * samples.per_byte, "domain": int(samples.columns[0])}
