@@ -36,7 +36,7 @@ def allowed() -> dict[str, tuple[object, ...]]:
 
 
 REGISTRIES: dict[str, Iterable[str]] = {
-    "data.name": [*LOADERS, "image-folder"],
+    "data.name": [*LOADERS, "image-folder", "text", "text-folder"],
     "data.augment": AUGMENTATIONS,
     "partition.name": PARTITIONS,
     "model.name": BUILDERS,
@@ -56,7 +56,7 @@ SWITCHES = {
     "gate.learns-from",
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
     "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics", "specialist.start",
-    "specialist.gate", "partition.pairs", "fedadg.reference",
+    "specialist.gate", "partition.pairs", "fedadg.reference", "text.tokens",
 }  # fmt: skip
 """Settings whose few values are branches of one function each, and no registry's."""
 

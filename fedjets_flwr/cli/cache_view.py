@@ -11,6 +11,7 @@ KINDS = {
     "common-experts": "trained here, or received from a server",
     "embeddings": "what a common expert makes of simulated clients' samples",
     "folders": "a site's own images, decoded, and their embeddings",
+    "text": "text as tokens",
     "vectors": "experts and gates that a site received",
 }
 """Folders of a cache; whatever else lies there (private states, counts of epsilon, audit logs) is no cache."""

@@ -87,13 +87,15 @@ class Run(Section):
 
 
 class Data(Section):
-    name: Literal["digits", "cifar10", "cifar100", "image-folder"] = Field(
-        "digits", description="data set; image-folder: each site's own, at the `data-path` of its `--node-config`"
+    name: Literal["digits", "cifar10", "cifar100", "image-folder", "text", "text-folder"] = Field(
+        "digits",
+        description="data set; image-folder: each site's own, at the `data-path` of its `--node-config`; text: what"
+        " `fedjets text` fetches; text-folder: text of your own",
     )
     dir: str = Field(
         "",
-        description="folder of the data set (image-folder: of shared images in `train/` and `test/`);"
-        " empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`",
+        description="folder of the data set (image-folder: of shared images in `train/` and `test/`; text-folder: of a"
+        " folder or file for each domain); empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`",
     )
     classes: str = Field("", description="image-folder: names of the class folders, with commas between them")
     channels: Literal[1, 3] = Field(3, description="image-folder: 3 for colour, 1 for grey; images are converted")
@@ -104,6 +106,21 @@ class Data(Section):
     augment: Literal["none", "crop-flip", "crop"] = Field(
         "none", description="training augmentation, drawn per image; only whole experts (`moe.trainable = all`) see it"
     )
+
+
+class Text(Section):
+    domains: str = Field(
+        "code,scripture,glosses,manual,slang",
+        description="kinds of text, comma between, which clients hold in turn: of code, docstrings, scripture, glosses,"
+        " manual, slang; of a text-folder the names of its folders of .txt files, or of its files of JSON lines",
+    )
+    tokens: Literal["bpe", "bytes"] = Field(
+        "bpe", description="what a model reads: byte pairs that are learnt from the public text, or bytes"
+    )
+    vocabulary: int = Field(2048, ge=257, le=65_536, description="different tokens (bpe)")
+    train_tokens: int = Field(20_000, ge=1, le=2**31, description="tokens that a client trains on")
+    val_tokens: int = Field(4_000, ge=1, le=2**31, description="tokens that a client chooses by")
+    test_tokens: int = Field(10_000, ge=1, le=2**31, description="tokens that score a client")
 
 
 class Partition(Section):
@@ -496,6 +513,7 @@ class Config(Section):
     run: Run = Run()
     strategy: Strategy = Strategy()
     data: Data = Data()
+    text: Text = Text()
     partition: Partition = Partition()
     model: Model = Model()
     common_expert: CommonExpert = CommonExpert()
@@ -643,6 +661,10 @@ class Config(Section):
                 self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,
                 f"data.classes = {self.data.classes!r}: image-folder needs two or more different names, e.g. 'cat,dog'",
             ),
+            (
+                len(set(self.text_domains)) == len(self.text_domains) > 0,
+                f"text.domains = {self.text.domains!r}: give one or more different ones",
+            ),
         ]
         for holds, message in rules:
             if not holds:
@@ -657,6 +679,11 @@ class Config(Section):
     def domain_names(self) -> tuple[str, ...]:
         """Names in ``partition.domains``."""
         return tuple(name.strip() for name in self.partition.domains.split(",") if name.strip())
+
+    @property
+    def text_domains(self) -> tuple[str, ...]:
+        """Names in ``text.domains``."""
+        return tuple(name.strip() for name in self.text.domains.split(",") if name.strip())
 
     @property
     def num_anchors(self) -> int:

@@ -95,8 +95,10 @@ def load_dataset(name: str, folder: Path, download: bool) -> Dataset:
     """Return a published data set; it is read once per process.
 
     Raises:
-        FedjetsError: the files are missing, or are not the published ones.
+        FedjetsError: the files are missing, or are not the published ones, or hold no images.
     """
+    if name not in LOADERS:
+        raise FedjetsError(f"data.name = {name!r}: holds no images; set it to {' or '.join(LOADERS)} or image-folder")
     return LOADERS[name](folder, download)
 
 

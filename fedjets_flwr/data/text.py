@@ -1,0 +1,258 @@
+"""Text of different domains, as tokens: the public part, and what each client holds.
+
+The SHA-256 of a document's name, modulo 10, says which split it is of: 0 to 4 are public, 5 to 8 are the clients' to
+train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. A document
+whose text an earlier one has is left out.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.text_folder import list_files, read_files
+from fedjets_flwr.data.text_sources import SOURCES, Document, files_of
+from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.kept import keep, kept
+from fedjets_flwr.names import UNSEEN, VALIDATION
+from fedjets_flwr.seeds import torch_generator
+
+Part = Literal["train", "val", "test"]
+PUBLIC, HELD_OUT, FEDERATED, TEST = SPLITS = ("public", "held-out", "federated", "test")
+FORMAT = 1
+"""Of what is kept; another number has all made anew."""
+MAX_CHARACTERS = 500_000_000
+"""Of all text together, which is in memory while it becomes tokens."""
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A client's text.
+
+    Attributes:
+        tokens: int64 (n,).
+        num_bytes: of the text that they stand for.
+        domain: position in :attr:`TextSplit.domains`.
+    """
+
+    tokens: Tensor
+    num_bytes: int
+    domain: int
+
+
+@dataclass(frozen=True, eq=False)
+class TextSplit:
+    """Who holds which text.
+
+    Attributes:
+        domains: names of the domains.
+        vocabulary: V, number of different tokens, which are 0 to V - 1.
+        digest: SHA-256 over the domains' names and their documents, which tells whether two machines have the same.
+    """
+
+    domains: tuple[str, ...]
+    vocabulary: int
+    digest: str
+    _config: Config
+    _tensors: dict[str, Tensor]
+    _streams: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def public(self) -> Tensor:
+        """What anybody may train on: int64 (n,), documents of all domains mixed."""
+        return self._tensors[PUBLIC].long()
+
+    @cached_property
+    def public_held_out(self) -> Tensor:
+        """Public text that no training sees: int64 (n,), documents of all domains mixed."""
+        return self._tensors[HELD_OUT].long()
+
+    def domain_of(self, client: int) -> int:
+        """Return which domain a client's text is of: clients of a role hold all in turn, from the first on."""
+        part = self._config.partition
+        first = {UNSEEN: part.clients, VALIDATION: part.clients + part.unseen_clients}
+        return (client - first.get(part.role_of(client), 0)) % len(self.domains)
+
+    def client(self, client: int, part: Part) -> TextPart:
+        """Return a part of a client's text, which no other part and no other client has.
+
+        Args:
+            client: its id.
+            part: what it trains on, chooses by or is scored on. Only what scores is of documents apart from all
+                others', and not for validation clients: settings that they choose must not know those.
+        """
+        domain = self.domain_of(client)
+        split, length = self._needs(client)[part]
+        earlier = [self._needs(other) for other in range(client) if self.domain_of(other) == domain]
+        taken = [need for needs in earlier for need in needs.values()]
+        for name, need in self._needs(client).items():
+            if name == part:
+                break
+            taken.append(need)
+        start = sum(size for of, size in taken if of == split)
+        tokens = self._stream(split, domain)[start : start + length].long()
+        return TextPart(tokens, self.num_bytes(tokens), domain)
+
+    def num_bytes(self, tokens: Tensor) -> int:
+        """Return of how many bytes of text tokens (n,) are."""
+        return int(self._tensors["lengths"][tokens].sum())
+
+    def decode(self, tokens: Tensor) -> bytes:
+        """Return the text of tokens (n,) in UTF-8; a slice may begin or end within a character."""
+        return b"".join(self._pieces[token] for token in tokens.tolist())
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        """The bytes of each token."""
+        joined = self._tensors["pieces"].numpy().tobytes()
+        ends = self._tensors["lengths"].cumsum(0).tolist()
+        return [joined[start:end] for start, end in pairwise([0, *ends])]
+
+    def check(self) -> None:
+        """Check that there is enough text.
+
+        Raises:
+            FedjetsError: there is not.
+        """
+        for split in (PUBLIC, HELD_OUT):
+            if not len(self._tensors[split]):
+                raise FedjetsError(
+                    f"text.domains: no document is of the {split} split, which the digest of its name decides;"
+                    " give more documents, or smaller ones"
+                )
+        wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for client in range(self._config.partition.all_clients):
+            for split, length in self._needs(client).values():
+                wanted[split, self.domain_of(client)].append(length)
+        for (split, domain), lengths in wanted.items():
+            have = len(self._tensors[f"{split}.{domain}"])
+            if sum(lengths) > have:
+                raise FedjetsError(
+                    f"text.domains: the {split} text of {self.domains[domain]} has {have} tokens, and its clients need"
+                    f" {sum(lengths)}; lower text.{'test' if split == TEST else 'train'}-tokens, partition.clients or"
+                    " partition.unseen-clients, or give more text"
+                )
+
+    def _needs(self, client: int) -> dict[Part, tuple[str, int]]:
+        """Return of which split each part of a client is, and how many tokens it has."""
+        text = self._config.text
+        scored = FEDERATED if self._config.partition.role_of(client) == VALIDATION else TEST
+        return {
+            "train": (FEDERATED, text.train_tokens),
+            "val": (FEDERATED, text.val_tokens),
+            "test": (scored, text.test_tokens),
+        }
+
+    def _stream(self, split: str, domain: int) -> Tensor:
+        """Return int32 (n,), the documents of a split and domain one after another, in an order that the seed draws."""
+        if (key := (split, domain)) not in self._streams:
+            documents = self._tensors[f"{split}.{domain}"].tensor_split(self._tensors[f"{split}.{domain}.ends"][:-1])
+            drawn = torch_generator(self._config.run.seed, f"order of {split} {self.domains[domain]}")
+            order = torch.randperm(len(documents), generator=drawn)
+            self._streams[key] = torch.cat([documents[position] for position in order.tolist()])
+        return self._streams[key]
+
+
+@lru_cache(maxsize=2)
+def open_text(config: Config) -> TextSplit:
+    """Return the text of the settings; what became of it as tokens is kept in the cache.
+
+    Raises:
+        FedjetsError: text is missing, damaged or too little.
+    """
+    tensors = _tokens(config)
+    digest = bytes(tensors["digest"].tolist()).hex()
+    split = TextSplit(config.text_domains, len(tensors["lengths"]), digest, config, tensors)
+    split.check()
+    return split
+
+
+def documents_of(config: Config, domain: str) -> Iterator[Document]:
+    """Yield the documents of a domain that have text, each text once.
+
+    Raises:
+        FedjetsError: they are missing or damaged.
+    """
+    files, seen = _files(config, domain), set[bytes]()
+    own = config.data.name == "text-folder"
+    found = read_files(files, config.data_dir, domain) if own else SOURCES[domain].read(files, config.text_domains)
+    for document in found:
+        digest = hashlib.sha256(document.text.encode()).digest()
+        if document.text.strip() and digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def split_of(document: Document) -> str:
+    """Return which of :data:`SPLITS` a document is of."""
+    tens, ones = divmod(_number(document.name), 10)
+    if ones < 5:
+        return PUBLIC if tens % 10 else HELD_OUT
+    return FEDERATED if ones < 9 else TEST
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+
+
+def _files(config: Config, domain: str) -> list[Path]:
+    if config.data.name == "text-folder":
+        return list_files(config.data_dir, domain)
+    if domain not in SOURCES:
+        raise FedjetsError(f"text.domains: {domain!r}: no such domain; there are {', '.join(SOURCES)}")
+    return files_of(domain, config.data_dir)
+
+
+def _tokens(config: Config) -> dict[str, Tensor]:
+    """Return all text as tokens, kept by the names, sizes and times of its files."""
+    if config.data.name not in ("text", "text-folder"):
+        raise FedjetsError(f"data.name = {config.data.name!r}: holds no text; set it to 'text' or 'text-folder'")
+    files = [(path, path.stat()) for domain in config.text_domains for path in _files(config, domain)]
+    seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
+    pairs = (config.text.vocabulary, version("tokenizers")) if config.text.tokens == "bpe" else ()
+    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, pairs, str(config.data_dir), seen)
+    path = config.cache_dir / "text" / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.safetensors"
+    if (tensors := kept(path)) is None:
+        tensors = _make(config)
+        keep(tensors, path)
+    return tensors
+
+
+def _make(config: Config) -> dict[str, Tensor]:
+    """Return the splits of all domains as int32 tokens, what the tokens stand for, and the digest of the text."""
+    splits: dict[str, list[tuple[int, str]]] = {PUBLIC: [], HELD_OUT: []}
+    hasher, characters = hashlib.sha256(), 0
+    for position, domain in enumerate(config.text_domains):
+        splits |= {f"{split}.{position}": [] for split in (FEDERATED, TEST)}
+        for document in documents_of(config, domain):
+            split = split_of(document)
+            whole = document.text if document.text.endswith("\n") else document.text + "\n"
+            hasher.update(repr((domain, document.name, len(whole))).encode() + whole.encode())
+            mixed = split in (PUBLIC, HELD_OUT)
+            splits[split if mixed else f"{split}.{position}"].append((_number(document.name), whole))
+            characters += len(whole)
+            if characters > MAX_CHARACTERS:
+                raise FedjetsError(f"text.domains: more than {MAX_CHARACTERS} characters; give fewer or smaller ones")
+    # By the digests of their names, public documents of all domains mix.
+    texts = {split: [text for _, text in sorted(found)] for split, found in splits.items()}
+    tokens = as_bytes() if config.text.tokens == "bytes" else learn_pairs(texts[PUBLIC], config.text.vocabulary)
+    tensors = {
+        "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
+        "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
+        "lengths": torch.tensor([len(piece) for piece in tokens.pieces]),
+    }
+    for split, found in texts.items():
+        encoded = tokens.encode(found)
+        tensors[split] = torch.cat([torch.empty(0, dtype=torch.int32), *encoded])
+        tensors[f"{split}.ends"] = torch.tensor([len(one) for one in encoded], dtype=torch.int64).cumsum(0)
+    return tensors

@@ -1,0 +1,59 @@
+"""Text of one's own: for each domain a folder of .txt files, or a file of JSON lines."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedjets_flwr.data.text_sources import Document, read_text
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.reading import JSON, parse
+
+
+def list_files(folder: Path, domain: str) -> list[Path]:
+    """Return the files of a domain: ``folder/domain/**/*.txt`` in the order of their paths, or ``folder/domain.jsonl``.
+
+    Raises:
+        FedjetsError: there is neither, or both.
+    """
+    named, lines = folder / domain, folder / f"{domain}.jsonl"
+    if domain.startswith(".") or set(domain) & {*"/\\"}:
+        raise FedjetsError(f"text.domains: {domain!r} is no plain name of a folder")
+    if named.is_dir() and lines.exists():
+        raise FedjetsError(f"{lines}: {named} is there, too; a domain is a folder or a file: remove one of them")
+    if lines.is_file():
+        return [lines]
+    if not named.is_dir():
+        raise FedjetsError(f"text.domains: neither {named}/ nor {lines} is there; data.dir names the folder of both")
+    files = [path for path in sorted(named.rglob("*.txt")) if not _hidden(path.relative_to(named)) and path.is_file()]
+    if not files:
+        raise FedjetsError(f"{named}: no text in it (files that end in .txt)")
+    return files
+
+
+def read_files(files: Sequence[Path], folder: Path, domain: str) -> Iterator[Document]:
+    """Yield the documents of the files of a domain: each .txt file is one, and so is each line of JSON lines.
+
+    A file's name is its path below the domain's folder. A line is an object with ``text`` and maybe ``name``; without
+    one, its number is its name.
+
+    Raises:
+        FedjetsError: a file or a line is no such thing.
+    """
+    for path in files:
+        text = read_text(path)
+        if path.suffix != ".jsonl":
+            yield Document(path.relative_to(folder / domain).as_posix(), text)
+            continue
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            found = parse(line, JSON, where)
+            line_of = found if isinstance(found, dict) else {}
+            name, words = line_of.get("name", str(number)), line_of.get("text")
+            if not isinstance(words, str) or not isinstance(name, str):
+                raise FedjetsError(f'{where}: expected an object like {{"name": "a", "text": "Once …"}}')
+            yield Document(name, words)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
