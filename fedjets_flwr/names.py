@@ -11,7 +11,7 @@ TRAIN, UNSEEN, VALIDATION = ROLES = ("train", "unseen", "validation")
 Their ids follow each other in this order."""
 
 DENSE = "dense"
-_EXPERT = re.compile(r"expert\.(\d+)")
+_EXPERT = re.compile(r"expert\.(\d+)(\.\d+)?")
 
 
 def expert_name(expert: int) -> str:
@@ -30,5 +30,16 @@ def expert_id(name: str) -> int:
 
 
 def expert_ids(names: Iterable[str]) -> tuple[int, ...]:
-    """Return the ids of the experts that are whole models among names of vectors."""
-    return tuple(int(match[1]) for name in names if (match := _EXPERT.fullmatch(name)))
+    """Return the ids of the experts that are whole models among names of vectors.
+
+    Raises:
+        ValueError: a name begins like an expert's and is none's.
+    """
+    found = [_expert(name) for name in names if name.startswith("expert.")]
+    return tuple(int(match[1]) for match in found if not match[2])
+
+
+def _expert(name: str) -> re.Match[str]:
+    if (match := _EXPERT.fullmatch(name)) is None:
+        raise ValueError(f"{name}: the name of no expert")
+    return match

@@ -17,11 +17,13 @@ __all__ = ["text_folder", "text_settings"]
 
 
 def test_windows_follow_each_other_and_targets_are_the_tokens_after() -> None:
-    inputs, targets = windows(torch.arange(11), 3)
+    assert (found := windows(torch.arange(11), 3)) is not None
+    inputs, targets = found
     assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert targets.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert windows(torch.arange(3), 3) is None
-    assert windows(torch.arange(4), 3)[1].tolist() == [[1, 2, 3]]
+    assert (one := windows(torch.arange(4), 3)) is not None
+    assert one[1].tolist() == [[1, 2, 3]]
 
 
 def test_a_client_s_samples_are_the_windows_of_its_text(text_settings: Settings) -> None:
