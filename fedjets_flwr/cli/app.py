@@ -217,6 +217,18 @@ def partition(
 
 
 @cli.command()
+def text(
+    set_: SetOption = None,
+    show: Annotated[bool, typer.Option("--list", help="say what there is, and fetch nothing")] = False,
+) -> None:
+    """Fetch the text of `text.domains` into `data.dir`, by this machine's apt and pip; nothing is installed."""
+    from fedjets_flwr.cli.text_view import fetch_text, list_text
+
+    c = local_config({"data.name": "text"} | read_flat("", None, set_ or []))
+    (list_text if show else fetch_text)(c, console)
+
+
+@cli.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run, finished or not")],
     output: Annotated[Path | None, typer.Option(help="file to write (default: DIR/report.html)")] = None,

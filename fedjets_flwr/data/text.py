@@ -6,7 +6,7 @@ whose text an earlier one has is left out.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -63,9 +63,9 @@ class TextSplit:
     domains: tuple[str, ...]
     vocabulary: int
     digest: str
-    _config: Config
-    _tensors: dict[str, Tensor]
-    _streams: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _config: Config = field(repr=False)
+    _tensors: dict[str, Tensor] = field(repr=False)
+    _streams: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def public(self) -> Tensor:
@@ -130,17 +130,18 @@ class TextSplit:
                     f"text.domains: no document is of the {split} split, which the digest of its name decides;"
                     " give more documents, or smaller ones"
                 )
-        wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
+        wanted: dict[tuple[str, int], Counter[Part]] = defaultdict(Counter)
         for client in range(self._config.partition.all_clients):
-            for split, length in self._needs(client).values():
-                wanted[split, self.domain_of(client)].append(length)
+            for part, (split, length) in self._needs(client).items():
+                wanted[split, self.domain_of(client)][part] += length
         for (split, domain), lengths in wanted.items():
             have = len(self._tensors[f"{split}.{domain}"])
-            if sum(lengths) > have:
+            if lengths.total() > have:
+                most = lengths.most_common(1)[0][0]
                 raise FedjetsError(
                     f"text.domains: the {split} text of {self.domains[domain]} has {have} tokens, and its clients need"
-                    f" {sum(lengths)}; lower text.{'test' if split == TEST else 'train'}-tokens, partition.clients or"
-                    " partition.unseen-clients, or give more text"
+                    f" {lengths.total()}; lower text.{most}-tokens, partition.clients or partition.unseen-clients, or"
+                    " give more text"
                 )
 
     def _needs(self, client: int) -> dict[Part, tuple[str, int]]:
@@ -220,7 +221,7 @@ def _tokens(config: Config) -> dict[str, Tensor]:
     files = [(path, path.stat()) for domain in config.text_domains for path in _files(config, domain)]
     seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
     pairs = (config.text.vocabulary, version("tokenizers")) if config.text.tokens == "bpe" else ()
-    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, pairs, str(config.data_dir), seen)
+    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, pairs, seen)
     path = config.cache_dir / "text" / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.safetensors"
     if (tensors := kept(path)) is None:
         tensors = _make(config)

