@@ -2,10 +2,11 @@
 
 The SHA-256 of a document's name, modulo 10, says which split it is of: 0 to 4 are public, 5 to 8 are the clients' to
 train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. A document
-whose text an earlier one has is left out.
+whose text an earlier one of its domain has is left out.
 """
 
 import hashlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.names import UNSEEN, VALIDATION
 from fedjets_flwr.seeds import torch_generator
 
+log = logging.getLogger("flwr")
 Part = Literal["train", "val", "test"]
 PUBLIC, HELD_OUT, FEDERATED, TEST = SPLITS = ("public", "held-out", "federated", "test")
 FORMAT = 1
@@ -91,16 +93,8 @@ class TextSplit:
             part: what it trains on, chooses by or is scored on. Only what scores is of documents apart from all
                 others', and not for validation clients: settings that they choose must not know those.
         """
-        domain = self.domain_of(client)
-        split, length = self._needs(client)[part]
-        earlier = [self._needs(other) for other in range(client) if self.domain_of(other) == domain]
-        taken = [need for needs in earlier for need in needs.values()]
-        for name, need in self._needs(client).items():
-            if name == part:
-                break
-            taken.append(need)
-        start = sum(size for of, size in taken if of == split)
-        tokens = self._stream(split, domain)[start : start + length].long()
+        split, domain, start, end = self._slices[client, part]
+        tokens = self._stream(split, domain)[start:end].long()
         return TextPart(tokens, self.num_bytes(tokens), domain)
 
     def num_bytes(self, tokens: Tensor) -> int:
@@ -131,9 +125,8 @@ class TextSplit:
                     " give more documents, or smaller ones"
                 )
         wanted: dict[tuple[str, int], Counter[Part]] = defaultdict(Counter)
-        for client in range(self._config.partition.all_clients):
-            for part, (split, length) in self._needs(client).items():
-                wanted[split, self.domain_of(client)][part] += length
+        for (_, part), (split, domain, start, end) in self._slices.items():
+            wanted[split, domain][part] += end - start
         for (split, domain), lengths in wanted.items():
             have = len(self._tensors[f"{split}.{domain}"])
             if lengths.total() > have:
@@ -144,15 +137,24 @@ class TextSplit:
                     " give more text"
                 )
 
-    def _needs(self, client: int) -> dict[Part, tuple[str, int]]:
-        """Return of which split each part of a client is, and how many tokens it has."""
-        text = self._config.text
-        scored = FEDERATED if self._config.partition.role_of(client) == VALIDATION else TEST
-        return {
-            "train": (FEDERATED, text.train_tokens),
-            "val": (FEDERATED, text.val_tokens),
-            "test": (scored, text.test_tokens),
-        }
+    @cached_property
+    def _slices(self) -> dict[tuple[int, Part], tuple[str, int, int, int]]:
+        """Split, domain, first token and the one after the last, of each part of each client: one after another."""
+        text, partition = self._config.text, self._config.partition
+        ends, slices = Counter[tuple[str, int]](), dict[tuple[int, Part], tuple[str, int, int, int]]()
+        for client in range(partition.all_clients):
+            domain = self.domain_of(client)
+            scored = FEDERATED if partition.role_of(client) == VALIDATION else TEST
+            parts: tuple[tuple[Part, str, int], ...] = (
+                ("train", FEDERATED, text.train_tokens),
+                ("val", FEDERATED, text.val_tokens),
+                ("test", scored, text.test_tokens),
+            )
+            for part, split, length in parts:
+                start = ends[split, domain]
+                ends[split, domain] += length
+                slices[client, part] = split, domain, start, start + length
+        return slices
 
     def _stream(self, split: str, domain: int) -> Tensor:
         """Return int32 (n,), the documents of a split and domain one after another, in an order that the seed draws."""
@@ -244,6 +246,7 @@ def _make(config: Config) -> dict[str, Tensor]:
             characters += len(whole)
             if characters > MAX_CHARACTERS:
                 raise FedjetsError(f"text.domains: more than {MAX_CHARACTERS} characters; give fewer or smaller ones")
+    log.info("%.1f M characters of text become tokens; they are kept", characters / 1e6)
     # By the digests of their names, public documents of all domains mix.
     texts = {split: [text for _, text in sorted(found)] for split, found in splits.items()}
     tokens = as_bytes() if config.text.tokens == "bytes" else learn_pairs(texts[PUBLIC], config.text.vocabulary)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.reading import one_line
@@ -157,7 +157,7 @@ def _read_docstrings(files: Sequence[Path], chosen: Collection[str]) -> Iterator
             for name, text in _topics(tree, path):
                 yield Document(f"topics/{name}", text)
             continue
-        found = [inspect.cleandoc(_constant(node, str, path)) for node in _docstrings(tree)]
+        found = [inspect.cleandoc(_text(node, path)) for node in _docstrings(tree)]
         yield Document(_module_name(path), "\n\n".join(found))
 
 
@@ -190,7 +190,7 @@ def _topics(tree: ast.Module, path: Path) -> Iterator[tuple[str, str]]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             pairs = zip(node.value.keys, node.value.values, strict=True)
-            yield from ((_constant(key, str, path), _constant(value, str, path)) for key, value in pairs)
+            yield from ((_text(key, path), _text(value, path)) for key, value in pairs)
 
 
 def _parsed(text: str, path: Path) -> ast.Module:
@@ -207,18 +207,30 @@ def _parsed(text: str, path: Path) -> ast.Module:
         raise FedjetsError(f"{path}: not a Python module ({one_line(error)})") from None
 
 
-Kind = TypeVar("Kind", str, int)
-
-
-def _constant(node: ast.expr | None, kind: type[Kind], path: Path) -> Kind:
-    """Return the value of a literal.
+def _text(node: ast.expr | None, path: Path) -> str:
+    """Return a literal text; halves of characters, which no file can hold, become question marks.
 
     Raises:
         FedjetsError: the expression is something else.
     """
-    if isinstance(node, ast.Constant) and type(node.value) is kind:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.encode(errors="replace").decode()
+    raise _unexpected(path)
+
+
+def _integer(node: ast.expr | None, path: Path) -> int:
+    """Return a literal integer.
+
+    Raises:
+        FedjetsError: the expression is something else.
+    """
+    if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
-    raise FedjetsError(f"{path}: holds something else than expected; `fedjets text` fetches it anew")
+    raise _unexpected(path)
+
+
+def _unexpected(path: Path) -> FedjetsError:
+    return FedjetsError(f"{path}: holds something else than expected; `fedjets text` fetches it anew")
 
 
 def _scripture(folder: Path) -> list[Path]:
@@ -236,11 +248,11 @@ def _read_scripture(files: Sequence[Path], chosen: Collection[str]) -> Iterator[
         if isinstance(call, ast.Call) and len(call.args) > 2 and isinstance(call.args[2], ast.Dict):
             break
     else:
-        raise FedjetsError(f"{path}: holds something else than expected; `fedjets text` fetches it anew")
-    text, verses = _constant(call.args[1], str, path), call.args[2]
+        raise _unexpected(path)
+    text, verses = _text(call.args[1], path), call.args[2]
     chapters: dict[int, int] = {}
     for key, value in zip(verses.keys, verses.values, strict=True):
-        chapters.setdefault(_constant(key, int, path) // 1000, _constant(value, int, path))
+        chapters.setdefault(_integer(key, path) // 1000, _integer(value, path))
     for (chapter, start), (_, end) in pairwise([*chapters.items(), (0, len(text))]):
         yield Document(f"{chapter // 1000}:{chapter % 1000}", text[start:end].strip())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from fedjets_flwr.config.schema import Config, Scalar
@@ -120,6 +120,7 @@ def test_pairs_make_text_shorter(make: Make) -> None:
     assert len(pairs.public) < 0.6 * len(plain.public)
 
 
+@settings(max_examples=20)
 @given(train=some.integers(1, 600), val=some.integers(1, 200), scored=some.integers(1, 200), seed=some.integers(0, 9))
 def test_no_word_is_held_twice(own: Make, train: int, val: int, scored: int, seed: int) -> None:
     sizes = {"text__train_tokens": train, "text__val_tokens": val, "text__test_tokens": scored}

@@ -238,6 +238,11 @@ def test_help_topics_that_are_no_texts_are_refused(library: Path) -> None:
         read("docstrings", library)
 
 
+def test_half_characters_become_question_marks(library: Path) -> None:
+    write(library / "a.py", r'"""One \ud800."""')
+    assert read("docstrings", library) == {"a.py": "One ?."}
+
+
 def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) -> None:
     path = write(tmp_path / "bomb.gz", gzip.compress(bytes(3_000_000)))
     assert path.stat().st_size < 10_000
