@@ -219,6 +219,7 @@ class Line:
     facts: Mapping[str, float]
     own_test: Sequence[float] = ()
     all_classes: Sequence[float] = ()
+    bits: Sequence[float] = ()
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
@@ -228,13 +229,14 @@ def lines_of(experiment: Experiment) -> list[Line]:
         return []
     seeds = {s["seed"]: s["controls"] for s in finished.values()}
     shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
+    shared = shared and all(value is not None for controls in seeds.values() for value in controls.values())
     lines = _controls(list(seeds.values())) if shared else []
     for row, configs in experiment.rows:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
         if not runs:
             continue
         if runs[0][0]["accuracy"] is None:
-            own_tests = (_own_tests(runs, kind) for kind in ("local", "global"))
+            own_tests = (_own_tests(runs, kind) for kind in ("local", "global", "bits_per_byte"))
             lines.append(Line(row.name, [], [], [], [], [], _facts(runs), *own_tests))
             continue
         own = runs[0][0]["reading"]
@@ -331,6 +333,12 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def _bits(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
 def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
     """Return (row, failed runs, one reason) of the rows in which runs ended with an error: a result, too."""
     found = []
@@ -356,8 +364,9 @@ def markdown(experiment: Experiment) -> str:
     """Return the table: percentages, mean ± standard deviation over seeds."""
     lines = lines_of(experiment)
     private = any(line.facts.get("epsilon") for line in lines)
-    personal = any(line.own_test for line in lines)
-    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["ε"] if private else [])]
+    personal, textual = any(line.own_test for line in lines), any(line.bits for line in lines)
+    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["bits per byte"] if textual else [])]
+    headings += ["ε"] if private else []
     columns = len(headings) - 1
     text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
     for line in lines:
@@ -373,6 +382,8 @@ def markdown(experiment: Experiment) -> str:
         ]  # fmt: skip
         if personal:
             cells += [_spread(line.own_test), _spread(line.all_classes)]
+        if textual:
+            cells.append(_bits(line.bits))
         if private:
             cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
         text.append("| " + " | ".join(cells) + " |")
@@ -397,6 +408,8 @@ def markdown(experiment: Experiment) -> str:
             " the method does; all classes: of the same models on test images of all classes. Means over clients.",
             "",
         ]
+    if textual:
+        text += ["Bits per byte: of the test texts of clients that train; own tests: next tokens told right.", ""]
     if private:
         text += [
             "ε: of the client with the largest one, for a reader who knows the cohorts, at the `privacy.delta` of the"
