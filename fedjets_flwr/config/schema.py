@@ -697,6 +697,7 @@ class Config(Section):
             ),
             (
                 not (partition.opt_out or partition.private_share)
+                or self.of_text  # a language model is trained on public text alone
                 or bool(partition.public_share or self.common_expert.path or not self.common_expert.max_epochs),
                 "partition.opt-out, partition.private-share: the common expert would be trained on what clients keep"
                 " out; set partition.public-share to 0.2, say, common-expert.path, or common-expert.max-epochs to 0",

@@ -15,6 +15,7 @@ from fedjets_flwr.models.pretraining import provide_common_expert
 from fedjets_flwr.models.transformer import Sets, joined, sizes_of, vector_names, whole
 from fedjets_flwr.moe.structure import Structure, count
 from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.runs.trained_run import open_run
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.messages import BadReply, Reply
 from strategies.fedmoe import FedMoE
@@ -315,3 +316,43 @@ def test_a_round_too_few_answered_changes_no_structure(placed: FedMoE) -> None:
     assert placed.structures[1].activation == ((0.75, 0.25, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
     placed.after_merge(3)
     assert placed.structures[1].waits == 0  # a report counts once
+
+
+@pytest.mark.parametrize("rule", ["median", "clip"])
+def test_attackers_are_met_by_robust_rules_vector_by_vector(rule: str, text_run: TextRun) -> None:
+    done = text_run("fedmoe", attack__kind="sign-flip", attack__share=0.3, aggregation__rule=rule)
+    assert all(bool(vector.isfinite().all()) for vector in done.vectors.values())
+    assert not any(record["failures"] for record in records(done))
+
+
+def test_only_models_of_images_are_opened_for_personalising(text_run: TextRun) -> None:
+    done = text_run("fedmoe", run__rounds=1)
+    with pytest.raises(FedjetsError, match="a run of language models; only models of images are personalised"):
+        open_run(done.config.run_dir)
+
+
+def test_noise_that_would_not_cover_what_clients_tell_is_refused(text_run: TextRun) -> None:
+    with pytest.raises(FedjetsError, match="privacy.noise-multiplier"):
+        text_run("fedmoe", privacy__noise_multiplier=1.0)
+
+
+def test_clients_that_opted_out_are_not_asked(text_run: TextRun) -> None:
+    done = text_run("fedmoe", partition__opt_out=0.4)
+    assert len(done.strategy.opted_out) == 1
+    assert not done.strategy.opted_out & ran(done).structures.keys()
+
+
+def test_a_client_that_fails_the_question_is_a_failure_and_is_asked_again(text_run: TextRun) -> None:
+    class Forgets(InProcessGrid):
+        """Client 1's answer to the first question is cut."""
+
+        def change(self, reply: Any) -> Any:
+            if reply.metadata.message_type == "query.fedmoe" and self.sent < 5:
+                del reply.content["client.1"]
+            return reply
+
+    done = text_run("fedmoe", Forgets, limits__max_failure_share=0.9)
+    first, second, _ = records(done)
+    assert list(first["failures"]) == ["1"]
+    assert not second["failures"]
+    assert set(held(done)) == {0, 1, 2}
