@@ -113,8 +113,8 @@ class FedMoE(Strategy):
     @property
     def trained_parameters(self) -> int:
         """Weights that a client holds, on average."""
-        held = [count(structure.held) for structure in self.structures.values()]
-        return round(sizes_of(self.whole).of(1) + (sum(held) / len(held) - 1) * sizes_of(self.whole).expert)
+        held, sizes = sum(count(structure.held) for structure in self.structures.values()), sizes_of(self.whole)
+        return sizes.dense + round(held * sizes.expert / max(1, len(self.structures)))
 
     # Memory ----------------------------------------------------------------------------------------------------------
 

@@ -340,6 +340,12 @@ def test_clients_that_opted_out_are_not_asked(text_run: TextRun) -> None:
     done = text_run("fedmoe", partition__opt_out=0.4)
     assert len(done.strategy.opted_out) == 1
     assert not done.strategy.opted_out & ran(done).structures.keys()
+    sizes = sizes_of(ran(done).whole)
+    mean = sum(count(sets) for sets in held(done).values()) / 2
+    assert done.strategy.trained_parameters == sizes.dense + mean * sizes.expert
+    nobody = text_run("fedmoe", partition__opt_out=1.0, run__rounds=1)
+    assert not ran(nobody).structures
+    assert not records(nobody)[0]["cohort"]
 
 
 def test_a_client_that_fails_the_question_is_a_failure_and_is_asked_again(text_run: TextRun) -> None:
