@@ -145,4 +145,6 @@ app.evaluate()(_serve(evaluate))
 for _name, _algorithm in algorithms().items():
     if _algorithm.train is not None:
         app.train(_name)(_train(_algorithm.train))
+    if _algorithm.query is not None:
+        app.query(_name)(_serve(_algorithm.query))
     app.evaluate(_name)(_serve(scored(_algorithm.adapt), ADAPTED))

@@ -19,7 +19,7 @@ from fedjets_flwr.config.schema import Config, Scalar, Section, flatten
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Job
 
-Thing = Literal["loss", "routes", "class-counts", "mean-embedding", "own-tests"]
+Thing = Literal["loss", "routes", "class-counts", "mean-embedding", "own-tests", "activation"]
 THINGS: Mapping[str, Thing] = {
     "loss": "loss",
     "validation-loss": "loss",
@@ -33,6 +33,11 @@ THINGS: Mapping[str, Thing] = {
     "local": "own-tests",
     "global": "own-tests",
     "specialist-share": "own-tests",
+    "bits-per-byte": "own-tests",
+    "score": "own-tests",
+    "domain": "class-counts",
+    "activation": "activation",
+    "used": "activation",
 }
 """What a number or vector of a reply tells, by its name, or by the message's type and its name."""
 
@@ -118,7 +123,8 @@ def policy_of(node_config: Mapping[str, Scalar]) -> Policy:
 
 def check_asked(policy: Policy, config: Config, asked: Asked) -> None:
     """Raise Refused where the settings of a run, or what a message asks, is not allowed."""
-    flat, algorithm = config.flat(), asked.kind.partition(".")[2] if not asked.kind.startswith("query") else ""
+    flat, action = config.flat(), asked.kind.partition(".")[2]
+    algorithm = action if not asked.kind.startswith("query") or action in algorithms() else ""
     if algorithm and policy.algorithms and algorithm not in policy.algorithms:
         raise Refused(f"algorithms = {', '.join(policy.algorithms)}; the run has {algorithm}")
     for key, most in policy.at_most.items():
@@ -127,7 +133,7 @@ def check_asked(policy: Policy, config: Config, asked: Asked) -> None:
     for key, least in policy.at_least.items():
         if flat[key] < least:  # type: ignore[operator]
             raise Refused(f"at-least {key} = {least:g}, the run has {flat[key]}")
-    experts = max((len(job.experts) for job in asked.jobs), default=0)
+    experts = max((sum(n.startswith("expert.") for n in job.vectors) for job in asked.jobs), default=0)
     if policy.most_experts is not None and experts > policy.most_experts:
         raise Refused(f"most-experts = {policy.most_experts}, the message brings {experts}")
     if policy.most_megabytes is not None and asked.received > 1e6 * policy.most_megabytes:

@@ -206,6 +206,9 @@ def begin(
     """Give the method its state, prepare the clients and choose anchors; return the rounds and the first one to do."""
     config = method.config
     method.vectors = found.vectors if found else start_of(method)
+    if found is not None:
+        method.recall(found.facts.get("method", {}))
+    checkpoints.notes = method.notes
     method.anchors = tuple(found.facts["anchors"]) if found else ()
     choose = config.cohort.anchor_selection != "partition" and not method.anchors
     prepared = prepare_all(exchange, config, tracker.say, choose)
@@ -268,7 +271,6 @@ def request_facts(method: Strategy) -> dict[str, str]:
 def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     """Return what ``summary.json`` says of a method besides its results."""
     served, config = method.experts_served, method.config
-    gate = method.specs["gate"].size if "gate" in method.specs else 0
     served_apart = method.opted_out.intersection(rounds.participants)
     p, whole = config.privacy, method.task.sample_input()
     sample = Backbone(method.common, config.moe.trainable).sample_input(whole)
@@ -279,10 +281,11 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "kinds": list(method.task.spec.kinds),
         "image_shape": list(method.task.spec.shape),
         "anchors": list(method.anchors),
-        "trained_parameters": served * method.specs["expert.0"].trained + gate,
+        "trained_parameters": method.trained_parameters,
         "flops_per_answer": served * forward_flops(method.build(0), sample),
         "common_expert_parameters": method.common.num_parameters,
         "bytes_setup": len(method.common.as_bytes) * len(method.num_samples.keys() | served_apart),
+        **method.results(),
         "serving": serving_of(method).model_dump(mode="json") if serves else None,
     }
 

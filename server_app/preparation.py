@@ -151,6 +151,7 @@ def prepare(
         prepared.num_samples[reply.client] = count
         prepared.computed += computed
         if len(prepared.num_samples) % 10 == 0:
-            say(f"embedded the data of {len(prepared.num_samples)} clients")
+            what = "embedded the data of" if task.classifies else "found the text of"
+            say(f"{what} {len(prepared.num_samples)} clients")
     prepared.failures, prepared.late = pending.failures, pending.late
     return prepared

@@ -1,10 +1,10 @@
 """The rounds of a run: who is asked what in which order, whatever the method.
 
-One round: (1) where the method routes, the gate goes to the normal clients of the cohort and the ids of their experts
-come back; (2) every client gets the vectors that its job names and trains; (3) each reply is checked and the good ones
-are averaged, vector by vector; (4) every E rounds the unseen clients are routed, served and scored, and clients
-that train, where they hold test parts, adapt what they are served and are scored on those. What the round was goes to
-the callbacks.
+One round: (0) the method may ask clients what it must know; (1) where it routes, the gate goes to the normal clients of
+the cohort and the ids of their experts come back; (2) every client gets the vectors that its job names and trains; (3)
+each reply is checked and the good ones are averaged, vector by vector; (4) every E rounds the unseen clients are
+routed, served and scored, and clients that train, where they hold test parts, adapt what they are served and are scored
+on those. What the round was goes to the callbacks.
 """
 
 import logging
@@ -145,6 +145,7 @@ class Rounds(FlowerStrategy):
         lost = set(self.cohort.clients) - set(present.clients)
         self.failures |= {client: unprepared.get(client, "could not be prepared") for client in sorted(lost)}
         self.failures |= {client: why for client, why in unprepared.items() if client >= self.config.partition.clients}
+        self._ask(server_round, present)
         wanted = strategy.to_route(present)
         known = {client: self._ahead[client] for client in wanted if client in self._ahead}
         routes = known | self.route(server_round, [client for client in wanted if client not in known])
@@ -152,6 +153,23 @@ class Rounds(FlowerStrategy):
         jobs = strategy.plan(present, routes)
         self._pending = self.request(f"train.{strategy.algorithm}", server_round, jobs)
         return self._pending.messages
+
+    def _ask(self, server_round: int, cohort: Cohort) -> None:
+        """Ask clients what the method must know before it plans a round with a cohort."""
+        strategy = self.strategy
+        if not (jobs := strategy.questions(cohort)):
+            return
+        with self.clock("select"):
+            pending, good = self.request(f"query.{strategy.algorithm}", server_round, jobs), list[Reply]()
+            for reply in pending.replies():
+                try:
+                    strategy.check_answer(reply)
+                    good.append(reply)
+                except BadReply as error:
+                    pending.reject(reply.client, str(error))
+        self.failures |= pending.failures
+        self._note_late(server_round, pending)
+        strategy.learn(good)
 
     def _prepare_anew(self, server_round: int) -> dict[int, str]:
         """Prepare the clients of the round that could not be before, and all whose data changed; some may be late.
@@ -244,10 +262,11 @@ class Rounds(FlowerStrategy):
             FedjetsError: too many clients failed, or no node came.
         """
         for server_round in self._numbers(first):
-            before = dict(self.strategy.vectors)
+            before, notes = dict(self.strategy.vectors), self.strategy.notes()
             try:
                 record = self._round(server_round, grid)
             except (Exception, SystemExit):  # SystemExit: Flower's way to stop a deployed ServerApp
+                self.strategy.recall(notes)
                 for callback in self.callbacks:
                     with suppress(FedjetsError):
                         callback.on_broken_off(server_round - 1, before)

@@ -2,14 +2,14 @@
 
 A method's state is a table of flat vectors by full name, ``expert.0`` .. ``expert.{M-1}`` and whatever else it trains.
 It says how the state starts, who trains what, how replies become the next state, and what an unseen client is served.
-No method here sends, waits, writes or logs; one that returns something changes nothing, but for :meth:`merge` and
-:meth:`after_merge`.
+No method here sends, waits, writes or logs; only :meth:`learn`, :meth:`merge`, :meth:`after_merge` and :meth:`recall`
+change anything.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -167,6 +167,18 @@ class Strategy(ABC):
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Return who trains what; the cohort holds the clients that are prepared."""
 
+    def questions(self, cohort: Cohort) -> Sequence[Job]:
+        """Return what clients, of the cohort or others, are asked before a round is planned (``query`` of theirs)."""
+        return ()
+
+    def check_answer(self, reply: Reply) -> None:
+        """Raise BadReply if an answer to a question must not be used."""
+        raise NotImplementedError
+
+    def learn(self, replies: Sequence[Reply]) -> None:
+        """Take what clients answered."""
+        raise NotImplementedError
+
     def outgoing(self, jobs: Sequence[Job]) -> Mapping[str, Tensor]:
         """Return the vectors that jobs may name."""
         return self.vectors
@@ -200,6 +212,24 @@ class Strategy(ABC):
     def done(self) -> bool:
         """Whether the round that was merged is the last, whatever ``run.rounds`` says."""
         return False
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the method besides its vectors, as JSON has it."""
+        return {}
+
+    def recall(self, notes: Mapping[str, Any]) -> None:
+        """Be as the method was when it wrote down some notes."""
+        assert not notes
+
+    def results(self) -> dict[str, Any]:
+        """Return what ``summary.json`` says of the method besides what it says of all."""
+        return {}
+
+    @property
+    def trained_parameters(self) -> int:
+        """Weights that a client's predictions take."""
+        gate = self.specs["gate"].size if "gate" in self.specs else 0
+        return self.experts_served * self.specs["expert.0"].trained + gate
 
     # Predictions ------------------------------------------------------------------------------------------------------
 

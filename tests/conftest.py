@@ -13,5 +13,5 @@ settings.register_profile("mutants", deadline=None, max_examples=20)
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
-        if "run" in item.fixturenames:
+        if {"run", "text_run"}.intersection(item.fixturenames):
             item.add_marker("runs")

@@ -6,6 +6,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from torch import nn
 
+from client_app.algorithms.fedmoe import PROBES
 from client_app.attacks import ATTACKS
 from fedjets_flwr.config.schema import Config, Section, kebab
 from fedjets_flwr.data.datasets import LOADERS
@@ -49,6 +50,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "specialist.mix": MIXTURES,
     "specialist.trains": TRAINED,
     "fedsr.l2-form": FORMS,
+    "fedmoe.probe": ["none", *PROBES],
 }
 
 SWITCHES = {
@@ -57,7 +59,7 @@ SWITCHES = {
     "train.schedule", "scaffold.option", "fedmix.weighting", "cohort.sampling", "aggregation.weighting",
     "aggregation.bn", "transport.name", "personalize.prior", "personalize.statistics", "specialist.start",
     "specialist.gate", "partition.pairs", "fedadg.reference", "text.tokens",
-    "train.optimizer", "adapt.start",
+    "train.optimizer", "adapt.start", "fedmoe.counts",
 }  # fmt: skip
 """Settings whose few values are branches of one function each, and no registry's."""
 

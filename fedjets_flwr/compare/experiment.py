@@ -220,6 +220,7 @@ class Line:
     own_test: Sequence[float] = ()
     all_classes: Sequence[float] = ()
     told: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by clients, of their own models
+    bits: Sequence[float] = ()
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
@@ -229,6 +230,7 @@ def lines_of(experiment: Experiment) -> list[Line]:
         return []
     seeds = {s["seed"]: s["controls"] for s in finished.values()}
     shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
+    shared = shared and all(value is not None for controls in seeds.values() for value in controls.values())
     lines = _controls(list(seeds.values())) if shared else []
     for row, configs in experiment.rows:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
@@ -305,11 +307,13 @@ def _line(name: str, reading: str, runs: Runs) -> Line:
 
 
 def _personal(runs: Runs) -> dict[str, Any]:
-    """Return a line's means over clients that train, of the runs that scored them: accuracies, and what they told."""
+    """Return a line's means over clients that train, of the runs that scored them: scores, and what they told."""
     found = [s.get("participants") or {} for s, _ in runs]
-    means = {kind: [own[kind] for own in found if kind in own] for kind in sorted({k for own in found for k in own})}
-    told = {kind: values for kind, values in means.items() if kind not in ("local", "global", "clients")}
-    return {"own_test": means.get("local", []), "all_classes": means.get("global", []), "told": told}
+    names = sorted({name for own in found for name, value in own.items() if isinstance(value, float)})
+    means = {name: [own[name] for own in found if name in own] for name in names}
+    fields = {"local": "own_test", "global": "all_classes", "bits_per_byte": "bits"}
+    told = {name: values for name, values in means.items() if name not in fields}
+    return {attribute: means.get(name, []) for name, attribute in fields.items()} | {"told": told}
 
 
 def _facts(runs: Runs) -> dict[str, float]:
@@ -331,6 +335,12 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
         return "–"
     mean = f"{100 * statistics.fmean(values):{sign}.2f}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _bits(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
@@ -358,10 +368,10 @@ def markdown(experiment: Experiment) -> str:
     """Return the table: percentages, mean ± standard deviation over seeds."""
     lines = lines_of(experiment)
     private = any(line.facts.get("epsilon") for line in lines)
-    personal = any(line.own_test for line in lines)
+    personal, textual = any(line.own_test for line in lines), any(line.bits for line in lines)
     told = sorted({name for line in lines for name in line.told})
-    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["ε"] if private else [])]
-    headings += [name.replace("-", " ") for name in told]
+    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["bits per byte"] if textual else [])]
+    headings += [*(["ε"] if private else []), *(name.replace("-", " ") for name in told)]
     columns = len(headings) - 1
     text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
     for line in lines:
@@ -377,6 +387,8 @@ def markdown(experiment: Experiment) -> str:
         ]  # fmt: skip
         if personal:
             cells += [_spread(line.own_test), _spread(line.all_classes)]
+        if textual:
+            cells.append(_bits(line.bits))
         if private:
             cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
         cells += [_spread(line.told.get(name, ())) for name in told]
@@ -402,6 +414,8 @@ def markdown(experiment: Experiment) -> str:
             " the method does; all classes: of the same models on test images of all classes. Means over clients.",
             "",
         ]
+    if textual:
+        text += ["Bits per byte: of the test texts of clients that train; own tests: next tokens told right.", ""]
     if private:
         text += [
             "ε: of the client with the largest one, for a reader who knows the cohorts, at the `privacy.delta` of the"

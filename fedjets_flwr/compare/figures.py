@@ -25,7 +25,7 @@ def draw(title: str, rows: Runs, folder: Path, readings: Mapping[str, str]) -> N
     import seaborn
 
     seaborn.set_theme(style="whitegrid", context="notebook")
-    pictures = {"participants": _participants(title, rows)}
+    pictures = {"participants": _participants(title, rows), "bits-per-byte": _bits_by_round(title, rows)}
     if unseen := {name: runs for name, runs in rows.items() if all(s["accuracy"] is not None for s, _ in runs)}:
         # Rows that only score another row's models have no course.
         trained = {name: runs for name, runs in unseen.items() if all(r[-1]["round"] > 0 for _, r in runs)}
@@ -93,6 +93,31 @@ def _by_bytes(title: str, rows: Runs, readings: Mapping[str, str]) -> Any:
         )
     axes.set_xscale("log")
     return _finish(figure, axes, rows)
+
+
+def _bits_by_round(title: str, rows: Runs) -> Any:
+    """Bits per byte by round, of rows on text that were scored on the way; means over seeds."""
+    courses = {
+        name: [
+            [(r["round"], r["participants"]["bits_per_byte"]) for r in records if _has_bits(r)] for _, records in runs
+        ]
+        for name, runs in rows.items()
+    }
+    if not any(len(course) > 1 for found in courses.values() for course in found):
+        return None
+    figure, axes = _axes(title, "round")
+    for number, (name, found) in enumerate(courses.items()):
+        alike = [course for course in found if [at for at, _ in course] == [at for at, _ in found[0]]]
+        values = np.array([[bits for _, bits in course] for course in alike])
+        style = {"label": name, "color": f"C{number % 10}", "linestyle": ["-", "--", ":"][number // 10 % 3]}
+        axes.plot([at for at, _ in found[0]], values.mean(axis=0), marker=".", **style)
+    axes.set(ylabel="bits per byte on clients' own tests (lower is better)")
+    legend_beside(axes)
+    return figure
+
+
+def _has_bits(record: Mapping[str, Any]) -> bool:
+    return "bits_per_byte" in record.get("participants", {})
 
 
 def _participants(title: str, rows: Runs) -> Any:

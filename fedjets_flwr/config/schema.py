@@ -500,6 +500,34 @@ class Fedadg(Section):
     weight_decay: float = Field(1e-5, ge=0, description="their weight decay")
 
 
+class Fedmoe(Section):
+    memory: str = Field(
+        "0.75",
+        description="what clients have room for in training, in turn, comma between: what all share and this share of"
+        " all experts",
+    )
+    budget: float = Field(
+        0.8, gt=0, le=1, description="share of its memory that a client's first experts may take; advice may use it all"
+    )
+    probe: Literal["lora", "full", "none"] = Field(
+        "lora",
+        description="how a client finds out, once, which experts its text activates: by adapters or the whole model;"
+        " none: its first experts are drawn at random, and it tells nothing of its text",
+    )
+    probe_steps: int = Field(15, ge=1, le=1_000_000, description="local steps of that")
+    rank: int = Field(4, ge=1, le=4096, description="rank of the adapters")
+    recommend: bool = Field(
+        True, description="clients whose score stands still get as many experts as clients like them, for a trial"
+    )
+    patience: int = Field(
+        2, ge=1, le=100_000, description="rounds of its own without a better score, for advice and for a trial alike"
+    )
+    neighbours: int = Field(3, ge=1, le=100_000, description="clients most like one (K)")
+    counts: Literal["activated", "held"] = Field(
+        "activated", description="who an expert's average is over: clients whose tokens it got, or all that hold it"
+    )
+
+
 class Specialist(Section):
     start: Literal["finetuned", "scratch"] = Field(
         "finetuned", description="a client's specialist begins as the fine-tuned global model, or at random"
@@ -589,6 +617,7 @@ class Config(Section):
     adapt: Adapt = Adapt()
     early_stopping: EarlyStopping = EarlyStopping()
     specialist: Specialist = Specialist()
+    fedmoe: Fedmoe = Fedmoe()
     fedsr: Fedsr = Fedsr()
     fedadg: Fedadg = Fedadg()
 
@@ -689,6 +718,7 @@ class Config(Section):
             ),
             (
                 not (partition.opt_out or partition.private_share)
+                or self.of_text  # a language model is trained on public text alone
                 or bool(partition.public_share or self.common_expert.path or not self.common_expert.max_epochs),
                 "partition.opt-out, partition.private-share: the common expert would be trained on what clients keep"
                 " out; set partition.public-share to 0.2, say, common-expert.path, or common-expert.max-epochs to 0",
@@ -729,11 +759,23 @@ class Config(Section):
                 f"language-model.switch-layers = {self.language_model.switch_layers}: more than language-model.layers ="
                 f" {self.language_model.layers}; lower it",
             ),
+            (
+                bool(self.memory_shares) and all(0 < share <= 1 for share in self.memory_shares),
+                f"fedmoe.memory = {self.fedmoe.memory!r}: give one or more numbers above 0 and up to 1, e.g. '0.5,1'",
+            ),
             *self._rules_of_text(),
         ]
         for holds, message in rules:
             if not holds:
                 raise FedjetsError(message)
+
+    @property
+    def memory_shares(self) -> tuple[float, ...]:
+        """Numbers in ``fedmoe.memory``; nothing where one is none."""
+        try:
+            return tuple(map(float, self.fedmoe.memory.split(",")))
+        except ValueError:
+            return ()
 
     def _rules_of_text(self) -> list[tuple[bool, str]]:
         """Return what must hold where samples are text: what is made for images alone is refused."""

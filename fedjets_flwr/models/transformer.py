@@ -176,8 +176,7 @@ class Transformer(nn.Module):
 
     def _switched(self, layer: int, x: Tensor) -> Tensor:
         out, ids, balance = switch(x.flatten(0, 1), self.held(layer))
-        if self.sent.device.type != "meta":
-            self.sent[layer] += torch.bincount(ids, minlength=self.architecture.experts).cpu()
+        self.sent[layer] += torch.bincount(ids, minlength=self.architecture.experts).cpu()
         if self.training and self.balance:
             out = trained_beside(out, self.balance * balance)
         return out.view_as(x)

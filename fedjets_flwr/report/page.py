@@ -204,7 +204,8 @@ def _participants(r: Mapping[str, Any]) -> dict[str, Any]:
         (client, *(counts[kind][0] / counts[kind][1] if kind in counts else None for kind in ("local", "global")))
         for client, counts in (own.get("clients") or {}).items()
     ]
-    return {"rows": rows, "local": own.get("local"), "global": own.get("global")}
+    means = {"local": own.get("local"), "global": own.get("global"), "bits": own.get("bits_per_byte")}
+    return {"rows": rows, **means, "domains": own.get("domains") or {}}
 
 
 def _readings(r: Mapping[str, Any]) -> dict[str, Any]:

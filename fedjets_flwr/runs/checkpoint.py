@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ class Checkpoints(Callback):
         self._whole: set[Path] = set()
         self.common, self.start = "", ""
         self.anchors: tuple[int, ...] = ()
+        self.notes: Callable[[], Mapping[str, Any]] = dict
         for cut_off in self.folder.glob(".*"):
             cut_off.unlink()
 
@@ -133,6 +134,8 @@ class Checkpoints(Callback):
             return
         facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
         facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors, "start": self.start}
+        if notes := self.notes():
+            facts["method"] = notes
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
             path = self.folder / f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"

@@ -74,6 +74,13 @@ class InspectionTold(Told):
     expert_class_accuracy: Table
 
 
+class DomainTold(Told):
+    """What clients of a domain of text came to."""
+
+    bits_per_byte: Number
+    accuracy: Number
+
+
 class ParticipantsTold(Told):
     """Clients that train, on their own tests."""
 
@@ -81,7 +88,7 @@ class ParticipantsTold(Told):
     local: Number | None = None
     bits_per_byte: Number | None = None
     bits: dict[ClientId, Number] = {}
-    domains: dict[str, dict[str, Number]] = {}
+    domains: dict[str, DomainTold] = {}
 
 
 class EvaluationTold(Told):

@@ -17,6 +17,7 @@ from client_app.algorithms import (
     fedavg,
     fedjets,
     fedmix,
+    fedmoe,
     fedprox,
     fedsr,
     finetune,
@@ -77,11 +78,15 @@ def test_every_local_algorithm_is_found_by_its_name() -> None:
     found = algorithms()
     assert {name: algorithm.train for name, algorithm in found.items()} == {
         "fedadg": fedadg.train, "fedavg": fedavg.train, "fedjets": fedjets.train, "fedmix": fedmix.train,
+        "fedmoe": fedmoe.train,
         "fedprox": fedprox.train, "fedsr": fedsr.train, "finetune": fedavg.train, "ifca": ifca.train, "local": None,
         "scaffold": scaffold.train, "specialist": fedavg.train,
     }  # fmt: skip
     own = {name: algorithm.adapt for name, algorithm in found.items() if algorithm.adapt is not as_received}
-    assert own == {"finetune": finetune.adapt, "local": local.adapt, "specialist": specialist.adapt}
+    assert own == {
+        "fedmoe": fedmoe.adapt, "finetune": finetune.adapt, "local": local.adapt, "specialist": specialist.adapt
+    }  # fmt: skip
+    assert {name: algorithm.query for name, algorithm in found.items() if algorithm.query} == {"fedmoe": fedmoe.query}
 
 
 @each_client

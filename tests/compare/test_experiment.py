@@ -10,6 +10,8 @@ from rich.console import Console
 from fedjets_flwr.cli.app import console
 from fedjets_flwr.compare import figures
 from fedjets_flwr.compare.experiment import (
+    Experiment,
+    Row,
     chosen_reading,
     done,
     draw_results,
@@ -24,6 +26,9 @@ from server_app.app import run
 from strategies import validate
 from tests.support.in_process import InProcessGrid, configure
 from tests.support.started import TINY
+from tests.support.text import TextRun, text_folder, text_run, text_settings
+
+__all__ = ["text_folder", "text_run", "text_settings"]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -268,3 +273,18 @@ def test_brackets_in_a_failed_runs_reason_are_printed_as_they_are(
     printed = capsys.readouterr().out
     assert printed.count(f"failed: {words}") == 2
     assert f"FedAvg: {words}" in printed.replace("\n", " ")
+
+
+def test_rows_on_text_are_compared_in_bits_per_byte(tmp_path: Path, text_run: TextRun) -> None:
+    runs = {name: text_run(name) for name in ("fedmoe", "local")}
+    rows = tuple((Row(name=name), (done_run.config,)) for name, done_run in runs.items())
+    experiment = Experiment("text", tmp_path, rows)
+    table = markdown(experiment)
+    assert "| bits per byte |" in table
+    for name, done_run in runs.items():
+        own = done(done_run.config.run_dir)
+        assert own is not None
+        (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+        assert line.endswith(f"| {own['participants']['bits_per_byte']:.3f} |")
+    draw_results(experiment, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"bits-per-byte.png", "participants.png"}

@@ -16,7 +16,11 @@ from fedjets_flwr.report import charts
 from fedjets_flwr.report import formatting as page_text
 from fedjets_flwr.report.page import write_report
 from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.runs.run_folder import read_recorded
 from tests.support.in_process import run_in_process
+from tests.support.text import TextRun, text_folder, text_run, text_settings
+
+__all__ = ["text_folder", "text_run", "text_settings"]
 
 VOID = {"meta", "img", "br", "path", "rect"}
 BROWSER = shutil.which("chromium-headless-shell") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -272,3 +276,14 @@ def test_numbers_as_a_reader_wants_them() -> None:
     ]
     assert page_text.span(125) == f"2{space}min 5{space}s" and page_text.span(0.031) == f"0.03{space}s"
     assert page_text.setting(True) == "true" and page_text.setting("") == '""'
+
+
+def test_a_run_on_text_is_told_in_bits_per_byte_by_domain(tmp_path: Path, text_run: TextRun) -> None:
+    done = text_run("fedavg", run__rounds=2)
+    write_report(done.config.run_dir, tmp_path / "report.html")
+    page, own = (tmp_path / "report.html").read_text(), read_recorded(done.config.run_dir).results["participants"]
+    assert "Bits per byte on clients' own test texts" in page
+    assert f'<p class="big">{own["bits_per_byte"]:.3f}</p>' in page
+    for domain, told in own["domains"].items():
+        assert f'<tr><th scope="row">{domain}</th><td><b>{told["bits_per_byte"]:.3f}</b></td>' in page
+    assert "No accuracy was measured" not in page

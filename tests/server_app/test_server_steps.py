@@ -38,8 +38,8 @@ ALL = ("expert.0", "expert.1", "expert.2", "gate")
 NOTHING: tuple[Any, Any, Any] = (None, None, None)
 """What hooks get that the state's own strategy has no use for."""
 NAMES = ("ensembles", "fedavg", "fedjets", "fedmix", "fedprox", "ifca", "scaffold")
-OWN = ("fedadg", "fedsr", "finetune", "local", "specialist")
-"""Methods that keep or make something at their clients, whose steps are in ``tests/strategies``."""
+OWN = ("fedadg", "fedmoe", "fedsr", "finetune", "local", "randommoe", "specialist")
+"""Methods that keep or make something at their clients, or learn text, whose steps are in ``tests/strategies``."""
 
 
 def flat(value: float, size: int = EXPERT) -> Tensor:

@@ -4,6 +4,7 @@ import strategies
 from client_app.algorithms import algorithms
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.config.sources import read_preset
+from strategies.base import IMAGES
 
 
 def needed(name: str) -> dict[str, Scalar]:
@@ -12,7 +13,13 @@ def needed(name: str) -> dict[str, Scalar]:
     return {"strategy__name": name} | {k.replace(".", "__").replace("-", "_"): v for k, v in preset.items()}
 
 
-TRAINED = [name for name in strategies.names() if algorithms()[strategies.strategy(name).algorithm].train]
-"""Methods that have rounds to do."""
-SERVED = [name for name in strategies.names() if strategies.strategy(name).serves_unseen]
-"""Methods that serve a client which never trained."""
+OF_TEXT = [name for name in strategies.names() if IMAGES not in strategies.strategy(name).learns]
+"""Methods that need text; the others learn images."""
+TRAINED = [
+    name
+    for name in strategies.names()
+    if algorithms()[strategies.strategy(name).algorithm].train and name not in OF_TEXT
+]
+"""Methods of images that have rounds to do."""
+SERVED = [name for name in strategies.names() if strategies.strategy(name).serves_unseen and name not in OF_TEXT]
+"""Methods of images that serve a client which never trained."""

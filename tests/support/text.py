@@ -17,7 +17,7 @@ TEXT_SIZE: dict[str, Scalar] = {
     "data.name": "text-folder", "text.domains": ",".join(DOMAINS), "text.tokens": "bytes", "text.train-tokens": 700,
     "text.val-tokens": 300, "text.test-tokens": 300, "language-model.context": 32, "language-model.width": 32,
     "language-model.heads": 2, "language-model.layers": 3, "language-model.switch-layers": 2,
-    "language-model.experts": 4, "language-model.hidden": 32, "language-model.pretrain-steps": 20,
+    "language-model.experts": 4, "language-model.hidden": 128, "language-model.pretrain-steps": 20,
     "language-model.pretrain-batch": 8, "language-model.pretrain-lr": 0.01, "partition.clients": 3,
     "partition.unseen-clients": 1, "partition.anchors": 1, "cohort.anchors": 1, "cohort.normals": 2,
     "cohort.sampling": "uniform", "train.optimizer": "adam", "train.lr": 0.003, "train.batch-size": 8,

@@ -17,8 +17,9 @@ __all__ = ["text_folder", "text_settings"]
 
 
 def test_windows_follow_each_other_and_targets_are_the_tokens_after() -> None:
-    assert (found := windows(torch.arange(11), 3)) is not None
-    inputs, targets = found
+    cut = windows(torch.arange(11), 3)
+    assert cut is not None
+    inputs, targets = cut
     assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert targets.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert windows(torch.arange(3), 3) is None
