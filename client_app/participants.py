@@ -7,7 +7,6 @@ from torch import Tensor
 
 from client_app.client import Adapt, Adapted, ClientContext, Update, Work
 from client_app.queries import expert_probabilities, read_out_weights
-from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe import own_training
 from fedjets_flwr.moe.early_stopping import Stopped
@@ -71,16 +70,17 @@ def fit_own(context: ClientContext, model: FlatModel, lr: float = 0.0, losses: L
     torch.manual_seed(derive(seed, "adapt dropout", client))
     data, val = context.data, context.on("val")
     augment = torch_generator(seed, "adapt augment", client, device=context.device)
-    train, stop = Held(context.runtime.inputs(data, augment), data.targets), Held(val.plain_inputs(), val.data.targets)
+    train = Held(context.runtime.inputs(data, augment), data.targets)
+    stop = Held(val.plain_inputs(), val.data.targets, context.task.at_once)
     return own_training.fit_own(model, train, stop, loss, rule, lr or rule.lr, torch_generator(seed, "adapt", client))
 
 
 def own_start(context: ClientContext) -> FlatModel:
     """Return a client's own model at its start, random or the common expert (``adapt.start``)."""
-    if context.config.adapt.start == "common":
-        return context.copy(0, FlatModel(tail(context.runtime.common.model, context.config.moe.trainable)).vector)
-    start = build(context.runtime.architecture(0), derive(context.config.run.seed, "local", context.client))
-    return context.copy(0, FlatModel(tail(start, context.config.moe.trainable)).vector)
+    config, architecture = context.config, context.runtime.architecture(0)
+    seed = derive(config.run.seed, "local", context.client)
+    start = own_training.start_of(config, context.runtime.common, architecture, seed)
+    return context.copy(0, FlatModel(start).vector)
 
 
 def answering(model: FlatModel) -> Adapted:

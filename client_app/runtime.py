@@ -15,7 +15,6 @@ from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import SHARED_OF
 from fedjets_flwr.data.image_folder import site_folder
 from fedjets_flwr.data.partition import Labels, groups_held
 from fedjets_flwr.errors import FedjetsError
@@ -27,6 +26,7 @@ from fedjets_flwr.models.expert import build_configured_gate, decode_architectur
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec, digest_of
 from fedjets_flwr.moe.embedding import Embedded, adapted_logits, embed
 from fedjets_flwr.moe.gating import label_offset
+from fedjets_flwr.names import SHARED_OF
 from fedjets_flwr.tasks import open_task
 from fedjets_flwr.tasks.base import Inputs, Samples
 from fedjets_flwr.wire.vector_cache import VectorStore

@@ -18,7 +18,7 @@ def looking(train: Work) -> Work:
         if not looks(context.config.early_stopping, context.server_round):
             return train(context, vectors)
         held, model = context.on("shared-val"), context.expert(0, vectors["expert.0"])
-        loss = mean_loss(model, held.plain_inputs(), held.data.targets, context.task.total_loss)
+        loss = mean_loss(model, held.plain_inputs(), held.data.targets, context.task.total_loss, context.task.at_once)
         update = train(context, vectors)
         told = {"validation-loss": loss} if math.isfinite(loss) else {}
         return replace(update, numbers={**update.numbers, **told})

@@ -10,6 +10,9 @@ TRAIN, UNSEEN, VALIDATION = ROLES = ("train", "unseen", "validation")
 """Clients that train; that never train and score a method; that never train and by whose scores settings are chosen.
 Their ids follow each other in this order."""
 
+SHARED_OF = {"shared": "train", "shared-val": "val"}
+"""What of a training client's samples takes part in rounds, and of which part it is."""
+
 DENSE = "dense"
 _EXPERT = re.compile(r"expert\.(\d+)(\.\d+)?")
 

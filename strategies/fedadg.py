@@ -35,6 +35,13 @@ class FedADG(FedAvg):
         super().validate(config)
         if config.fedadg.warm_up_epochs + config.fedadg.epochs == 0:
             raise FedjetsError("fedadg.warm-up-epochs + fedadg.epochs = 0: clients would train nothing; raise one")
+        for key, value, usual in (
+            ("train.optimizer", config.train.optimizer, "sgd"), ("train.local-steps", config.train.local_steps, 0)
+        ):  # fmt: skip
+            if value != usual:
+                raise FedjetsError(
+                    f"{key} = {value!r}: strategy.name = 'fedadg' trains by SGD, epoch by epoch; set it to {usual!r}"
+                )
         if config.moe.trainable == "head":
             raise FedjetsError(
                 "moe.trainable = 'head': strategy.name = 'fedadg' trains what makes the features; set it to 'all' or"

@@ -1,5 +1,6 @@
 """FedAvg (McMahan et al. 2017): one model for everybody, started from the common expert as in FedJETs' Table 1."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.federation.reply_checks import bounded_mean
 from fedjets_flwr.moe.early_stopping import looks
-from fedjets_flwr.wire.messages import Job, Reply
+from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import IMAGES, TEXT, Routes, Strategy
 
 LOOK = "validation-loss"
@@ -33,12 +34,19 @@ class FedAvg(Strategy):
     def validate(cls, config: Config) -> None:
         """Looking at the model needs validation parts, and tells of them more than noise on updates hides."""
         super().validate(config)
-        if config.early_stopping.check_every and config.partition.val_share == 0:
+        if not (every := config.early_stopping.check_every):
+            return
+        if config.partition.val_share == 0 and not config.of_text:
             raise FedjetsError("early-stopping.check-every needs validation parts: set partition.val-share to 0.2, say")
-        if config.early_stopping.check_every and config.privacy.noise_multiplier:
+        if config.privacy.noise_multiplier:
             raise FedjetsError(
                 "early-stopping.check-every: privacy.noise-multiplier does not protect the losses that clients tell;"
                 " set one of them to 0"
+            )
+        if config.run.rounds < every + 2:
+            raise FedjetsError(
+                f"early-stopping.check-every = {every}: the second look comes in round {every + 2}, and run.rounds ="
+                f" {config.run.rounds}; raise that, or lower it"
             )
 
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
@@ -46,10 +54,10 @@ class FedAvg(Strategy):
         return [Job(c, ("expert.0",), ("expert.0",), cost=self.num_samples[c]) for c in cohort.clients]
 
     def check(self, reply: Reply) -> None:
-        """Also refuse a loss of the received model that is no number; a client may tell none."""
+        """Also refuse a loss of the received model that can be none; a client may tell none."""
         super().check(reply)
-        if LOOK in reply.numbers:
-            reply.number(LOOK)
+        if LOOK in reply.numbers and reply.number(LOOK) < 0:
+            raise BadReply(f"{LOOK}: below 0")
 
     def kept(self, server_round: int, reply: Reply) -> Mapping[str, Tensor]:
         """Return the loss of the model that the client received and its weight, where the round looks at it."""
@@ -61,7 +69,9 @@ class FedAvg(Strategy):
         """Remember the model that was sent if it is the best so far, and take the average in its place."""
         if told := [look.tolist() for name, look in kept.items() if name.startswith("look.")]:
             losses, weights = zip(*told, strict=True)
-            loss = bounded_mean(losses, weights)
+            # A robust rule must not be outdone by what clients say of the model.
+            mean = self.config.aggregation.rule == "mean"
+            loss = bounded_mean(losses, weights) if mean else statistics.median(losses)
             lowest, late = self.vectors.get("looks", torch.tensor([torch.inf, 0.0])).tolist()
             if loss < lowest:
                 self.vectors |= {"best": self.vectors["expert.0"].clone(), "looks": torch.tensor([loss, 0.0])}

@@ -566,7 +566,8 @@ class EarlyStopping(Section):
         ge=0,
         le=100_000,
         description="rounds between two looks at the one model that all share, by the validation parts of a round's"
-        " clients; first after one; the best is kept in the end; 0: none, and the last round's is kept",
+        " clients; first after one; the best that was looked at is kept in the end; 0: none, and the last round's is"
+        " kept",
     )
     patience: int = Field(5, ge=1, le=100_000, description="looks that find it no better after which the run ends")
 
@@ -859,7 +860,8 @@ class Config(Section):
     def decides(self, key: str) -> bool:
         """Return whether the weights depend on a setting."""
         free = key in FREE or key.endswith("-seconds") or key.startswith("personalize.")
-        return not free and not (key == "run.rounds" and self.train.schedule == "constant")
+        by_rounds = self.train.schedule != "constant" or self.early_stopping.check_every > 0
+        return not free and not (key == "run.rounds" and not by_rounds)
 
 
 FREE = frozenset([

@@ -22,11 +22,8 @@ from fedjets_flwr.data.domains import as_held
 from fedjets_flwr.data.image_folder import cached_images, read_domains, read_folder
 from fedjets_flwr.data.partition import Pool, Split, make_split, own_part, public_samples
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.names import TRAIN, UNSEEN
+from fedjets_flwr.names import SHARED_OF, TRAIN, UNSEEN
 from fedjets_flwr.seeds import numpy_generator
-
-SHARED_OF = {"shared": "train", "shared-val": "val"}
-"""What takes part in rounds, and of which part of a training client's samples it is."""
 
 
 @dataclass(frozen=True)

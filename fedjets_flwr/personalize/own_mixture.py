@@ -11,9 +11,8 @@ from torch import Tensor
 from fedjets_flwr.data.image_source import open_pictures
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.own_training import Held, fit_own
+from fedjets_flwr.moe.own_training import Held, fit_own, start_of
 from fedjets_flwr.moe.specialist import NLL, build_mixture
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize.bundle import MixtureCard
@@ -52,9 +51,8 @@ def personalise_labelled(run: TrainedRun, images: object, device: str = "cpu") -
     train, stop = _parts(run, chunks, pictures.labels, where)
     architecture, trainable, seed = run.serving.architectures[0], config.moe.trainable, config.run.seed
     generalist = run.vectors[expert_name(0)]
-    scratch = config.specialist.start == "scratch"
-    specialist = FlatModel(tail(build(architecture, derive(seed, "local")), trainable).to(where))
-    if not scratch:
+    specialist = FlatModel(start_of(config, run.common, architecture, derive(seed, "local")).to(where))
+    if config.specialist.start == "finetuned":
         specialist.load(generalist)
     torch.manual_seed(derive(seed, "adapt dropout"))
     order = [torch_generator(seed, "adapt", phase) for phase in range(2)]

@@ -273,7 +273,7 @@ def card_of(
         classes=spec.classes,
         image_shape=spec.shape,  # type: ignore[arg-type]
         experts=chosen,
-        gated="gate" in run.vectors,
+        gated="gate" in run.vectors and mixture is None,
         gate_scores=tuple(scores.double().mean(dim=0).clamp(0, 1).tolist()),
         read_out=read_out,  # type: ignore[arg-type]
         prior=prior,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from fedjets_flwr.data.text import open_text
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.language_pretraining import windows
-from fedjets_flwr.names import TRAIN
+from fedjets_flwr.names import SHARED_OF, TRAIN
 from fedjets_flwr.tasks.base import Inputs, Samples
 
 PARTS = ("train", "val", "test")
@@ -67,7 +67,7 @@ class LanguageModelling:
 
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return windows of a client's text and their targets, int64 (n, T) both."""
-        wanted = "train" if part == "shared" else part
+        wanted = SHARED_OF.get(part, part)
         if folder is not None or wanted not in PARTS:
             raise FedjetsError(
                 f"data.name = {self.config.data.name!r}: text has no {part} part for a site's own folder"

@@ -12,7 +12,8 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client_app.app import config_of
-from client_app.policy import policy_of
+from client_app.client import Update
+from client_app.policy import Policy, Refused, check_leaving, policy_of
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Release, privatised, spent
@@ -96,6 +97,11 @@ def test_each_site_refuses_what_its_policy_does_not_allow_and_both_ends_say_whic
         assert f"refused by its policy: {why}" in failed[client]
         assert any(f"refused by its policy: {why}" in line for line in at_the_sites)
     assert not any(r.exc_info for r in caplog.records)
+
+
+def test_what_a_client_says_of_the_shared_model_is_a_loss() -> None:
+    with pytest.raises(Refused, match="may-leave has no loss, which the reply to train.fedavg holds"):
+        check_leaving(Policy(may_leave=frozenset({"routes"})), "train.fedavg", Update(numbers={"validation-loss": 1.0}))
 
 
 def test_what_a_policy_allows_changes_no_bit(tmp_path: Path, run: Run) -> None:

@@ -1,6 +1,7 @@
 """A site's own mixture of a run's model and a specialist: trained on its labelled images, saved, loaded, exported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.own_training import Held
+from fedjets_flwr.personalize import own_mixture
 from fedjets_flwr.personalize.onnx_export import export_onnx
 from fedjets_flwr.personalize.own_mixture import personalise_labelled
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
@@ -86,3 +90,48 @@ def test_the_command_makes_it_and_says_what_it_needs(
 def test_it_goes_beside_one_model(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> None:
     with pytest.raises(FedjetsError, match=r"--labels: run left 5 experts, and a specialist goes beside one model"):
         personalise_labelled(finish(tmp_path_factory), folder)
+
+
+def test_what_trains_the_two_phases_and_what_stops_them(
+    tmp_path_factory: pytest.TempPathFactory, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image does both; training images are augmented anew each time, at the rate of its own phase."""
+    trained = finish(
+        tmp_path_factory, strategy__name="fedavg", specialist__start="scratch", specialist__lr=0.004, adapt__lr=0.02,
+        adapt__max_epochs=2, partition__val_share=0.25, partition__test_share=0.25, data__augment="crop",
+    )  # fmt: skip
+    phases: list[tuple[torch.Tensor, Held, Held, float]] = []
+
+    def spied(
+        model: FlatModel, train: Held, stop: Held, losses: object, rule: object, lr: float, order: object
+    ) -> None:
+        phases.append((model.vector.clone(), train, stop, lr))
+
+    monkeypatch.setattr(own_mixture, "fit_own", spied)
+    personalise_labelled(trained, folder)
+    (start, train, stop, first), (_, again, _, second) = phases
+    count = len(list(folder.rglob("*.png")))
+    assert (len(train.targets), len(stop.targets)) == (count - round(0.25 * count), round(0.25 * count))
+    assert again is train and (first, second) == (0.02, 0.004)
+    assert not torch.equal(start, trained.vectors["expert.0"])  # from scratch
+    rows = torch.arange(len(train.targets))
+    assert not torch.equal(train.inputs(rows), train.inputs(rows))
+    held = torch.arange(len(stop.targets))
+    assert torch.equal(stop.inputs(held), stop.inputs(held))
+    plain = replace_augment(trained)
+    personalise_labelled(plain, folder)
+    seen = torch.cat([phases[2][1].inputs(rows), phases[2][2].inputs(held)])
+    pixels = {tuple(image.flatten().tolist()) for image in seen}
+    assert len(pixels) == count
+
+
+def replace_augment(run: TrainedRun) -> TrainedRun:
+    """The same run whose images are not augmented."""
+    data = run.config.data.model_copy(update={"augment": "none"})
+    return replace(run, config=run.config.model_copy(update={"data": data}))
+
+
+def test_a_run_of_one_expert_with_a_gate_serves_as_well(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> None:
+    one = {"moe__experts": 1, "moe__top_k": 1, "cohort__anchors": 1, "partition__anchors": 1}
+    gated = finish(tmp_path_factory, partition__name="dirichlet", adapt__max_epochs=2, **one)
+    assert not personalise_labelled(gated, folder).card.gated

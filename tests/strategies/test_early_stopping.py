@@ -19,6 +19,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.moe.early_stopping import looks, mean_loss
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.runs.trained_run import open_run
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies import validate
 from strategies.fedavg import FedAvg
@@ -92,9 +93,25 @@ def test_losses_count_by_the_clients_weights_and_an_absurd_one_little() -> None:
         return method.after_merge(2)["lowest-validation-loss"]
 
     assert mean(1.0, 2.0) == pytest.approx((1.0 + 3 * 2.0) / 4)
-    assert mean(1.0, 1e30) < 1e32 * 2  # bounded by ten times the median, and by no more than it said
+    assert mean(1.0, 1e30) == pytest.approx((1.0 + 3 * 1e30) / 4)  # of two nobody is the odd one
     assert Told(config).kept(1, reply(0, **{"validation-loss": 1.0})) == {}  # not a round that looks
     assert Told(config).kept(2, reply(0)) == {}
+
+
+def test_under_a_robust_rule_one_client_does_not_choose_the_model() -> None:
+    """Four of five see the model become better; the fifth says anything that is a loss."""
+    flat = {"strategy.name": "fedavg", "early-stopping.check-every": 1, "partition.val-share": 0.2}
+    for lie in (0.0, 1e30):
+        method = Told(Config.from_flat(flat | {"aggregation.rule": "median", "early-stopping.patience": 1}))
+        method.weights = dict.fromkeys(range(5), 1.0)
+        for number in range(2, 6):
+            honest = dict.fromkeys(range(4), 2 / number)
+            kept = dict[str, torch.Tensor]()
+            for client, loss in (honest | {4: lie if number == 2 else 2 / number}).items():
+                kept |= method.kept(number, reply(client, **{"validation-loss": loss}))
+            method.merge({"expert.0": torch.tensor([float(number)])}, kept)
+        assert not method.done
+        assert method.vectors["best"].item() == 4.0
 
 
 def test_a_loss_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +122,7 @@ def test_a_loss_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Told, "variances", {})
     method.check(reply(0, **{"validation-loss": 1.5}))
     method.check(reply(0))
-    for bad in (math.nan, math.inf, "low"):
+    for bad in (math.nan, math.inf, "low", -1e300, -1.0):
         with pytest.raises(BadReply, match="validation-loss"):
             method.check(replace(reply(0), numbers={"validation-loss": bad}))  # type: ignore[dict-item]
 
@@ -142,25 +159,23 @@ def test_what_a_client_shares_of_its_parts_is_of_them() -> None:
 
 @pytest.mark.runs
 def test_looking_changes_no_weight_and_the_best_is_kept(tiny_run: TinyRunner) -> None:
-    watched = tiny_run("fedavg", run__rounds=3, early_stopping__check_every=2, **PARTS)
-    plain = tiny_run("fedavg", run__rounds=1, **PARTS)
-    assert same(watched.vectors["best"], plain.vectors["expert.0"])
-    assert same(watched.vectors["expert.0"], watched.vectors["best"])
+    watched = tiny_run("fedavg", run__rounds=4, early_stopping__check_every=2, **PARTS)
     records = read_metrics(watched.config.run_dir)
-    assert "metrics" not in records[0]
-    assert records[1]["metrics"]["lowest-validation-loss"] > 0
+    looks_at = [tiny_run("fedavg", run__rounds=rounds, **PARTS).vectors["expert.0"] for rounds in (1, 3)]
+    lowest = [record.get("metrics", {}).get("lowest-validation-loss") for record in records]
+    assert lowest[0] is None and lowest[1] == lowest[2] >= lowest[3] > 0
+    best = looks_at[1 if lowest[3] < lowest[2] else 0]
+    assert same(watched.vectors["expert.0"], best) and same(watched.vectors["best"], best)
+    assert not same(best, tiny_run("fedavg", run__rounds=4, **PARTS).vectors["expert.0"])
 
 
 @pytest.mark.runs
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "finetune", "specialist", "fedsr", "fedadg"])
 def test_a_run_ends_where_the_model_becomes_no_better(name: str, tiny_run: TinyRunner) -> None:
-    changes: dict[str, Any] = {
-        "train__lr": 1e-9,
-        "early_stopping__patience": 2,
-        "run__rounds": 30,
-        "moe__trainable": "all",
-    }
-    found = tiny_run(name, run__evaluate_every=30, adapt__max_epochs=1, **PARTS, **EVERY, **changes)
+    """The rate is so small that nothing becomes better; the model of the end has a checkpoint, whatever is due."""
+    changes: dict[str, Any] = {"train__lr": 1e-9, "early_stopping__patience": 2, "run__rounds": 30}
+    changes |= {"moe__trainable": "all", "run__checkpoint_every": 100, "adapt__max_epochs": 1}
+    found = tiny_run(name, run__evaluate_every=30, **PARTS, **EVERY, **changes)
     records = read_metrics(found.config.run_dir)
     assert 4 <= len(records) < 30
     assert records[-1]["ended"] and "evaluation" in records[-1]
@@ -168,20 +183,34 @@ def test_a_run_ends_where_the_model_becomes_no_better(name: str, tiny_run: TinyR
     results = read_recorded(found.config.run_dir).results
     assert results["accuracy"] is not None
     assert same(found.vectors["expert.0"], found.vectors["best"])
+    assert same(open_run(found.config.run_dir).vectors["expert.0"], found.vectors["best"])
 
 
 @pytest.mark.runs
-def test_a_resumed_run_ends_at_the_same_round_with_the_same_bits(tiny_run: TinyRunner) -> None:
-    changes: dict[str, Any] = {"train__lr": 1e-9, "early_stopping__patience": 2, "run__rounds": 30, **PARTS, **EVERY}
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_resumed_run_ends_with_the_same_bits(at: int, tiny_run: TinyRunner) -> None:
+    changes: dict[str, Any] = {"run__rounds": 6, "run__checkpoint_every": 1, "run__keep_checkpoints": 6} | PARTS | EVERY
     whole = tiny_run("fedavg", **changes)
-    rounds = len(read_metrics(whole.config.run_dir))
-    part = tiny_run("fedavg", run__name="resumed", **changes | {"run__rounds": rounds - 2})
-    assert len(read_metrics(part.config.run_dir)) == rounds - 2
-    resumed = tiny_run("fedavg", run__name="resumed", run__resume=True, **changes)
-    assert same_weights(resumed, whole)
-    assert len(read_metrics(resumed.config.run_dir)) == rounds
-    again = tiny_run("fedavg", run__name="resumed", run__resume=True, **changes)
+    cut = tiny_run("fedavg", run__name="cut", **changes)
+    for path in (cut.config.run_dir / "checkpoints").glob("round-*"):
+        if int(path.name.split("-")[1]) > at:
+            path.unlink()
+    again = tiny_run("fedavg", run__name="cut", run__resume=True, **changes)
     assert same_weights(again, whole)
+    assert same(again.vectors["looks"], whole.vectors["looks"])
+    assert not same(whole.vectors["expert.0"], tiny_run("fedavg", **PARTS, run__rounds=6).vectors["expert.0"])
+
+
+@pytest.mark.runs
+def test_a_run_that_ended_is_not_gone_on_with_and_one_of_more_rounds_is_another(tiny_run: TinyRunner) -> None:
+    changes: dict[str, Any] = {"train__lr": 1e-9, "early_stopping__patience": 2, "run__rounds": 30, **PARTS, **EVERY}
+    ended = tiny_run("fedavg", run__name="ended", **changes)
+    rounds = len(read_metrics(ended.config.run_dir))
+    again = tiny_run("fedavg", run__name="ended", run__resume=True, **changes)
+    assert same_weights(again, ended)
+    assert len(read_metrics(again.config.run_dir)) == rounds
+    with pytest.raises(FedjetsError, match=r"run\.rounds"):
+        tiny_run("fedavg", run__name="ended", run__resume=True, **changes | {"run__rounds": 40})
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -193,6 +222,7 @@ def test_a_resumed_run_ends_at_the_same_round_with_the_same_bits(tiny_run: TinyR
         ({"partition__val_share": 0.0}, "set partition.val-share to 0.2"),
         ({"strategy__name": "fedjets"}, "strategy.name = 'fedjets' ends with its last round; set it to 0"),
         ({"strategy__name": "scaffold"}, "strategy.name = 'scaffold' ends with its last round; set it to 0"),
+        ({"run__rounds": 6, "early_stopping__check_every": 5}, "the second look comes in round 7, and run.rounds = 6"),
         ({"privacy__noise_multiplier": 1.0, "model__norm": "group"}, "does not protect the losses"),
     ],
 )

@@ -262,3 +262,10 @@ def test_a_part_that_would_be_empty_is_named(tiny_run: TinyRunner) -> None:
         FedjetsError, match=r"partition.val-share = 0.001, .* samples falls to val; .*samples-per-client"
     ):
         open_client(tiny_runtime(tiny_run.folder, **few).config, 0)
+
+
+def test_a_client_s_model_cannot_start_as_another_kind_of_model(tiny_run: TinyRunner) -> None:
+    """Nobody is scored then, and a run without a score is no result."""
+    other: dict[str, Scalar] = {"adapt__start": "common", "moe__trainable": "all", "model__width": 4}
+    with pytest.raises(FedjetsError, match=r"no client could be scored.*adapt\.start = 'common'"):
+        tiny_run("local", **PARTS, **other)
