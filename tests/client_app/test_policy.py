@@ -101,7 +101,11 @@ def test_each_site_refuses_what_its_policy_does_not_allow_and_both_ends_say_whic
 
 def test_what_a_client_says_of_the_shared_model_is_a_loss() -> None:
     with pytest.raises(Refused, match="may-leave has no loss, which the reply to train.fedavg holds"):
-        check_leaving(Policy(may_leave=frozenset({"routes"})), "train.fedavg", Update(numbers={"validation-loss": 1.0}))
+        check_leaving(
+            Policy.model_validate({"may-leave": frozenset({"routes"})}),
+            "train.fedavg",
+            Update(numbers={"validation-loss": 1.0}),
+        )
 
 
 def test_what_a_policy_allows_changes_no_bit(tmp_path: Path, run: Run) -> None:
