@@ -81,6 +81,9 @@ class Placement:
         Args:
             folder: takes the command that stands in for Flower's.
             path: on which all other commands are found.
+
+        Raises:
+            FedjetsError: no command runs from the folder; Flower's own would be taken instead.
         """
         commands = folder / "commands"
         commands.mkdir()
@@ -88,6 +91,8 @@ class Placement:
         words = [sys.executable, "-P", str(STAND_IN), str(commands / "nodes.json")]
         (commands / COMMAND).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         (commands / COMMAND).chmod(0o700)
+        if not os.access(commands / COMMAND, os.X_OK):
+            raise FedjetsError(f"--ray-address: {folder} is on a file system without programs (noexec); set TMPDIR")
         return {"RAY_ADDRESS": self.address, "PATH": f"{commands}{os.pathsep}{path}"} | NO_UV
 
 
@@ -173,6 +178,6 @@ def _why(error: str) -> str:
     if "Could not find any running Ray" in error:
         return "no Ray runs on this machine; start it with `ray start`, or give HOST:PORT"
     words = one_line(" ".join(error.split()))
-    if "ersion mismatch" in error:
+    if "Version mismatch" in error:
         return f"{words}; run `fedjets` with the cluster's Ray and Python"
     return f"Ray does not let us in: {words}"

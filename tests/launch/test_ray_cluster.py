@@ -1,5 +1,6 @@
 """Room on a Ray cluster, and why there is none; clusters that run are in ``tests/end_to_end/test_ray_cluster.py``."""
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -143,6 +144,13 @@ def test_the_stand_in_comes_before_flowers_own_command(tmp_path: Path) -> None:
     assert COMMAND in TASK_TYPE_TO_COMMAND.values()
     done = subprocess.run([Path(first) / COMMAND, "--help"], capture_output=True, text=True, check=True)
     assert "Run a Flower Simulation" in done.stdout
+
+
+def test_a_folder_from_which_no_command_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower would find its own command further down the path."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(FedjetsError, match="noexec.*; set TMPDIR"):
+        Placement("10.0.0.1:6379", ("a",)).environment(tmp_path, "/usr/bin")
 
 
 def test_a_run_on_this_machine_starts_a_ray_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
