@@ -162,7 +162,10 @@ def run(
         rounds.start(grid, first=first)
     finally:
         exchange.close()
-    results = facts_of(method, rounds) | {"wire_bytes_total": exchange.moved}
+    results = facts_of(method, rounds) | {
+        "wire_bytes_total": exchange.moved,
+        "jobs_by_transport": dict(sorted(exchange.sent.items())),
+    }
     summary = tracker.finish("completed", weights_hash(method.vectors), results)
     for callback in callbacks:
         callback.on_end(summary)

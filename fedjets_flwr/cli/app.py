@@ -35,6 +35,12 @@ SetOption = Annotated[
     typer.Option("--set", "-c", metavar="KEY=VALUE", help="a setting, or several with blanks between; repeatable"),
 ]
 GpusOption = Annotated[str, typer.Option(help="GPUs of a client's process: auto, 0, or a number; 0.5 shares one")]
+RayOption = Annotated[
+    str,
+    typer.Option(
+        "--ray-address", metavar="HOST:PORT", help="simulate on a Ray cluster that runs; auto: the one of this node"
+    ),
+]
 OutputOption = Annotated[Path | None, typer.Option("--output-dir", help="parent folder of the run (default: runs/)")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="replace the results of that name, once the run has a checkpoint")
@@ -53,8 +59,11 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
     overwrite: OverwriteOption = False,
     superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
+    ray_address: RayOption = "",
 ) -> None:
     """Run a federated training through Flower and follow it to its end."""
+    if superlink and ray_address:
+        raise FedjetsError("--ray-address is for a simulation, and --superlink for a deployment; leave one out")
     written = read_flat(preset, config, set_ or []) | _switched(resume=resume, overwrite=overwrite)
     if superlink:
         elsewhere, here = agreed(*remote_config(written, output_dir))
@@ -68,7 +77,7 @@ def run(
     from fedjets_flwr.launch.follow import print_summary, run_and_follow
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
 
-    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus), console)
+    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus), console, ray_address)
     print_summary(summary, c.run_dir, console)
 
 
@@ -129,6 +138,7 @@ def compare(
     set_: SetOption = None,
     cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
     gpus: GpusOption = "auto",
+    ray_address: RayOption = "",
 ) -> None:
     """Run presets x seeds, skipping what is done, and write one table and its figures."""
     from fedjets_flwr.compare.experiment import read_experiment, run_experiment
@@ -137,7 +147,8 @@ def compare(
 
     wanted = read_experiment(experiment, set_ or [], output_dir)
     folder = output or Path("results") / experiment.stem
-    with WarmFlower(wanted.parent / "flower.log", Resources(0, cpus_per_client, gpus), console) as flower:
+    resources = Resources(0, cpus_per_client, gpus)
+    with WarmFlower(wanted.parent / "flower.log", resources, console, ray_address) as flower:
         run_experiment(wanted, folder, flower.run, console, _validate)
 
 

@@ -1,5 +1,6 @@
 """One run at a terminal: checks before Flower starts, progress, summary."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.text import Text
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch import peers
+from fedjets_flwr.launch.ray_cluster import Placement, find_cluster
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
@@ -29,16 +31,22 @@ INTERRUPTS = (KeyboardInterrupt, SystemExit)
 """SystemExit is what rich makes of a closed pipe, such as that to a ``tee`` which heard the same Ctrl-C."""
 
 
-def run_and_follow(config: Config, resources: Resources, console: Console) -> dict[str, Any]:
+def run_and_follow(config: Config, resources: Resources, console: Console, ray_address: str = "") -> dict[str, Any]:
     """Run through a Flower of our own, show the progress, return the summary.
+
+    Args:
+        config: the settings.
+        resources: what the simulation may use.
+        console: where the progress is shown.
+        ray_address: of a Ray cluster that runs the clients; empty: this machine does.
 
     Raises:
         FedjetsError: the settings, the data or the run failed; one line that says why.
     """
     check(config)
     tell_who_reaches(console)
-    federation = resources.federation_config()
-    with run_folder(config, console) as folder, LocalFlower(folder / "flower.log") as flower:
+    federation, placement = find_room(resources, ray_address, console)
+    with run_folder(config, console) as folder, LocalFlower(folder / "flower.log", placement) as flower:
         return follow_to_the_end(flower.submit(config, folder, federation), config, console)
 
 
@@ -61,6 +69,22 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
         summary = follow_to_the_end(launched, config, console, mirrored=True)
         draw_plots(folder)
         return summary
+
+
+def find_room(resources: Resources, ray_address: str, console: Console) -> tuple[str, Placement | None]:
+    """Return Flower's ``--federation-config``, and what goes where on a Ray cluster, if one is named.
+
+    Raises:
+        FedjetsError: no client fits, or there is no such cluster.
+    """
+    if not ray_address:
+        return resources.federation_config(), None
+    federation, placement = resources.on(find_cluster(ray_address))
+    nodes = len(set(placement.nodes))
+    console.print(f"{len(placement.nodes)} clients at a time on {nodes} nodes of the Ray cluster {placement.address}")
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        console.print("the Ray cluster asks for no token: whoever reaches it can run code there; see docs/cluster.md")
+    return federation, placement
 
 
 def tell_who_reaches(console: Console) -> None:

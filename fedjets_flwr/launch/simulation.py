@@ -1,13 +1,15 @@
-"""A simulation on this machine: a SuperLink of our own on a free port, with a private FLWR_HOME.
+"""A simulation: a SuperLink of our own on a free port of this machine, with a private FLWR_HOME.
 
 ``flwr run`` alone leaves a daemon behind and shares it with whoever uses the same port. Other users of the machine get
-nothing from ours, nor from Ray, which runs the clients: it asks for a token and listens on loopback alone.
+nothing from ours, nor from Ray, which runs the clients: it asks for a token and listens on loopback alone. On a Ray
+cluster that runs already, who gets in is the cluster's business.
 """
 
 import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from fedjets_flwr.launch.daemons import (
     stop_daemons,
     wait_for_port,
 )
+from fedjets_flwr.launch.ray_cluster import Placement, RayCluster, interleaved
 from fedjets_flwr.launch.superlink import SuperLink
 
 SOCKET_FOLDER = 35
@@ -41,28 +44,54 @@ class Resources:
     gpus: str = "auto"
 
     def federation_config(self) -> str:
-        """Return Flower's ``--federation-config``.
+        """Return Flower's ``--federation-config`` of a simulation on this machine.
 
         Raises:
             FedjetsError: no client fits the machine.
         """
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if not 1 <= self.cpus_per_client <= cpus:
-            raise FedjetsError(f"--cpus-per-client {self.cpus_per_client}: give 1 to {cpus}, the CPUs here")
+        share, (at_once,) = self._fit([(cpus, gpu_count())], "here")
+        return f"{self._words(at_once, share)} init-args-num-cpus={at_once * self.cpus_per_client}"
+
+    def on(self, cluster: RayCluster) -> tuple[str, Placement]:
+        """Return Flower's ``--federation-config`` of a simulation on a cluster, and what goes where there.
+
+        Raises:
+            FedjetsError: no client fits a node of it.
+        """
+        where = f"free on a node of the Ray cluster {cluster.address}"
+        if not any(node.cpus >= 1 for node in cluster.nodes):
+            raise FedjetsError(f"--ray-address: no CPU is {where}; wait for what runs there, or add a node")
+        share, counts = self._fit([(int(node.cpus), int(node.gpus)) for node in cluster.nodes], where)
+        if not any(counts):
+            raise FedjetsError(f"--cpus-per-client {self.cpus_per_client} and --gpus {self.gpus} are not both {where}")
+        places = interleaved([node.name for node in cluster.nodes], counts)
+        return self._words(len(places), share), Placement(cluster.address, places[: self.supernodes or len(places)])
+
+    def _words(self, at_once: int, share: float) -> str:
+        return (
+            f"num-supernodes={self.supernodes or at_once} client-resources-num-cpus={self.cpus_per_client}"
+            f" client-resources-num-gpus={share:g}"
+        )
+
+    def _fit(self, machines: Sequence[tuple[int, int]], where: str) -> tuple[float, list[int]]:
+        """Return the share of a GPU that a client's process gets, and how many fit each machine's CPUs and GPUs."""
+        most = max(cpus for cpus, _ in machines)
+        if not 1 <= self.cpus_per_client <= most:
+            raise FedjetsError(f"--cpus-per-client {self.cpus_per_client}: give 1 to {most}, the CPUs {where}")
         if self.supernodes < 0:
             raise FedjetsError(f"--supernodes {self.supernodes}: give 1 or more")
-        present = gpu_count()
-        share = self._gpu_share(present)
+        share = self._gpu_share(max(gpus for _, gpus in machines), where)
+        return share, [self._count(cpus, gpus, share) for cpus, gpus in machines]
+
+    def _count(self, cpus: int, gpus: int, share: float) -> int:
         at_once = cpus // self.cpus_per_client
         if share:
             # Flower counts processes for the machine; one that fits no single GPU would wait for ever.
-            at_once = min(at_once, present * int(1 / share) if share < 1 else int(present / share))
-        return (
-            f"num-supernodes={self.supernodes or at_once} client-resources-num-cpus={self.cpus_per_client}"
-            f" client-resources-num-gpus={share:g} init-args-num-cpus={at_once * self.cpus_per_client}"
-        )
+            at_once = min(at_once, gpus * int(1 / share) if share < 1 else int(gpus / share))
+        return at_once
 
-    def _gpu_share(self, present: int) -> float:
+    def _gpu_share(self, present: int, where: str) -> float:
         if self.gpus == "auto":
             return 0.5 if present else 0.0
         try:
@@ -72,7 +101,7 @@ class Resources:
         if not (0 <= share <= present and (share <= 1 or share.is_integer())):
             raise FedjetsError(
                 f"--gpus {self.gpus}: give auto, 0, a fraction such as 0.5, or a whole number up to {present}, the GPUs"
-                " here"
+                f" {where}"
             )
         return share
 
@@ -96,6 +125,7 @@ def ray_environment(folder: Path) -> dict[str, str]:
     return {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: a node of Ray is at 127.0.0.1
+        "RAY_ADDRESS": "local",  # whatever the user's own says
     }  # fmt: skip
 
 
@@ -110,8 +140,14 @@ class LocalFlower(SuperLink):
 
     name = "own"
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self, log: Path, placement: Placement | None = None) -> None:
+        """Begin; nothing is started before the ``with`` block.
+
+        Args:
+            log: takes what the SuperLink says.
+            placement: where clients' processes go on a Ray cluster; None: on this machine, by a Ray of our own.
+        """
+        self._log, self._placement = log, placement
 
     def alive(self) -> bool:
         return self._superlink.poll() is None
@@ -121,7 +157,10 @@ class LocalFlower(SuperLink):
 
     def switches(self, home: Path) -> dict[str, str]:
         """Return the environment of all its processes."""
-        return flower_environment(home) | ray_environment(home.parent)
+        found = flower_environment(home)
+        if self._placement is None:
+            return found | ray_environment(home.parent)
+        return found | self._placement.environment(home.parent, found["PATH"])
 
     def __enter__(self) -> "LocalFlower":
         try:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
+from fedjets_flwr.launch.follow import check, find_room, follow_to_the_end, run_folder
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched
 from fedjets_flwr.runs.queue import VARIABLE, RunQueue
@@ -18,18 +18,20 @@ from fedjets_flwr.runs.tracking import read_metrics
 class WarmFlower:
     """Does runs one after the other; a context manager. An engine that ended is followed by another."""
 
-    def __init__(self, log: Path, resources: Resources, console: Console) -> None:
+    def __init__(self, log: Path, resources: Resources, console: Console, ray_address: str = "") -> None:
         """Begin; nothing is started before the first run.
 
         Args:
             log: takes what the SuperLink says.
             resources: of every run.
             console: where progress is shown.
+            ray_address: of a Ray cluster that runs the clients; empty: this machine does.
 
         Raises:
-            FedjetsError: no client fits the machine.
+            FedjetsError: no client fits, or there is no such cluster.
         """
-        self._log, self._federation, self._console = log, resources.federation_config(), console
+        self._log, self._console = log, console
+        self._federation, self._placement = find_room(resources, ray_address, console)
         self._flower: LocalFlower | None = None
         self._queue: RunQueue
         self._engine: Launched
@@ -64,7 +66,7 @@ class WarmFlower:
             return
         self.__exit__()
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        flower = QueueFlower(self._log)
+        flower = QueueFlower(self._log, self._placement)
         flower.__enter__()
         self._flower, self._queue = flower, RunQueue(flower.queue)
         self._engine = flower.submit(config, flower.folder, self._federation)

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -159,6 +160,7 @@ class Exchange:
         held: which vectors each deployed client has already.
         coding_seconds: spent on encoding and decoding.
         moved: bytes that all exchanges so far physically moved, the ones that no result counts too.
+        sent: how many jobs were sent by each transport.
         deadline: seconds of one exchange.
         when_read: is told of each exchange whose replies were read to their end.
         why_late: what to say of who did not answer in the last one.
@@ -174,6 +176,7 @@ class Exchange:
         self.when_read: Callable[[PendingExchange], None] = lambda pending: None
         self.coding_seconds = 0.0
         self.moved = 0
+        self.sent: Counter[str] = Counter()
         self.held = VectorLedger()
         self.deadline, self.reusable, self.why_late = config.limits.exchange_seconds, False, ""
         self._grid = grid
@@ -230,6 +233,7 @@ class Exchange:
                 pending.messages.append(message)
                 pending.shares.append((message, share))
                 pending.transports |= {job.client: transport for job in share}
+                self.sent["inline" if isinstance(transport, Inline) else "shared"] += len(share)
         return pending
 
     def _count_down(

@@ -28,6 +28,8 @@ BAD = [
     (["--cpus-per-client", "100000"], "--cpus-per-client"),
     (["--supernodes", "-1"], "--supernodes"),
     (["-c", "data.name=cifar10", "-c", "data.download=false", "-c", "data.dir=empty"], "data.dir"),
+    (["--ray-address", "nowhere"], "--ray-address nowhere"),
+    (["--ray-address", "auto", "--superlink", "far"], "--ray-address is for a simulation"),
 ]
 
 
