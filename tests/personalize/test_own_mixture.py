@@ -17,8 +17,7 @@ from fedjets_flwr.personalize.onnx_export import export_onnx
 from fedjets_flwr.personalize.own_mixture import personalise_labelled
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
-from tests.personalize.test_personaliser import draw
-from tests.support.personal import call, finish
+from tests.support.personal import call, drawn, finish
 
 CLIENT = 4
 """A client that trains; a site that took no part has images like its own."""
@@ -36,7 +35,7 @@ def held(run: TrainedRun) -> Images:
 
 @pytest.fixture(scope="module")
 def folder(held: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("site"), held, classed=True)
+    return drawn(tmp_path_factory.mktemp("site"), held, classed=True)
 
 
 def test_it_learns_what_the_site_holds_and_keeps_the_generalist(run: TrainedRun, folder: Path) -> None:
@@ -81,7 +80,7 @@ def test_the_command_makes_it_and_says_what_it_needs(
     assert call(monkeypatch, *wanted, folder, "--labels", "--output", "site") == 0
     assert call(monkeypatch, "predict", "site", folder) == 0
     capsys.readouterr()
-    assert call(monkeypatch, *wanted, draw(tmp_path / "flat", held), "--labels") == 1
+    assert call(monkeypatch, *wanted, drawn(tmp_path / "flat", held), "--labels") == 1
     assert "--labels" in capsys.readouterr().err
     assert call(monkeypatch, *wanted, folder, "--labels", "--experts", "1") == 1
     assert "--labels: not with --experts" in capsys.readouterr().err

@@ -16,7 +16,6 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
@@ -29,7 +28,7 @@ from fedjets_flwr.runs.trained_run import TrainedRun
 from strategies.fedjets import FedJets
 from tests.support.audited import told
 from tests.support.methods import SERVED, needed
-from tests.support.personal import call, finish
+from tests.support.personal import call, drawn, finish
 
 UNSEEN = 8
 
@@ -53,15 +52,6 @@ def made(run: TrainedRun, held: Images) -> Personaliser:
 def bundle(made: Personaliser, tmp_path: Path) -> Path:
     made.save(tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def draw(folder: Path, images: Images, classed: bool = False) -> Path:
-    """Write images as PNG, flat or in class folders; sorted paths are not the order of the samples then."""
-    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
-        path = folder / (str(int(label)) if classed else "") / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[0].numpy()).save(path)
-    return folder
 
 
 # Equality with the run ------------------------------------------------------------------------------------------------
@@ -145,7 +135,7 @@ def test_an_oracle_cannot_serve_a_site_without_labels(run: TrainedRun, held: Ima
 def test_files_answer_as_their_pixels_and_labels_only_score(
     run: TrainedRun, held: Images, made: Personaliser, tmp_path: Path
 ) -> None:
-    flat, classed = draw(tmp_path / "flat", held), draw(tmp_path / "classed", held, classed=True)
+    flat, classed = drawn(tmp_path / "flat", held), drawn(tmp_path / "classed", held, classed=True)
     a, b = personalise(run, flat), personalise(run, classed)
     assert a.card.experts == b.card.experts == made.card.experts
     assert a.predictions is not None and b.predictions is not None and made.predictions is not None
@@ -400,7 +390,7 @@ def test_personalize_and_predict(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     accuracy = run.summary["per_client_accuracy"][str(UNSEEN)]
-    classed = draw(tmp_path / "classed", held, classed=True)
+    classed = drawn(tmp_path / "classed", held, classed=True)
     audit = ("--audit-log", "audit.jsonl")
     assert call(monkeypatch, "personalize", "--run", run.folder, "--images", classed, *audit) == 0
     assert f"accuracy {accuracy:.4f}" in capfd.readouterr().out
@@ -452,7 +442,7 @@ def test_a_wrong_command_is_one_line(
 
 def test_names_of_files_need_not_be_text(made: Personaliser, held: Images, tmp_path: Path) -> None:
     """Commas, quotes and bytes that are not UTF-8 come back as they are, line ends as text."""
-    draw(tmp_path / "images", held.subset(np.arange(3)))
+    drawn(tmp_path / "images", held.subset(np.arange(3)))
     names = [b'a,"b".png', b"line\nend.png", b"\xff\xfe.png"]
     for old, name in zip(sorted((tmp_path / "images").iterdir()), names, strict=True):
         old.rename(old.parent / name.decode("utf-8", "surrogateescape"))

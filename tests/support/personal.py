@@ -1,11 +1,14 @@
 """A tiny real run on the digits, finished, for tests of what is made from one."""
 
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedjets_flwr.cli.app import main
 from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.runs.trained_run import TrainedRun, open_run
 from tests.support.in_process import run_in_process
 
@@ -30,3 +33,12 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as caught:
         main()
     return int(caught.value.code or 0)
+
+
+def drawn(folder: Path, images: Images, classed: bool = False) -> Path:
+    """Write images as PNG, flat or in class folders; sorted paths are not the order of the samples then."""
+    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        path = folder / (str(int(label)) if classed else "") / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(path)
+    return folder
