@@ -7,14 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def drawn(*shape: int, std: float) -> nn.Parameter:
+    """Return normal weights; on the meta device, where no number counts, no draw imports the compiler, for seconds."""
+    made = torch.empty(shape)
+    return nn.Parameter(made if made.is_meta else torch.randn(shape) * std)
+
+
 class SwitchExpert(nn.Module):
     """A feed-forward network d -> hidden -> d without biases, and the row of the router that chooses it."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.row = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.up = nn.Parameter(torch.randn(hidden, width) * width**-0.5)
-        self.down = nn.Parameter(torch.randn(width, hidden) * hidden**-0.5)
+        self.row = drawn(width, std=width**-0.5)
+        self.up = drawn(hidden, width, std=width**-0.5)
+        self.down = drawn(width, hidden, std=hidden**-0.5)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return down relu(up h), (n, d) of (n, d)."""

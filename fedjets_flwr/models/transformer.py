@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedjets_flwr.models.switch import SwitchExpert, switch, trained_beside
+from fedjets_flwr.models.switch import SwitchExpert, drawn, switch, trained_beside
 from fedjets_flwr.names import DENSE, switch_expert_name
 
 Sets = tuple[tuple[int, ...], ...]
@@ -148,9 +148,8 @@ class Transformer(nn.Module):
     def __init__(self, a: LanguageArchitecture) -> None:
         super().__init__()
         self.architecture, self.balance = a, a.balance
-        # Not nn.Embedding, whose start on the meta device imports the compiler, seconds of a client's process.
-        self.embedding = nn.Parameter(torch.randn(a.vocabulary, a.width) * 0.02)
-        self.positions = nn.Parameter(torch.randn(a.context, a.width) * 0.02)
+        self.embedding = drawn(a.vocabulary, a.width, std=0.02)
+        self.positions = drawn(a.context, a.width, std=0.02)
         self.blocks = nn.ModuleList(Block(a.width, a.heads) for _ in range(a.layers))
         self.networks = nn.ModuleList(FeedForward(a.width, a.hidden) for _ in range(a.layers - a.switch_layers))
         self.norm = nn.LayerNorm(a.width)

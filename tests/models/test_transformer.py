@@ -2,16 +2,21 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import build
+from fedjets_flwr.models.common_expert import CommonExpert, freeze, load_common_expert
 from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.models.pretraining import save_common_expert
 from fedjets_flwr.models.switch import SwitchExpert, balance_loss, gates, switch, trained_beside
 from fedjets_flwr.models.transformer import (
     LanguageArchitecture,
@@ -253,3 +258,36 @@ def test_an_expert_s_vector_is_its_row_and_its_network() -> None:
 def test_an_architecture_that_no_model_has_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="size|heads|layers|held"):
         replace(SMALL, **change)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_brings_the_model_back_and_not_how_it_is_trained(tmp_path: Path) -> None:
+    model = build(replace(SMALL, balance=0.5), 4)
+    expert = CommonExpert(freeze(model), replace(SMALL, balance=0.5), (), (), "text", 0.25)
+    save_common_expert(expert, tmp_path / "model.safetensors")
+    found = load_common_expert(tmp_path / "model.safetensors")
+    assert found.architecture == SMALL
+    assert found.digest == expert.digest
+    x = tokens(SMALL)
+    assert torch.equal(found.model(x), model(x))
+    assert (found.dataset, found.accuracy, found.mean, found.std) == ("text", 0.25, (), ())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": "5000"}, {"experts": "5"}, {"experts": "1000000"}, {"width": "x"}, {"width": "-8"}, {"heads": "3"},
+        {"context": "8"}, {"vocabulary": ""}, {"hidden": None}, {"switch_layers": "9"}, {"mean": "0.5"},
+    ],
+)  # fmt: skip
+def test_a_file_that_claims_another_model_is_refused(change: dict[str, str | None], tmp_path: Path) -> None:
+    expert = CommonExpert(freeze(build(SMALL, 4)), SMALL, (), (), "text", 0.25)
+    metadata = {"dataset": "text", "test_accuracy": "0.25", "mean": "", "std": ""}
+    metadata |= {name: str(getattr(SMALL, name)) for name in vars(SMALL) if name not in ("balance", "held")} | change
+    told = {name: value for name, value in metadata.items() if value is not None}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(expert.model.state_dict(), told))
+    with pytest.raises(FedjetsError, match="not a common expert"):
+        load_common_expert(path)
