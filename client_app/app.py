@@ -135,7 +135,7 @@ def _open(config: Config, node: Node, facts: Mapping[str, str], message: Message
             file.write_bytes(record["safetensors"].data)
             if load_common_expert(file).digest != digest:
                 raise FedjetsError("the common expert arrived damaged")
-    return open_runtime(config, node, digest, facts["experts"], facts["layout"])
+    return open_runtime(config, node, digest, facts["experts"], facts["layout"], facts.get("samples", ""))
 
 
 app.query("prepare")(_serve(prepare))

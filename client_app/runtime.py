@@ -232,7 +232,7 @@ def vector_store(config: Config, node: Node) -> VectorStore | None:
 
 
 @lru_cache(maxsize=1)
-def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: str) -> Runtime:
+def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: str, samples: str = "") -> Runtime:
     """Return this process's runtime for a run.
 
     Args:
@@ -241,6 +241,7 @@ def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: 
         digest: of the common expert.
         experts: the server's architectures, encoded.
         layout: digest of the experts' vectors at the server.
+        samples: the server's ``Task.digest``.
 
     Raises:
         FedjetsError: the common expert was never sent here or is another one, or the server's experts are.
@@ -252,4 +253,8 @@ def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: 
     runtime = Runtime(config, common, decode_architectures(experts), node.images)
     if runtime.layout != layout:
         raise FedjetsError("server and client build different experts; install the same release on both")
+    if runtime.task.digest != samples:
+        raise FedjetsError(
+            "the text here is not the server's, and tokens would differ; take the same packages and Python, or texts"
+        )
     return runtime

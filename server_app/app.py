@@ -268,6 +268,7 @@ def request_facts(method: Strategy) -> dict[str, str]:
     return {
         "experts": encode_architectures(kinds),
         "layout": digest_of(method.specs[expert_name(m)] for m in range(len(kinds))),
+        **({"samples": method.task.digest} if method.task.digest else {}),
     }
 
 
@@ -283,6 +284,7 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "classes": list(method.task.spec.classes),
         "kinds": list(method.task.spec.kinds),
         "image_shape": list(method.task.spec.shape),
+        "samples_digest": method.task.digest,
         "anchors": list(method.anchors),
         "trained_parameters": method.trained_parameters,
         "flops_per_answer": served * forward_flops(method.build(0), sample),

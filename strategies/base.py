@@ -92,7 +92,8 @@ class Strategy(ABC):
             )
         if config.privacy.noise_multiplier > 0:
             own = builds_own_experts(config, cls.init or config.moe.init)
-            check_private(config, cls.private, own or not config.common_expert.path)
+            by_settings = not config.of_text and (own or not config.common_expert.path)
+            check_private(config, cls.private, by_settings)
         if config.early_stopping.check_every and not cls.stops_early:
             raise FedjetsError(
                 f"early-stopping.check-every = {config.early_stopping.check_every}: strategy.name ="

@@ -22,7 +22,7 @@ def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     sent.zero_()
 
     def losses_of(rows: Tensor) -> list[Tensor]:
-        return [context.task.loss(model.module(inputs(rows)), data.targets[rows], data.offset)]
+        return [context.task.loss(context.forward(model.module, inputs(rows)), data.targets[rows], data.offset)]
 
     loss = fit([model], [context.optimizer(model)], context.order(), losses_of)
     numbers: dict[str, Number] = {"num-examples": len(data), "loss": loss}

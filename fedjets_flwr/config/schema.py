@@ -23,6 +23,8 @@ from fedjets_flwr.names import ROLES
 from fedjets_flwr.reading import shown
 
 Scalar = str | int | float | bool
+MOST_PARTS = 4096
+"""Layers of a language model, and experts of all its layers."""
 LONGEST_NAME = 100
 """Bytes of a run's name; file systems take 255, and a number or an ending is added to it."""
 
@@ -655,9 +657,10 @@ class Config(Section):
         return self.model_copy(update={"run": self.run.model_copy(update={"name": name})})
 
     def _check(self) -> None:
-        moe, cohort, partition = self.moe, self.cohort, self.partition
+        moe, cohort, partition, language = self.moe, self.cohort, self.partition, self.language_model
         anchors = self.num_anchors
         rules = [
+            *self._rules_of_text(),  # first: others send to settings that text has not
             (
                 _is_name(self.run.name),
                 f"run.name = {self.run.name[:200]!r}: give a plain name of a folder, of at most {LONGEST_NAME} bytes,"
@@ -756,6 +759,17 @@ class Config(Section):
                 f" {self.language_model.width}; set 1, 2 or 4, say",
             ),
             (
+                self.language_model.layers + self.language_model.switch_layers * self.language_model.experts
+                <= MOST_PARTS,
+                f"language-model.experts = {language.experts}: with language-model.switch-layers ="
+                f" {language.switch_layers} more than {MOST_PARTS} layers and experts; lower it",
+            ),
+            (
+                self.train.optimizer == "sgd" or self.train.weight_decay == 0,
+                f"train.weight-decay = {self.train.weight_decay:g}: train.optimizer = {self.train.optimizer!r} takes"
+                " none; set it to 0",
+            ),
+            (
                 self.language_model.switch_layers <= self.language_model.layers,
                 f"language-model.switch-layers = {self.language_model.switch_layers}: more than language-model.layers ="
                 f" {self.language_model.layers}; lower it",
@@ -764,7 +778,6 @@ class Config(Section):
                 bool(self.memory_shares) and all(0 < share <= 1 for share in self.memory_shares),
                 f"fedmoe.memory = {self.fedmoe.memory!r}: give one or more numbers above 0 and up to 1, e.g. '0.5,1'",
             ),
-            *self._rules_of_text(),
         ]
         for holds, message in rules:
             if not holds:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedjets_flwr.config.schema import MOST_PARTS
 from fedjets_flwr.models.switch import SwitchExpert, drawn, switch, trained_beside
 from fedjets_flwr.names import DENSE, switch_expert_name
 
@@ -22,8 +23,6 @@ Sets = tuple[tuple[int, ...], ...]
 
 LARGEST = 2**20
 """Of any size in an architecture: one that only a damaged file or message claims must not keep a process busy."""
-MOST_PARTS = 4096
-"""Layers, and experts of all layers."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,10 @@ class Task(Protocol):
         """Numbers, none below 0, that a client tells of its own tests besides right answers (:meth:`told`)."""
 
     @property
+    def digest(self) -> str:
+        """Of what all sites must have alike for samples to mean the same; empty: nothing."""
+
+    @property
     def simulates(self) -> bool:
         """Whether the samples of all clients lie here, as in a simulation."""
 

@@ -44,6 +44,11 @@ class LanguageModelling:
         return ("bits-per-byte", "domain")
 
     @property
+    def digest(self) -> str:
+        """Return that of the text, from which tokens are learnt."""
+        return open_text(self.config).digest
+
+    @property
     def simulates(self) -> bool:
         """Whose text is whose is known wherever the text lies."""
         return True

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+import server_app.app
+from fedjets_flwr.data.text import open_text
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.transformer import sizes_of
 from fedjets_flwr.runs.run_folder import read_recorded
@@ -88,3 +90,21 @@ def test_a_language_model_of_one_s_own_is_taken_and_checked(text_run: TextRun, t
     ):
         with pytest.raises(FedjetsError, match=reason):
             text_run("fedavg", common_expert__path=path, **changes)
+
+
+def test_the_text_is_told_and_a_site_with_another_is_refused(
+    text_run: TextRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = text_run("fedavg", run__rounds=1)
+    digest = open_text(found.config).digest
+    assert len(digest) > 20
+    assert json.loads((found.config.run_dir / "summary.json").read_text())["samples_digest"] == digest
+    told = server_app.app.request_facts
+    monkeypatch.setattr(server_app.app, "request_facts", lambda method: told(method) | {"samples": "another"})
+    with pytest.raises(FedjetsError, match="the text here is not the server's"):
+        text_run("fedavg", run__rounds=1)
+
+
+def test_clients_that_share_their_text_look_at_the_model_they_share(text_run: TextRun) -> None:
+    found = text_run("fedavg", run__rounds=3, early_stopping__check_every=1, partition__opt_out=0.34)
+    assert "best" in found.vectors
