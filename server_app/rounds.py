@@ -361,8 +361,8 @@ class Rounds(FlowerStrategy):
         lost = set(self.participants) - set(present) - apart
         self.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
         self.failures |= dict.fromkeys(sorted(apart), "it opted out: the gate is not asked for its experts")
-        if present and not found and server_round == self.last:
-            reason = next(iter(failed.values()), "none answered")
+        if failed and not found and server_round == self.last:
+            reason = next(iter(failed.values()))
             raise FedjetsError(
                 f"round {server_round}: no client could be scored on its own test part; one says: {reason}"
             )

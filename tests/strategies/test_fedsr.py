@@ -138,7 +138,9 @@ def test_momentum_is_kept_by_the_client_where_the_settings_say_so(tmp_path: Path
 
 def test_only_sgds_momentum_can_be_kept() -> None:
     with pytest.raises(FedjetsError, match="fedsr.keep-momentum: train.optimizer = 'adam' has none"):
-        FedSR.validate(tiny(strategy__name="fedsr", fedsr__keep_momentum=True, train__optimizer="adam"))
+        FedSR.validate(
+            tiny(strategy__name="fedsr", fedsr__keep_momentum=True, train__optimizer="adam", train__weight_decay=0.0)
+        )
 
 
 def test_its_experts_have_a_bottleneck_where_they_draw_and_all_clients_weigh_the_same() -> None:
