@@ -63,7 +63,7 @@ class Card(BaseModel):
         gate_scores: mean score of each of the run's M experts on the site's images; without a gate 1 for the surest.
         read_out: how the K experts answer (a key of ``gating.READ_OUTS``).
         prior: how ``label_prior`` was estimated, by which probabilities are corrected; ``none``: they are not.
-        label_prior: class shares, estimated on the site's unlabelled images.
+        label_prior: class shares of the site's images, estimated, or counted where labels made a mixture.
         images: how many images that were.
         trainable: what an expert is (``moe.trainable``).
         embedding: what the gate reads (``common-expert.embedding``).

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,17 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def only(self, rows: Tensor) -> "Predictions":
+        """Return the answers to some of the images, by position, (m,) int64."""
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            classes=self.classes[rows],
+            experts=self.experts[rows],
+            files=tuple(self.files[row] for row in rows.tolist()) if self.files else (),
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
     @property
     def accuracy(self) -> float | None:

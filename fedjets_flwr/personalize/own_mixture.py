@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.image_source import open_pictures
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
@@ -29,6 +30,8 @@ STOPPING_SHARE = 0.2
 def personalise_labelled(run: TrainedRun, images: object, device: str = "cpu") -> Personaliser:
     """Return a site's mixture (``specialist.*`` and ``adapt.*`` of the run) for images whose class folders tell labels.
 
+    Its ``predictions`` are of the images that stopped the training, on which no weight was trained.
+
     Args:
         run: a trained run that left one model.
         images: a folder of class folders.
@@ -48,7 +51,8 @@ def personalise_labelled(run: TrainedRun, images: object, device: str = "cpu") -
     if pictures.labels is None:
         raise FedjetsError(f"--labels: {images}: the images lie in one folder for each class, named as it")
     chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
-    train, stop = _parts(run, chunks, pictures.labels, where)
+    stops, trains = _drawn(config, len(pictures.labels))
+    train, stop = _parts(run, chunks, pictures.labels, stops, trains, where)
     architecture, trainable, seed = run.serving.architectures[0], config.moe.trainable, config.run.seed
     generalist = run.vectors[expert_name(0)]
     specialist = FlatModel(start_of(config, run.common, architecture, derive(seed, "local")).to(where))
@@ -65,20 +69,29 @@ def personalise_labelled(run: TrainedRun, images: object, device: str = "cpu") -
     model.module.eval().requires_grad_(False)
     told = MixtureCard(gate=config.specialist.gate, mix=config.specialist.mix)
     card = card_of(run, (0,), torch.ones(len(pictures.labels), 1), "top-1", "none", told)
+    shares = torch.bincount(pictures.labels, minlength=len(run.spec.classes)) / len(pictures.labels)
+    card = card.model_copy(update={"label_prior": tuple(shares.tolist())})
     made = Personaliser(card, run.common, None, {0: model}, where)
-    return replace(made, predictions=made.answers(chunks, pictures))
+    return replace(made, predictions=made.answers(chunks, pictures).only(stops))
 
 
-def _parts(run: TrainedRun, chunks: list[Chunk], labels: Tensor, where: torch.device) -> tuple[Held, Held]:
+def _drawn(config: Config, count: int) -> tuple[Tensor, Tensor]:
+    """Return which of a site's images stop the training, and which are trained on."""
+    stopping = max(1, round((config.partition.val_share or STOPPING_SHARE) * count))
+    if count <= stopping:
+        raise FedjetsError(f"--labels: {count} images are too few to train on some and stop by others")
+    drawn = torch.randperm(count, generator=torch_generator(config.run.seed, "own parts"))
+    return drawn[:stopping].sort().values, drawn[stopping:].sort().values
+
+
+def _parts(
+    run: TrainedRun, chunks: list[Chunk], labels: Tensor, stops: Tensor, trains: Tensor, where: torch.device
+) -> tuple[Held, Held]:
     """Return what the models are trained on, augmented as the run says, and what stops that."""
-    config, seed = run.config, run.config.run.seed
-    count = max(1, round((config.partition.val_share or STOPPING_SHARE) * len(labels)))
-    if len(labels) <= count:
-        raise FedjetsError(f"--labels: {len(labels)} images are too few to train on some and stop by others")
-    drawn = torch.randperm(len(labels), generator=torch_generator(seed, "own parts"))
+    config = run.config
     plain = torch.cat([inputs_of(chunk, run.common) for chunk in chunks]).to(where)
-    targets, (stops, trains) = labels.to(where), (drawn[:count].sort().values, drawn[count:].sort().values)
-    augment, draws = AUGMENTATIONS[config.data.augment], torch_generator(seed, "adapt augment", device=where)
+    targets = labels.to(where)
+    augment, draws = AUGMENTATIONS[config.data.augment], torch_generator(config.run.seed, "adapt augment", device=where)
     pixels = torch.cat([chunk.pixels for chunk in chunks]).to(where) if config.data.augment != "none" else None
 
     def augmented(rows: Tensor) -> Tensor:

@@ -41,8 +41,11 @@ def folder(held: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_what_the_site_holds_and_keeps_the_generalist(run: TrainedRun, folder: Path) -> None:
     made, plain = personalise_labelled(run, folder), personalise(run, folder)
     assert made.predictions is not None and plain.predictions is not None
-    assert made.predictions.accuracy is not None and plain.predictions.accuracy is not None
-    assert made.predictions.accuracy > plain.predictions.accuracy + 0.1
+    held, known = made.predictions, dict(zip(plain.predictions.files, plain.predictions.classes, strict=True))
+    assert held.accuracy is not None and held.labels is not None
+    before = sum(int(known[file] == label) for file, label in zip(held.files, held.labels, strict=True)) / len(held)
+    assert 0 < len(held) < len(known) / 2  # those that no weight was trained on
+    assert held.accuracy > before + 0.1
     shared = torch.cat([p.flatten() for p in made.experts[0].module.shared.parameters()])  # type: ignore[union-attr]
     assert torch.equal(shared, run.vectors["expert.0"][: len(shared)])
     again = personalise_labelled(run, folder)
@@ -55,7 +58,13 @@ def test_a_bundle_answers_as_what_was_saved(run: TrainedRun, folder: Path, held:
     made.save(tmp_path / "site")
     loaded = Personaliser.load(tmp_path / "site")
     assert made.predictions is not None
-    assert torch.equal(loaded.predict(folder).probabilities, made.predictions.probabilities)
+    again = dict(zip((found := loaded.predict(folder)).files, found.probabilities, strict=True))
+    assert all(
+        torch.equal(again[file], row)
+        for file, row in zip(made.predictions.files, made.predictions.probabilities, strict=True)
+    )
+    counted = [len(list((folder / name).glob("*.png"))) for name in loaded.card.classes]
+    assert loaded.card.label_prior == pytest.approx([count / sum(counted) for count in counted])
     card = json.loads((tmp_path / "site" / "card.json").read_text())
     assert card["mixture"] == {"gate": run.config.specialist.gate, "mix": "probs"}
     assert "by its labels" in card["about"] and "without labels" not in card["about"]
@@ -78,6 +87,9 @@ def test_the_command_makes_it_and_says_what_it_needs(
     monkeypatch.chdir(tmp_path)
     wanted = ("personalize", "--run", run.folder, "--images")
     assert call(monkeypatch, *wanted, folder, "--labels", "--output", "site") == 0
+    printed = capsys.readouterr().out
+    count = len(list(folder.rglob("*.png")))
+    assert f"trained on {count - round(0.2 * count)} images, stopped by {round(0.2 * count)} others" in printed
     assert call(monkeypatch, "predict", "site", folder) == 0
     capsys.readouterr()
     assert call(monkeypatch, *wanted, drawn(tmp_path / "flat", held), "--labels") == 1
