@@ -6,6 +6,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from client_app.algorithms.fedavg import train_one
 from client_app.client import Adapted, ClientContext, Update
 from client_app.participants import answering, predictions
 from fedjets_flwr.models.flat_model import FlatModel
@@ -18,14 +19,9 @@ from fedjets_flwr.wire.messages import Number
 def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Train the model of the job's vectors; tell where tokens went, and what the validation part says, if asked."""
     model, asked = _model(context, vectors), context.job.numbers
-    sent, data, inputs = transformer_of(model.module).sent, context.data, context.inputs()
+    sent = transformer_of(model.module).sent
     sent.zero_()
-
-    def losses_of(rows: Tensor) -> list[Tensor]:
-        return [context.task.loss(context.forward(model.module, inputs(rows)), data.targets[rows], data.offset)]
-
-    loss = fit([model], [context.optimizer(model)], context.order(), losses_of)
-    numbers: dict[str, Number] = {"num-examples": len(data), "loss": loss}
+    numbers: dict[str, Number] = {"loss": train_one(context, model), "num-examples": len(context.data)}
     if asked.get("used"):
         numbers["used"] = sent.flatten().tolist()
     if asked.get("activation"):

@@ -8,8 +8,7 @@ from client_app.algorithms.fedavg import train
 from client_app.client import Adapted, ClientContext
 from client_app.participants import answering, fit_own, own_start
 from fedjets_flwr.models.architectures import Architecture
-from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.specialist import NLL, build_mixture, mean_share
+from fedjets_flwr.moe.specialist import NLL, build_mixture, filled, mean_share
 from fedjets_flwr.seeds import derive
 
 __all__ = ["adapt", "train"]
@@ -26,9 +25,7 @@ def adapt(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
     fit_own(context, specialist)
     seed = derive(context.config.run.seed, "specialist's gate", context.client)
     mixture = build_mixture(architecture, context.config.moe.trainable, how, seed)
-    FlatModel(mixture.local).load(specialist.vector.cpu())
-    FlatModel(mixture.shared).load(vectors["expert.0"].cpu())
-    model = FlatModel(mixture.to(context.device))
+    model = filled(mixture, specialist.vector, vectors["expert.0"], context.device)
     fit_own(context, model, how.lr, NLL)
     share = mean_share(mixture, test.plain_inputs(), len(test.data))
     return Adapted(answering(model).predict, {"mixture": model.vector}, {"specialist-share": share})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Specialist
 from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.tasks.base import Inputs, Losses
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,6 +102,13 @@ def build_mixture(architecture: Architecture, trainable: str, how: Specialist, s
     gate = tail(network, trainable) if how.gate == "network" else network[-1:]
     chosen = silent(gate[0] if len(gate) == 1 else gate)
     return SpecialistMixture(chosen, local, shared, MIXES[how.mix], TRAINED[how.trains])
+
+
+def filled(mixture: SpecialistMixture, local: Tensor, shared: Tensor, device: torch.device) -> FlatModel:
+    """Return a mixture on a device, of the vectors of a specialist and a generalist."""
+    FlatModel(mixture.local).load(local.cpu())
+    FlatModel(mixture.shared).load(shared.cpu())
+    return FlatModel(mixture.to(device))
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.own_training import Held, fit_own, start_of
-from fedjets_flwr.moe.specialist import NLL, build_mixture
+from fedjets_flwr.moe.specialist import NLL, build_mixture, filled
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize.bundle import MixtureCard
 from fedjets_flwr.personalize.inference import Chunk, inputs_of, look, place
@@ -62,9 +62,7 @@ def personalise_labelled(run: TrainedRun, images: object, device: str = "cpu") -
     order = [torch_generator(seed, "adapt", phase) for phase in range(2)]
     fit_own(specialist, train, stop, CROSS_ENTROPY, config.adapt, config.adapt.lr, order[0])
     mixture = build_mixture(architecture, trainable, config.specialist, derive(seed, "specialist's gate"))
-    FlatModel(mixture.local).load(specialist.vector.cpu())
-    FlatModel(mixture.shared).load(generalist)
-    model = FlatModel(mixture.to(where))
+    model = filled(mixture, specialist.vector, generalist, where)
     fit_own(model, train, stop, NLL, config.adapt, config.specialist.lr, order[1])
     model.module.eval().requires_grad_(False)
     told = MixtureCard(gate=config.specialist.gate, mix=config.specialist.mix)
