@@ -91,7 +91,7 @@ def deploy_local(
     output_dir: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own.
+    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with images or text of their own.
 
     Three rounds unless the settings say otherwise.
     """
@@ -103,8 +103,11 @@ def deploy_local(
     from fedjets_flwr.launch.local_deployment import rehearse
 
     print_summary(rehearse(c, console), c.run_dir, console)
-    site = c.run_dir / "sites" / f"site{sites}"
-    console.print(f"an unseen site's own model: fedjets personalize --run {c.run_dir} --images {site}", soft_wrap=True)
+    if not c.of_text:
+        site = c.run_dir / "sites" / f"site{sites}"
+        console.print(
+            f"an unseen site's own model: fedjets personalize --run {c.run_dir} --images {site}", soft_wrap=True
+        )
 
 
 @cli.command()
