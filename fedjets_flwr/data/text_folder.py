@@ -28,16 +28,21 @@ def list_files(folder: Path, domain: str) -> list[Path]:
 
 
 def list_own(place: Path) -> list[Path]:
-    """Return the files of a site's own text: ``place/**/*.txt`` in the order of their paths, or ``place`` itself.
+    """Return the files of somebody's own text: ``place/**/*.txt`` in the order of their paths, or ``place`` itself.
 
     Raises:
-        FedjetsError: it is neither a folder with text nor a file of JSON lines.
+        FedjetsError: it is neither a folder with text, nor a text file, nor a file of JSON lines.
     """
-    if place.is_file() and place.suffix == ".jsonl":
+    if place.is_file() and place.suffix in (".txt", ".jsonl"):
         return [place]
     if not place.is_dir():
-        raise FedjetsError(f"{place}: neither a folder of .txt files nor a file of JSON lines (.jsonl)")
+        raise FedjetsError(f"{place}: neither a folder of .txt files nor such a file, nor one of JSON lines (.jsonl)")
     return _texts_in(place)
+
+
+def read_own(place: Path) -> Iterator[Document]:
+    """Yield the documents of somebody's own text (:func:`list_own`, :func:`read_files`)."""
+    return read_files(list_own(place), place if place.is_dir() else place.parent)
 
 
 def _texts_in(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.data.image_folder import site_folder
-from fedjets_flwr.data.text_folder import different, ended, list_own, number_of, read_files
+from fedjets_flwr.data.text_folder import different, ended, list_own, number_of, read_own
 from fedjets_flwr.data.text_sources import Document
 from fedjets_flwr.data.text_tokens import Tokens, digest_of, tokens_of
 from fedjets_flwr.errors import FedjetsError
@@ -42,17 +42,17 @@ class SiteText:
     documents: dict[Part, tuple[Tensor, ...]]
     lengths: Tensor
 
-    def stream(self, part: Part, most: int, generator: torch.Generator) -> Tensor:
-        """Return the documents of a part one after another, in an order that is drawn: int64, at most so many tokens.
+    def stream(self, most: int, generator: torch.Generator, *parts: Part) -> Tensor:
+        """Return the documents of parts one after another, in an order that is drawn: int64, at most so many tokens.
 
         Raises:
             FedjetsError: there is none.
         """
-        documents = self.documents[part]
+        documents = [document for part in parts for document in self.documents[part]]
         if not documents:
             raise FedjetsError(
-                f"{self.place}: no document is of the {part} part, which the digest of its name decides; give more"
-                " documents, or smaller ones"
+                f"{self.place}: no document is of the {' or '.join(parts)} part, which the digest of its name decides;"
+                " give more documents, or smaller ones"
             )
         order = torch.randperm(len(documents), generator=generator)
         return torch.cat([documents[position] for position in order.tolist()])[:most].long()
@@ -68,13 +68,13 @@ def part_of(document: Document) -> Part:
 
 
 def read_site(place: Path) -> list[Document]:
-    """Return the documents of a site's folder of .txt files, or of its file of JSON lines.
+    """Return the documents of a site's folder of .txt files or of its one file, each text once.
 
     Raises:
         FedjetsError: there is no text, it cannot be read, or it is more than fits.
     """
     documents, characters = list[Document](), 0
-    for document in different(read_files(list_own(place), place)):
+    for document in different(read_own(place)):
         documents.append(document)
         characters += len(document.text)
         if characters > MAX_CHARACTERS:

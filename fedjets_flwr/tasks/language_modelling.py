@@ -100,7 +100,7 @@ class LanguageModelling:
             )
         text, c = open_site(place, self._tokeniser, self.config.cache_dir), self.config
         most = {"train": c.text.train_tokens, "val": c.text.val_tokens, "test": c.text.test_tokens}[part]
-        tokens = text.stream(part, most, torch_generator(c.run.seed, f"order of {part}", client))
+        tokens = text.stream(most, torch_generator(c.run.seed, f"order of {part}", client), part)
         return TextPart(tokens, text.num_bytes(tokens), c.text_domains.index(self.domain))
 
     @property

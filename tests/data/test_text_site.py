@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def documents_in(text: SiteText, part: str) -> set[int]:
-    drawn = text.stream(part, 10**6, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    drawn = text.stream(10**6, torch.Generator().manual_seed(0), part)  # type: ignore[arg-type]
     return set((drawn[drawn != ord("\n")] - 40).tolist())
 
 
@@ -54,7 +54,7 @@ def test_parts_are_of_documents_of_their_own_and_lose_none(folder: Path) -> None
 
 def test_limits_cut_and_the_seed_decides_the_order(folder: Path) -> None:
     text = encode_site(folder, as_bytes())
-    one, again, other = (text.stream("train", 100, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, again, other = (text.stream(100, torch.Generator().manual_seed(seed), "train") for seed in (1, 1, 2))
     assert len(one) == 100
     assert one.dtype == torch.int64
     assert torch.equal(one, again)
@@ -94,11 +94,11 @@ def test_what_is_no_text_of_a_site_is_one_line_that_names_it(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank.jsonl").write_text('{"text": "  "}\n')
-    (tmp_path / "letter.txt").write_text("a")
+    (tmp_path / "letter.md").write_text("a")
     for place, said in (
         ("empty", "empty: no text in it"),
         ("blank.jsonl", "blank.jsonl: no text in it"),
-        ("letter.txt", "letter.txt: neither a folder of .txt files nor a file of JSON lines"),
+        ("letter.md", "letter.md: neither a folder of .txt files nor such a file, nor one of JSON lines"),
         ("absent", "absent: neither a folder"),
     ):
         with pytest.raises(FedjetsError, match=said) as caught:
@@ -113,4 +113,4 @@ def test_a_part_without_a_document_is_told(tmp_path: Path) -> None:
     (tmp_path / "l.jsonl").write_text('{"name": "l", "text": "trains"}')
     text = encode_site(tmp_path / "l.jsonl", as_bytes())
     with pytest.raises(FedjetsError, match=r"l\.jsonl: no document is of the test part"):
-        text.stream("test", 10, torch.Generator())
+        text.stream(10, torch.Generator(), "test")
