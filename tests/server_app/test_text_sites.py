@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from flwr.app import Message, MetricRecord
 
 from client_app.node import read_node
 from fedjets_flwr.config.schema import Config, Scalar
@@ -46,8 +47,15 @@ class OwnText(SiteGrid):
     """Sites that say where their text lies."""
 
     own: ClassVar[dict[int, dict[str, Scalar]]]
+    told: ClassVar[list[MetricRecord]]
+
+    def change(self, reply: Message) -> Message:
+        if reply.has_content():
+            OwnText.told += reply.content.metric_records.values()
+        return super().change(reply)
 
     def begin(self) -> None:
+        OwnText.told = []
         for node, site in self.sites.items():
             site.config |= self.own[node - 100]
 
@@ -82,6 +90,14 @@ def test_fedmoe_over_sites_with_text_of_their_own(run: TextRun, own: dict[int, d
     assert told["samples_digest"] != public.digest
     common = load_common_expert(finished.config.run_dir / "common-expert.safetensors")
     assert common.tokeniser == public.tokeniser != ""
+    # Text leaves no site: these numbers and vectors are all that clients tell, and no number of them is of each token.
+    numbers = {name for record in OwnText.told for name in record}
+    assert numbers == {
+        "activation", "used", "loss", "score", "num-examples", "domain", "local", "bits-per-byte", "computed",
+        "labelled",
+    }  # fmt: skip
+    sizes = [len(value) for record in OwnText.told for value in record.values() if isinstance(value, list)]
+    assert max(sizes) == 2 * 4  # layers and experts
     # Seven hundred tokens in windows of 32, each with one to foretell.
     assert {kept for client, kept in finished.num_samples.items() if client < 3} == {(700 - 1) // 32}
 
