@@ -34,6 +34,7 @@ THINGS: Mapping[str, Thing] = {
     "global": "own-tests",
     "specialist-share": "own-tests",
     "bits-per-byte": "own-tests",
+    "tuned-bits-per-byte": "own-tests",
     "score": "own-tests",
     "domain": "class-counts",
     "activation": "activation",

@@ -50,20 +50,23 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
 
 
 def score_participants(
-    exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]]
+    exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]], tuned: bool
 ) -> tuple[dict[str, object], dict[int, str]]:
     """Have clients that train adapt what they are served and score it on their own test parts.
+
+    With ``tuned`` they also score what more local training makes of it.
 
     Returns what the record says of it, and why clients failed: means over clients, and (right, total) of each, on its
     own test part (``local``) and on test images that all share (``global``, where the client has them).
     """
-    numbers = {"reading": READINGS.index(strategy.reading)}
+    numbers = {"reading": READINGS.index(strategy.reading)} | ({"tuned": 1} if tuned else {})
     jobs = [Job(c, names, (), numbers, cost=strategy.num_samples.get(c, 1)) for c, names in served.items()]
     kind = f"evaluate.{strategy.algorithm}"
     pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
     counts: dict[int, dict[str, list[int]]] = {}
     told: defaultdict[str, list[float]] = defaultdict(list)
     texts: dict[int, tuple[float, int]] = {}
+    more: dict[int, float] = {}
     for reply in pending.replies():
         try:
             names = ("local", *(["global"] if "global" in reply.numbers else []))
@@ -71,7 +74,10 @@ def score_participants(
             counted = {name: _right_of(reply, name, most) for name in names}
             shares = {name: _share_of(reply, name) for name in strategy.tells}
             if strategy.task.tells:
-                texts[reply.client] = _text_of(reply, len(strategy.task.spec.kinds))
+                text = _text_of(reply, len(strategy.task.spec.kinds))
+                if tuned:
+                    more[reply.client] = _bits_of(reply, "tuned-bits-per-byte")
+                texts[reply.client] = text
             for name, share in shares.items():
                 told[name].append(share)
             counts[reply.client] = counted
@@ -82,6 +88,8 @@ def score_participants(
     right = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
     means = {name: sum(values) / len(values) for name, values in (right | told).items() if values}
     found = _of_texts(texts, counts, strategy.task.spec.kinds) if texts else {}
+    if more:
+        found["tuned_bits_per_byte"] = sum(more.values()) / len(more)
     return {**means, **found, "clients": counts}, pending.failures
 
 
@@ -108,9 +116,13 @@ def _of_texts(
 
 def _text_of(reply: Reply, domains: int) -> tuple[float, int]:
     """Return a client's bits per byte and the position of its domain."""
-    if not (bits := reply.number("bits-per-byte")) >= 0:
-        raise BadReply("bits-per-byte: below 0")
-    return bits, reply.count("domain", domains - 1)
+    return _bits_of(reply, "bits-per-byte"), reply.count("domain", domains - 1)
+
+
+def _bits_of(reply: Reply, name: str) -> float:
+    if not (bits := reply.number(name)) >= 0:
+        raise BadReply(f"{name}: below 0")
+    return bits
 
 
 def _right_of(reply: Reply, name: str, most: int) -> list[int]:

@@ -374,7 +374,11 @@ class Rounds(FlowerStrategy):
         with self.clock("participants"):
             routes = self.route(server_round, present, served=True) if strategy.routed else {}
             found, failed = score_participants(
-                self.exchange, server_round, strategy, strategy.personal(present, routes)
+                self.exchange,
+                server_round,
+                strategy,
+                strategy.personal(present, routes),
+                tuned=self.config.participants.tuned and server_round == self.last,
             )
         lost = set(self.participants) - set(present) - apart
         self.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")

@@ -464,6 +464,11 @@ class Participants(Section):
         le=10_000_000,
         description="test images of all classes on which each is scored besides; 0: all of the test split",
     )
+    tuned: bool = Field(
+        False,
+        description="on text, after the last round, what the local training of a first round, on their own text, makes"
+        " of their models is scored, too",
+    )
 
 
 class Fedsr(Section):
@@ -676,7 +681,7 @@ class Config(Section):
                 "run.overwrite = true: not together with run.resume; leave one of them out",
             ),
             (
-                bool(self.run.rounds or self.run.start_from),
+                bool(self.run.rounds or self.run.start_from or self.of_text),  # a language model is there already
                 "run.rounds = 0: there is nothing to score without run.start-from; name a finished run there",
             ),
             (
@@ -745,6 +750,10 @@ class Config(Section):
                 self.participants.clients <= partition.clients,
                 f"participants.clients = {self.participants.clients}: only {partition.clients} training clients exist;"
                 " lower it",
+            ),
+            (
+                not self.participants.tuned or self.of_text,
+                f"participants.tuned = true: only of text, and data.name = {self.data.name!r}; set it to false",
             ),
             (
                 self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,

@@ -87,6 +87,7 @@ class ParticipantsTold(Told):
     clients: dict[ClientId, dict[str, Answers]] = {}
     local: Number | None = None
     bits_per_byte: Number | None = None
+    tuned_bits_per_byte: Number | None = None
     bits: dict[ClientId, Number] = {}
     domains: dict[str, DomainTold] = {}
 
