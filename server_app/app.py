@@ -141,11 +141,10 @@ def run(
     roster = read_roster(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
-    task = open_task(config)
-    task.deal()
+    open_task(config).deal()
     common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
-    method = wanted(config, common, task)
+    method = wanted(config, common, open_task(config, common))
     check_noise(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     audit = Audit(config, common.digest)

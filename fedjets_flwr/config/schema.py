@@ -191,7 +191,8 @@ class Partition(Section):
         le=1,
         description="share of the training samples that no client holds: the common expert is trained on them alone"
         " (a fifth of them stops that training), and the server may judge updates by them; 0: it is trained on the"
-        " clients' samples and stopped by the test split; 1: all clients are elsewhere",
+        " clients' samples and stopped by the test split; 1: all clients are elsewhere; of text 0, or 1 where every"
+        " site has text of its own",
     )
     val_share: float = Field(
         0.0, ge=0, lt=1, description="share of a training client's samples that stops its own adaptation"
@@ -816,10 +817,23 @@ class Config(Section):
             "run.start-from": bool(self.run.start_from),
         }
         flat, usual = self.flat(), default.flat()
+        public = self.partition.public_share
         return [
-            (not wrong, f"{key} = {flat[key]!r}: {alone} has no such thing; set it to {usual[key]!r}")
-            for key, wrong in images_only.items()
+            (
+                public in (0, 1),
+                f"partition.public-share = {public:g}: some text is public anyway; set it to 0, or to 1 where every"
+                " client has text of its own",
+            ),
+            *(
+                (not wrong, f"{key} = {flat[key]!r}: {alone} has no such thing; set it to {usual[key]!r}")
+                for key, wrong in images_only.items()
+            ),
         ]
+
+    @property
+    def text_elsewhere(self) -> bool:
+        """Whether every client is a deployed site with text of its own, and all text that lies here is public."""
+        return self.of_text and self.partition.public_share == 1
 
     @property
     def of_text(self) -> bool:

@@ -76,6 +76,11 @@ def random_sets(layers: int, experts: int, most: int, generator: np.random.Gener
     return tuple(tuple(sorted(generator.choice(experts, size, replace=False).tolist())) for size in sizes)
 
 
+def random_sets_like(sets: Sets, experts: int, generator: np.random.Generator) -> Sets:
+    """Return sets of the same sizes, drawn uniformly."""
+    return tuple(tuple(sorted(generator.choice(experts, len(ids), replace=False).tolist())) for ids in sets)
+
+
 def mean_activation(activations: Sequence[Activation], weights: Sequence[float]) -> Activation:
     """Return the weighted mean of activations."""
     total = sum(weights)

@@ -133,7 +133,7 @@ def test_a_site_with_images_of_its_own_has_no_test_images_of_all(tmp_path: Path)
     assert runtime.has_global
     context = context_of(runtime, Job(2, ("expert.0",), (), {"reading": 0}), 1)
     context.on("test")  # from now on its data is at hand
-    runtime.images = tmp_path
+    runtime.own = tmp_path
     assert set(scored(as_received)(context, start_vectors("expert.0")).numbers) == {"local"}
 
 

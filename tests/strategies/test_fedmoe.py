@@ -327,7 +327,7 @@ def test_attackers_are_met_by_robust_rules_vector_by_vector(rule: str, text_run:
 
 def test_only_models_of_images_are_opened_for_personalising(text_run: TextRun) -> None:
     done = text_run("fedmoe", run__rounds=1)
-    with pytest.raises(FedjetsError, match="a run of language models; only models of images are personalised"):
+    with pytest.raises(FedjetsError, match="a run of language models; `fedjets personalize --text` makes"):
         open_run(done.config.run_dir)
 
 
