@@ -211,6 +211,11 @@ class Partition(Section):
         ends = accumulate((self.clients, self.unseen_clients))
         return ROLES[sum(client >= end for end in ends)]
 
+    def place_of(self, client: int) -> int:
+        """Return which client of its role a client is, from 0 on."""
+        starts = accumulate((0, self.clients, self.unseen_clients))
+        return client - max(start for start in starts if start <= client)
+
 
 class Model(Section):
     name: Literal["cnn", "lenet", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34"] = Field(
@@ -343,8 +348,10 @@ class Cohort(Section):
     anchor_selection: Literal["partition", "k-means", "farthest"] = Field(
         "partition", description="anchors: the partition's (clients 0 to M-1), or chosen by clients' mean embeddings"
     )
-    sampling: Literal["", "anchored", "uniform"] = Field(
-        "", description="anchored: so many of each; uniform: anchors + normals from all; empty: the method's own way"
+    sampling: Literal["", "anchored", "uniform", "one-per-domain"] = Field(
+        "",
+        description="anchored: so many of each; uniform: anchors + normals from all; one-per-domain: of text, a client"
+        " of each domain, whatever anchors and normals are; empty: the method's own way",
     )
 
 
@@ -692,6 +699,11 @@ class Config(Section):
             (
                 cohort.anchors <= anchors,
                 f"cohort.anchors = {cohort.anchors}: only {anchors} anchor clients exist (one per expert); lower it",
+            ),
+            (
+                cohort.sampling != "one-per-domain" or (self.of_text and not self.text_elsewhere),
+                "cohort.sampling = 'one-per-domain': only text.domains that are dealt to clients are known; set it to"
+                " 'uniform'",
             ),
             (
                 partition.clients >= anchors,

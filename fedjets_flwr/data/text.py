@@ -26,7 +26,7 @@ from fedjets_flwr.data.text_sources import SOURCES, Document, files_of
 from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
-from fedjets_flwr.names import UNSEEN, VALIDATION
+from fedjets_flwr.names import VALIDATION
 from fedjets_flwr.seeds import torch_generator
 
 log = logging.getLogger("flwr")
@@ -82,9 +82,7 @@ class TextSplit:
 
     def domain_of(self, client: int) -> int:
         """Return which domain a client's text is of: clients of a role hold all in turn, from the first on."""
-        part = self._config.partition
-        first = {UNSEEN: part.clients, VALIDATION: part.clients + part.unseen_clients}
-        return (client - first.get(part.role_of(client), 0)) % len(self.domains)
+        return self._config.partition.place_of(client) % len(self.domains)
 
     def client(self, client: int, part: Part) -> TextPart:
         """Return a part of a client's text, which no other part and no other client has.

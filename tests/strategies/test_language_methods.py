@@ -156,3 +156,9 @@ def test_a_tuned_score_that_is_none_is_refused(lie: float | None, text_run: Text
 def test_images_have_no_tuned_score() -> None:
     with pytest.raises(FedjetsError, match="participants.tuned = true: only of text"):
         Config.from_flat({"participants.tuned": True})
+
+
+def test_a_round_may_have_a_client_of_each_domain(text_run: TextRun) -> None:
+    done = text_run("fedmoe", cohort__sampling="one-per-domain", partition__clients=6, text__train_tokens=300)
+    for record in read_metrics(done.config.run_dir):
+        assert sorted(client % 3 for client in record["cohort"]) == [0, 1, 2]
