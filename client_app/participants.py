@@ -33,6 +33,7 @@ def scored(adapt: Adapt) -> Work:
             numbers[name] = task.count_right(predictions, samples.targets)
             if name == "local":
                 numbers |= task.told(predictions, samples)
+                numbers |= task.written(own.model.module, samples) if own.model is not None else {}
         return Update(numbers=numbers, state=own.state)
 
     return score
@@ -85,7 +86,7 @@ def own_start(context: ClientContext) -> FlatModel:
 
 def answering(model: FlatModel) -> Adapted:
     """Return one model as a client's own."""
-    return Adapted(lambda at: predictions(model, at))
+    return Adapted(lambda at: predictions(model, at), model=model)
 
 
 @torch.inference_mode()

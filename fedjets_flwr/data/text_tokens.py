@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+NOTHING = -1
+"""In place of a token: there is none, or none is to be told."""
 BATCH = 1000
 """Texts that are encoded at once: what the library makes of each is some ten times its size."""
 
@@ -21,6 +24,19 @@ class Tokens:
 
     pieces: tuple[bytes, ...]
     encode: Callable[[Sequence[str]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where in text, tokens (n,), something is asked for.
+
+    Attributes:
+        begins: places where a window of it may begin, int64 (k,); each has what is asked for.
+        targets: the tokens that are asked for, int64 (n,), ``NOTHING`` elsewhere.
+    """
+
+    begins: Tensor
+    targets: Tensor
 
 
 def as_bytes() -> Tokens:
@@ -49,6 +65,12 @@ def learn_pairs(texts: Sequence[str], vocabulary: int) -> Tokens:
 
     names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return Tokens(tuple(bytes(alphabet[letter] for letter in name) for name, _ in names), encode)
+
+
+def pieces_of(joined: Tensor, lengths: Tensor) -> list[bytes]:
+    """Return the bytes of each token, of those of all tokens one after another and of how many each has."""
+    whole = joined.numpy().tobytes()
+    return [whole[start:end] for start, end in pairwise([0, *lengths.cumsum(0).tolist()])]
 
 
 def _bytes(text: str) -> Tensor:

@@ -12,7 +12,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.data.partition import held_out, public_samples
-from fedjets_flwr.data.text import open_text
+from fedjets_flwr.data.public_text import open_public_text
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
@@ -77,7 +77,7 @@ def named_common_expert(config: Config) -> CommonExpert:
 
 def _check_language_model(config: Config, expert: CommonExpert) -> None:
     """Raise FedjetsError unless a common expert reads the tokens of the settings' text, as many at once."""
-    named, vocabulary = f"common-expert.path = {config.common_expert.path!r}", open_text(config).vocabulary
+    named, vocabulary = f"common-expert.path = {config.common_expert.path!r}", open_public_text(config).vocabulary
     found, context = expert.architecture, config.language_model.context
     if not isinstance(found, LanguageArchitecture):
         raise FedjetsError(f"{named}: reads images, but data.name = {config.data.name!r}; leave it empty to train one")
@@ -97,7 +97,9 @@ def cached_path(config: Config) -> Path:
     flat = config.flat()
     if config.of_text:
         decides = [(k, v) for k, v in sorted(flat.items()) if k.startswith("language-model.")]
-        named = repr([open_text(config).digest, config.text.tokens, config.text.vocabulary, config.common_expert.seed])
+        named = repr(
+            [open_public_text(config).digest, config.text.tokens, config.text.vocabulary, config.common_expert.seed]
+        )
         digest = derive(0, named + repr(decides))
         return config.cache_dir / "common-experts" / f"transformer-{config.data.name}-{digest:016x}.safetensors"
     unused = ("common-expert.path", "common-expert.embedding")

@@ -79,6 +79,7 @@ class DomainTold(Told):
 
     bits_per_byte: Number
     accuracy: Number
+    scores: dict[str, Number] = {}
 
 
 class ParticipantsTold(Told):
@@ -88,6 +89,7 @@ class ParticipantsTold(Told):
     local: Number | None = None
     bits_per_byte: Number | None = None
     bits: dict[ClientId, Number] = {}
+    scores: dict[ClientId, dict[str, Number]] = {}
     domains: dict[str, DomainTold] = {}
 
 
