@@ -40,11 +40,13 @@ class Adapted:
         predict: class probabilities (n, C), on the CPU, of the samples of a context (:meth:`ClientContext.on`).
         state: what the client keeps of it and never sends; empty: what it has stays.
         numbers: what it tells of it, each from 0 to 1, by the names in the method's ``tells``.
+        model: the one model that answers, if it is one.
     """
 
     predict: Callable[["ClientContext"], Tensor]
     state: Mapping[str, Tensor] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    model: FlatModel | None = None
 
 
 Adapt = Callable[["ClientContext", Mapping[str, Tensor]], Adapted]

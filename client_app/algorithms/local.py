@@ -1,6 +1,7 @@
 """A model that each client trains alone, from a random start; nothing of it travels."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,5 +15,4 @@ def adapt(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:
         return answering(context.expert(0, kept))
     model = own_start(context)
     fit_own(context, model)
-    own = answering(model)
-    return Adapted(own.predict, {"model": model.vector})
+    return replace(answering(model), state={"model": model.vector})
