@@ -33,6 +33,10 @@ def rehearse(config: Config, console: Console) -> dict[str, Any]:
     """
     if config.data.name == "image-folder":
         raise FedjetsError("data.name = 'image-folder': a rehearsal makes the folders itself, e.g. of 'digits'")
+    if config.of_tasks:
+        raise FedjetsError(
+            f"data.name = {config.data.name!r}: a rehearsal is of images or of text; set it to 'text', say"
+        )
     if config.text_elsewhere:
         raise FedjetsError("partition.public-share = 1: a rehearsal makes the sites' files itself; set it to 0")
     check(config)

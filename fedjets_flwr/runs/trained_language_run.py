@@ -54,6 +54,10 @@ def open_language_run(folder: StrPath) -> LanguageRun:
     config = written_settings(folder)
     if not config.of_text:
         raise FedjetsError(f"{folder}: data.name = {config.data.name!r}: a run on images; give --images instead")
+    if config.of_tasks:
+        raise FedjetsError(
+            f"{folder}: data.name = {config.data.name!r}: a run on tasks; a text gets experts of one on text"
+        )
     summary = told(folder, SUMMARY, LanguageTold)
     if not (folder / COMMON_EXPERT).is_file():
         raise FedjetsError(f"{folder}: no models in it; those of a deployed run are in its folder on the server")

@@ -38,7 +38,10 @@ from fedjets_flwr.runs.trained_language_run import LanguageRun, open_language_ru
 from fedjets_flwr.runs.trained_run import open_run
 from fedjets_flwr.seeds import numpy_generator
 from tests.support.personal import call, finish
-from tests.support.text import DOMAINS, finish_text, write_domains
+from tests.support.tasks import task_folder, task_settings
+from tests.support.text import DOMAINS, Settings, finish_text, write_domains
+
+__all__ = ["task_folder", "task_settings"]
 
 SMALL = LanguageArchitecture(256, 8, 8, 2, 2, 2, 4, 16)
 PAIRS = {"text__tokens": "bpe", "text__vocabulary": 300}
@@ -369,6 +372,14 @@ def test_a_bundle_of_text_is_no_model_of_images(
 ) -> None:
     assert call(monkeypatch, "export", bundle, "--onnx", tmp_path / "a.onnx") == 1
     assert "a language model for a text, not a model of images" in capsys.readouterr().err
+
+
+def test_a_run_on_tasks_is_refused(task_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(task_settings().flat()))
+    with pytest.raises(
+        FedjetsError, match="data.name = 'task-folder': a run on tasks; a text gets experts of one on text"
+    ):
+        open_language_run(tmp_path)
 
 
 def test_runs_on_images_and_runs_that_keep_no_model_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:

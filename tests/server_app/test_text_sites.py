@@ -7,20 +7,23 @@ from typing import Any, ClassVar
 
 import pytest
 from flwr.app import Message, MetricRecord
+from rich.console import Console
 
 from client_app.node import read_node
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.text import open_text
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.local_deployment import rehearse
 from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.models.pretraining import named_common_expert, pretrain, save_common_expert
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.tasks import open_task
 from tests.support.in_process import Finished
 from tests.support.sites import SiteGrid
+from tests.support.tasks import task_folder, task_settings
 from tests.support.text import DOMAINS, Settings, TextRun, text_folder, text_run, text_settings
 
-__all__ = ["text_folder", "text_run", "text_settings"]
+__all__ = ["task_folder", "task_settings", "text_folder", "text_run", "text_settings"]
 
 ELSEWHERE: dict[str, Scalar] = {"partition__public_share": 1, "text__tokens": "bpe", "text__vocabulary": 300}
 
@@ -147,6 +150,20 @@ def test_a_file_that_lacks_its_tokeniser_is_refused(text_settings: Settings, run
     save_common_expert(replace(made, tokeniser=""), tmp_path / "model.safetensors")
     with pytest.raises(FedjetsError, match=r"common-expert\.path = .*: tells no tokeniser, which sites need"):
         run("fedavg", common_expert__path=str(tmp_path / "model.safetensors"))
+
+
+def test_a_rehearsal_makes_the_sites_files_of_text_that_is_here(
+    text_settings: Settings, task_settings: Settings
+) -> None:
+    for config, said in (
+        (
+            text_settings(**ELSEWHERE),
+            "partition.public-share = 1: a rehearsal makes the sites' files itself; set it to 0",
+        ),
+        (task_settings(), "data.name = 'task-folder': a rehearsal is of images or of text"),
+    ):
+        with pytest.raises(FedjetsError, match=said):
+            rehearse(config, Console(quiet=True))
 
 
 @pytest.mark.parametrize(
