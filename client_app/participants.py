@@ -36,6 +36,7 @@ def scored(adapt: Adapt) -> Work:
             numbers[name] = task.count_right(predictions, samples.targets)
             if name == "local":
                 numbers |= task.told(predictions, samples)
+                numbers |= task.written(own.model.module, samples) if own.model is not None else {}
         if "tuned" in context.job.numbers and own.model is not None:
             numbers["tuned-bits-per-byte"] = _tuned(context, own.model)
         return Update(numbers=numbers, state=own.state)

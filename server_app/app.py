@@ -175,6 +175,9 @@ def run(
         scored = summary["participants"]
         bits = f", {scored['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in scored else ""
         log.info("clients' own tests: accuracy %.4f%s", scored["local"], bits)
+        for domain, means in scored.get("domains", {}).items():
+            if scores := means.get("scores"):
+                log.info("%s: %s", domain, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     log.info("results in %s", config.run_dir)
     return rounds
 

@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from fedjets_flwr.federation.reply_checks import check_samples
 from fedjets_flwr.moe.metrics import READINGS, ClientResult, routing
 from fedjets_flwr.names import expert_name
+from fedjets_flwr.tasks.base import Task
 from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import Strategy
@@ -49,6 +51,23 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
     )
 
 
+@dataclass(frozen=True)
+class TextResult:
+    """What a client told of its test texts.
+
+    Attributes:
+        bits: per byte.
+        domain: position of theirs.
+        scores: from 0 to 1, by name.
+        tuned: bits per byte after more local training, if that was asked for.
+    """
+
+    bits: float
+    domain: int
+    scores: Mapping[str, float]
+    tuned: float | None
+
+
 def score_participants(
     exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]], tuned: bool
 ) -> tuple[dict[str, object], dict[int, str]]:
@@ -65,8 +84,7 @@ def score_participants(
     pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
     counts: dict[int, dict[str, list[int]]] = {}
     told: defaultdict[str, list[float]] = defaultdict(list)
-    texts: dict[int, tuple[float, int]] = {}
-    more: dict[int, float] = {}
+    texts: dict[int, TextResult] = {}
     for reply in pending.replies():
         try:
             names = ("local", *(["global"] if "global" in reply.numbers else []))
@@ -74,10 +92,7 @@ def score_participants(
             counted = {name: _right_of(reply, name, most) for name in names}
             shares = {name: _share_of(reply, name) for name in strategy.tells}
             if strategy.task.tells:
-                text = _text_of(reply, len(strategy.task.spec.kinds))
-                if tuned:
-                    more[reply.client] = _bits_of(reply, "tuned-bits-per-byte")
-                texts[reply.client] = text
+                texts[reply.client] = _text_of(reply, strategy.task, tuned)
             for name, share in shares.items():
                 told[name].append(share)
             counts[reply.client] = counted
@@ -88,35 +103,43 @@ def score_participants(
     right = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
     means = {name: sum(values) / len(values) for name, values in (right | told).items() if values}
     found = _of_texts(texts, counts, strategy.task.spec.kinds) if texts else {}
-    if more:
-        found["tuned_bits_per_byte"] = sum(more.values()) / len(more)
+    if more := [text.tuned for text in texts.values() if text.tuned is not None]:
+        found["tuned_bits_per_byte"] = sum(more) / len(more)
     return {**means, **found, "clients": counts}, pending.failures
 
 
 def _of_texts(
-    texts: Mapping[int, tuple[float, int]], counts: Mapping[int, Mapping[str, list[int]]], domains: Sequence[str]
+    texts: Mapping[int, TextResult], counts: Mapping[int, Mapping[str, list[int]]], domains: Sequence[str]
 ) -> dict[str, object]:
-    """Return means over clients, and by domain, of bits per byte, and those of each client.
+    """Return means over clients, and by domain, of bits per byte and scores, and those of each client.
 
     Args:
-        texts: (bits per byte, position of the domain) by client id.
+        texts: by client id.
         counts: right and total tokens, ``local``, by client id.
         domains: their names.
     """
-    by_domain = {}
+    by_domain: dict[str, dict[str, object]] = {}
     for position, name in enumerate(domains):
-        held = [client for client, (_, domain) in texts.items() if domain == position]
+        held = [client for client, text in texts.items() if text.domain == position]
         if held:
             accuracies = [counts[client]["local"][0] / counts[client]["local"][1] for client in held]
-            bits = [texts[client][0] for client in held]
+            bits = [texts[client].bits for client in held]
             by_domain[name] = {"bits_per_byte": sum(bits) / len(held), "accuracy": sum(accuracies) / len(held)}
-    bits_of = {client: bits for client, (bits, _) in texts.items()}
-    return {"bits_per_byte": sum(bits_of.values()) / len(bits_of), "domains": by_domain, "bits": bits_of}
+            if names := texts[held[0]].scores:
+                by_domain[name]["scores"] = {n: sum(texts[c].scores[n] for c in held) / len(held) for n in names}
+    bits_of = {client: text.bits for client, text in texts.items()}
+    means = {"bits_per_byte": sum(bits_of.values()) / len(bits_of), "domains": by_domain, "bits": bits_of}
+    scores_of = {client: text.scores for client, text in texts.items() if text.scores}
+    return means | ({"scores": scores_of} if scores_of else {})
 
 
-def _text_of(reply: Reply, domains: int) -> tuple[float, int]:
-    """Return a client's bits per byte and the position of its domain."""
-    return _bits_of(reply, "bits-per-byte"), reply.count("domain", domains - 1)
+def _text_of(reply: Reply, task: Task, tuned: bool) -> TextResult:
+    """Return what a client tells of its texts."""
+    kinds = task.spec.kinds
+    domain = reply.count("domain", len(kinds) - 1)
+    scores = {name: _share_of(reply, name) for name in task.scores.get(kinds[domain], ())}
+    more = _bits_of(reply, "tuned-bits-per-byte") if tuned else None
+    return TextResult(_bits_of(reply, "bits-per-byte"), domain, scores, more)
 
 
 def _bits_of(reply: Reply, name: str) -> float:

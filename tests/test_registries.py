@@ -21,6 +21,7 @@ from fedjets_flwr.moe.representation import FORMS
 from fedjets_flwr.moe.specialist import MIXES as MIXTURES
 from fedjets_flwr.moe.specialist import TRAINED
 from fedjets_flwr.personalize.bundle import Card
+from fedjets_flwr.tasks import OF_TEXT
 from fedjets_flwr.wire.transport import WIDTHS
 
 
@@ -37,7 +38,7 @@ def allowed() -> dict[str, tuple[object, ...]]:
 
 
 REGISTRIES: dict[str, Iterable[str]] = {
-    "data.name": [*LOADERS, "image-folder", "text", "text-folder"],
+    "data.name": [*LOADERS, "image-folder", *OF_TEXT],
     "data.augment": AUGMENTATIONS,
     "partition.name": PARTITIONS,
     "model.name": BUILDERS,

@@ -88,16 +88,21 @@ class Run(Section):
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 
 
+DataName = Literal["digits", "cifar10", "cifar100", "image-folder", "text", "text-folder", "tasks", "task-folder"]
+
+
 class Data(Section):
-    name: Literal["digits", "cifar10", "cifar100", "image-folder", "text", "text-folder"] = Field(
+    name: DataName = Field(
         "digits",
         description="data set; image-folder: each site's own, at the `data-path` of its `--node-config`; text: what"
-        " `fedjets text` fetches; text-folder: text of your own",
+        " `fedjets text` fetches; text-folder: text of your own; tasks: text to write for that text; task-folder: for"
+        " your own",
     )
     dir: str = Field(
         "",
         description="folder of the data set (image-folder: of shared images in `train/` and `test/`; text-folder: of a"
-        " folder or file for each domain); empty: `$FEDJETS_DATA` or `~/.cache/fedjets/data`",
+        " folder or file for each domain; task-folder: of a file for each); empty: `$FEDJETS_DATA` or"
+        " `~/.cache/fedjets/data`",
     )
     classes: str = Field("", description="image-folder: names of the class folders, with commas between them")
     channels: Literal[1, 3] = Field(3, description="image-folder: 3 for colour, 1 for grey; images are converted")
@@ -114,7 +119,8 @@ class Text(Section):
     domains: str = Field(
         "code,scripture,glosses,manual,slang",
         description="kinds of text, comma between, which clients hold in turn: of code, docstrings, scripture, glosses,"
-        " manual, slang; of a text-folder the names of its folders of .txt files, or of its files of JSON lines",
+        " manual, slang; of a text-folder the names of its folders of .txt files, or of its files of JSON lines; tasks:"
+        " of glosses, scripture, code; of a task-folder the names of its files of JSON lines",
     )
     tokens: Literal["bpe", "bytes"] = Field(
         "bpe", description="what a model reads: byte pairs that are learnt from the public text, or bytes"
@@ -123,6 +129,17 @@ class Text(Section):
     train_tokens: int = Field(20_000, ge=1, le=2**31, description="tokens that a client trains on")
     val_tokens: int = Field(4_000, ge=1, le=2**31, description="tokens that a client chooses by")
     test_tokens: int = Field(10_000, ge=1, le=2**31, description="tokens that score a client")
+    train_pairs: int = Field(350, ge=1, le=10_000_000, description="tasks: inputs with targets that a client trains on")
+    val_pairs: int = Field(60, ge=1, le=10_000_000, description="tasks: those that a client chooses by")
+    test_pairs: int = Field(80, ge=1, le=10_000_000, description="tasks: those that score a client")
+    target_tokens: int = Field(
+        24, ge=1, le=65_536, description="tasks: tokens that a model writes at most; longer targets are cut"
+    )
+    scores: str = Field(
+        "",
+        description="task-folder: how what is written is scored, comma between, in the order of the domains: accuracy,"
+        " f1 (of words, as SQuAD, and exact match) or rouge-2",
+    )
 
 
 class Partition(Section):
@@ -829,16 +846,21 @@ class Config(Section):
             "run.start-from": bool(self.run.start_from),
         }
         flat, usual = self.flat(), default.flat()
-        public = self.partition.public_share
+        public, most, context = self.partition.public_share, self.text.target_tokens, self.language_model.context
         return [
             (
-                public in (0, 1),
-                f"partition.public-share = {public:g}: some text is public anyway; set it to 0, or to 1 where every"
-                " client has text of its own",
+                public == 0 or (public == 1 and not self.of_tasks),
+                f"partition.public-share = {public:g}: some text is public anyway; set it to 0"
+                + (", or to 1 where every client has text of its own" * (not self.of_tasks)),
             ),
             *(
                 (not wrong, f"{key} = {flat[key]!r}: {alone} has no such thing; set it to {usual[key]!r}")
                 for key, wrong in images_only.items()
+            ),
+            (
+                not self.of_tasks or most + 1 < context,
+                f"text.target-tokens = {most}: leaves no room for an input in language-model.context = {context}; lower"
+                " it",
             ),
         ]
 
@@ -850,7 +872,12 @@ class Config(Section):
     @property
     def of_text(self) -> bool:
         """Whether samples are text."""
-        return self.data.name in ("text", "text-folder")
+        return self.data.name in ("text", "text-folder") or self.of_tasks
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether a sample is a text with another one to write for it."""
+        return self.data.name in ("tasks", "task-folder")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -866,6 +893,11 @@ class Config(Section):
     def text_domains(self) -> tuple[str, ...]:
         """Names in ``text.domains``."""
         return tuple(name.strip() for name in self.text.domains.split(",") if name.strip())
+
+    @property
+    def text_scores(self) -> tuple[str, ...]:
+        """Names in ``text.scores``."""
+        return tuple(name.strip() for name in self.text.scores.split(",") if name.strip())
 
     @property
     def num_anchors(self) -> int:

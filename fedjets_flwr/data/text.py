@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.text_folder import different, ended, list_files, number_of, read_files
 from fedjets_flwr.data.text_sources import SOURCES, Document, files_of
-from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs
+from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs, pieces_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.names import VALIDATION
@@ -75,6 +74,10 @@ class TextSplit:
         """What anybody may train on: int64 (n,), documents of all domains mixed."""
         return self._tensors[PUBLIC].long()
 
+    @property
+    def public_asked(self) -> None:
+        """Nothing is asked for in it."""
+
     @cached_property
     def public_held_out(self) -> Tensor:
         """Public text that no training sees: int64 (n,), documents of all domains mixed."""
@@ -112,9 +115,7 @@ class TextSplit:
     @cached_property
     def _pieces(self) -> list[bytes]:
         """The bytes of each token."""
-        joined = self._tensors["pieces"].numpy().tobytes()
-        ends = self._tensors["lengths"].cumsum(0).tolist()
-        return [joined[start:end] for start, end in pairwise([0, *ends])]
+        return pieces_of(self._tensors["pieces"], self._tensors["lengths"])
 
     def check(self) -> None:
         """Check that there is enough text.

@@ -15,9 +15,7 @@ def list_files(folder: Path, domain: str) -> list[Path]:
     Raises:
         FedjetsError: there is neither, or both.
     """
-    named, lines = folder / domain, folder / f"{domain}.jsonl"
-    if domain.startswith(".") or set(domain) & {*"/\\"}:
-        raise FedjetsError(f"text.domains: {domain!r} is no plain name of a folder")
+    named, lines = folder / domain, lines_of(folder, domain)
     if named.is_dir() and lines.exists():
         raise FedjetsError(f"{lines}: {named} is there, too; a domain is a folder or a file: remove one of them")
     if lines.is_file():
@@ -53,6 +51,30 @@ def _texts_in(folder: Path) -> list[Path]:
     return files
 
 
+def lines_of(folder: Path, domain: str) -> Path:
+    """Return where the file of JSON lines of a domain lies, if there is one.
+
+    Raises:
+        FedjetsError: the domain's name is none of a file in that folder.
+    """
+    if domain.startswith(".") or set(domain) & {*"/\\"}:
+        raise FedjetsError(f"text.domains: {domain!r} is no plain name of a folder")
+    return folder / f"{domain}.jsonl"
+
+
+def objects_of(path: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Yield (where it stands, its number, itself) of each line of a file of JSON lines; what is no object is empty.
+
+    Raises:
+        FedjetsError: the file cannot be read, or a line is no JSON.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            found = parse(line, JSON, where)
+            yield where, str(number), found if isinstance(found, dict) else {}
+
+
 def read_files(files: Sequence[Path], folder: Path) -> Iterator[Document]:
     """Yield the documents of files: each .txt file is one, and so is each line of JSON lines.
 
@@ -63,17 +85,11 @@ def read_files(files: Sequence[Path], folder: Path) -> Iterator[Document]:
         FedjetsError: a file or a line is no such thing.
     """
     for path in files:
-        text = read_text(path)
         if path.suffix != ".jsonl":
-            yield Document(path.relative_to(folder).as_posix(), text)
+            yield Document(path.relative_to(folder).as_posix(), read_text(path))
             continue
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            found = parse(line, JSON, where)
-            line_of = found if isinstance(found, dict) else {}
-            name, words = line_of.get("name", str(number)), line_of.get("text")
+        for where, number, found in objects_of(path):
+            name, words = found.get("name", number), found.get("text")
             if not isinstance(words, str) or not isinstance(name, str):
                 raise FedjetsError(f'{where}: expected an object like {{"name": "a", "text": "Once …"}}')
             yield Document(name, words)

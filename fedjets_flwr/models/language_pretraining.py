@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.text import open_text
+from fedjets_flwr.data.public_text import open_public_text
+from fedjets_flwr.data.text_tokens import NOTHING
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.models.device import device_of
@@ -42,22 +43,30 @@ def language_architecture(config: Config, vocabulary: int) -> LanguageArchitectu
 def pretrain_language_model(config: Config, progress: Callable[[str], None]) -> CommonExpert:
     """Train ``language-model.pretrain-steps`` steps of next tokens on ``run.device``, and freeze what comes out.
 
-    Each step reads windows drawn at random from the public text. AdamW, half a cosine after a twentieth of warm-up.
+    Each step reads windows drawn at random from the public text. Where something is asked for in it, they begin where
+    it says, and what is asked for, few of all tokens, counts by itself once more. AdamW, half a cosine after a
+    twentieth of warm-up.
     """
-    how, text, device = config.language_model, open_text(config), device_of(config)
+    how, text, device = config.language_model, open_public_text(config), device_of(config)
     architecture, seed = language_architecture(config, text.vocabulary), config.common_expert.seed
     progress(f"training a language model, {how.pretrain_steps} steps")
     model = build(architecture, derive(seed, "common-expert")).to(device)
     draws = torch_generator(seed, "common-expert-batches")
-    stream, steps = text.public, how.pretrain_steps
+    stream, asked, steps = text.public, text.public_asked, how.pretrain_steps
     step_of = _adam_w(list(model.parameters()))
     warm = max(1, steps // 20)
     places = torch.arange(how.context + 1)
     model.train()
     for step in range(steps):
-        starts = torch.randint(max(1, len(stream) - how.context), (how.pretrain_batch, 1), generator=draws)
-        batch = stream[(starts + places) % len(stream)].to(device)
-        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        most = max(1, len(stream) - how.context) if asked is None else len(asked.begins)
+        starts = torch.randint(most, (how.pretrain_batch, 1), generator=draws)
+        chosen = ((starts if asked is None else asked.begins[starts]) + places) % len(stream)
+        batch = stream[chosen].to(device)
+        logits = model(batch[:, :-1]).flatten(0, 1)
+        loss = F.cross_entropy(logits, batch[:, 1:].flatten())
+        if asked is not None:
+            targets = asked.targets[chosen[:, 1:]].flatten().to(device)
+            loss = loss + F.cross_entropy(logits, targets, ignore_index=NOTHING)
         model.zero_grad()
         loss.backward()
         step_of(how.pretrain_lr * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps))))

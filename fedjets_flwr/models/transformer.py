@@ -139,6 +139,8 @@ class FeedForward(nn.Module):
 class Transformer(nn.Module):
     """The model: tokens (b, t) int64 -> logits of the next ones, (b, t, V).
 
+    Behind the last token of a row there may be numbers below 0, padding: no expert sees it, and it is counted nowhere.
+
     Attributes:
         sent: tokens that went to each expert since it was last set to zero, (L, E) int64; 0 for one that is not held.
         balance: weight of the load-balance loss in training mode.
@@ -164,20 +166,21 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits; in training mode a backward pass also trains the load balance of each Switch layer."""
-        h = F.embedding(tokens, self.embedding) + self.positions[: tokens.shape[1]]
+        there = tokens >= 0
+        h = F.embedding(tokens.clamp(min=0), self.embedding) + self.positions[: tokens.shape[1]]
         dense = len(self.networks)
         for number, block in enumerate(self.blocks):
             h, x = block(h)
-            h = h + (self.networks[number](x) if number < dense else self._switched(number - dense, x))
+            h = h + (self.networks[number](x) if number < dense else self._switched(number - dense, x, there))
         logits: Tensor = F.linear(self.norm(h), self.embedding)
         return logits
 
-    def _switched(self, layer: int, x: Tensor) -> Tensor:
-        out, ids, balance = switch(x.flatten(0, 1), self.held(layer))
+    def _switched(self, layer: int, x: Tensor, there: Tensor) -> Tensor:
+        out, ids, balance = switch(x[there], self.held(layer))
         self.sent[layer] += torch.bincount(ids, minlength=self.architecture.experts).cpu()
         if self.training and self.balance:
             out = trained_beside(out, self.balance * balance)
-        return out.view_as(x)
+        return out.new_zeros(x.shape).masked_scatter(there[..., None], out)
 
 
 def language_model(architecture: LanguageArchitecture) -> nn.Sequential:

@@ -80,6 +80,7 @@ class DomainTold(Told):
 
     bits_per_byte: Number
     accuracy: Number
+    scores: dict[str, Number] = {}
 
 
 class ParticipantsTold(Told):
@@ -90,6 +91,7 @@ class ParticipantsTold(Told):
     bits_per_byte: Number | None = None
     tuned_bits_per_byte: Number | None = None
     bits: dict[ClientId, Number] = {}
+    scores: dict[ClientId, dict[str, Number]] = {}
     domains: dict[str, DomainTold] = {}
 
 

@@ -1,12 +1,12 @@
 """The contract of a task: all that the paper, the federation and the wire need to know of the samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.models.common_expert import CommonExpert
@@ -86,6 +86,10 @@ class Task(Protocol):
         """Numbers, none below 0, that a client tells of its own tests besides right answers (:meth:`told`)."""
 
     @property
+    def scores(self) -> Mapping[str, tuple[str, ...]]:
+        """By kind, the numbers from 0 to 1 that a client of it tells of what its model writes (:meth:`written`)."""
+
+    @property
     def digest(self) -> str:
         """Of what all sites must have alike for samples to mean the same; empty: nothing."""
 
@@ -145,3 +149,6 @@ class Task(Protocol):
 
     def told(self, predictions: Tensor, samples: Samples) -> dict[str, float]:
         """Return what else a client tells of its own tests, by the names in :attr:`tells`."""
+
+    def written(self, model: nn.Module, samples: Samples) -> dict[str, float]:
+        """Return what takes the model itself, since it writes its answers, by the names in :attr:`scores`."""

@@ -1,12 +1,13 @@
 """Images of one class each: crops and flips, cross entropy, right answers."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_client, open_dataset, open_global, open_public, open_split
@@ -41,6 +42,11 @@ class ImageClassification:
     def tells(self) -> tuple[str, ...]:
         """Nothing."""
         return ()
+
+    @property
+    def scores(self) -> Mapping[str, tuple[str, ...]]:
+        """Nothing is written."""
+        return {}
 
     @property
     def digest(self) -> str:
@@ -107,5 +113,9 @@ class ImageClassification:
         return [int((predictions.argmax(1) == targets).sum()), len(targets)]
 
     def told(self, predictions: Tensor, samples: Samples) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+    def written(self, model: nn.Module, samples: Samples) -> dict[str, float]:
         """Return nothing."""
         return {}

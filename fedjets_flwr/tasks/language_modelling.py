@@ -1,11 +1,12 @@
 """Text, of which each next token is to be told: cross entropy, right tokens, bits per byte."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Spec
@@ -45,6 +46,11 @@ class LanguageModelling:
     def tells(self) -> tuple[str, ...]:
         """Bits per byte, and the position of the text's domain."""
         return ("bits-per-byte", "domain")
+
+    @property
+    def scores(self) -> Mapping[str, tuple[str, ...]]:
+        """Nothing is written: the text is all there."""
+        return {}
 
     @property
     def digest(self) -> str:
@@ -137,3 +143,7 @@ class LanguageModelling:
         """Return bits per byte, the mean bits per token by the bytes that a token stands for, and the domain."""
         bits = float(predictions[..., 0].mean(dtype=torch.float64)) / math.log(2)
         return {"bits-per-byte": bits * samples.per_byte, "domain": int(samples.columns[0])}
+
+    def written(self, model: nn.Module, samples: Samples) -> dict[str, float]:
+        """Return nothing."""
+        return {}

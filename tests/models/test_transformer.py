@@ -55,6 +55,32 @@ def layer_of(experts: int, seed: int) -> dict[int, SwitchExpert]:
         return {m: SwitchExpert(8, 6) for m in range(experts)}
 
 
+def test_padding_changes_nothing_and_is_counted_nowhere() -> None:
+    a = replace(SMALL, balance=0.1)
+    read = tokens(a, count=4)
+    lengths = [5, 3, 4, 1]
+    padded = read.clone()
+    for row, length in zip(padded, lengths, strict=True):
+        row[length:] = -1
+    there = padded >= 0
+    model = made(a).train()
+    logits = model(padded)
+    counted = model.sent.clone()
+    assert counted.sum(dim=1).tolist() == [sum(lengths)] * 2
+    logits[there].square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    other = made(a).train()
+    alone = [other(row[None, :length]) for row, length in zip(read, lengths, strict=True)]
+    assert torch.equal(other.sent, counted)
+    for found, wanted, length in zip(logits, alone, lengths, strict=True):
+        assert torch.allclose(found[:length], wanted[0], atol=1e-6)
+    model.zero_grad()
+    model(padded[:, :5])[there[:, :5]].square().sum().backward()  # the load-balance loss is as without what is cut off
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        assert p.grad is not None
+        assert torch.allclose(p.grad, gradient, atol=1e-5)
+
+
 # The layer -----------------------------------------------------------------------------------------------------------
 
 

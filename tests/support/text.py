@@ -97,12 +97,17 @@ def finish_text(factory: pytest.TempPathFactory, **changes: Scalar) -> Path:
 @pytest.fixture
 def text_run(text_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextRun:
     """Return what does runs of the small size; they leave no plots."""
+    return runs_of(text_settings, tmp_path, monkeypatch)
+
+
+def runs_of(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextRun:
+    """Return what does runs below one folder; they leave no plots."""
     monkeypatch.setattr(server_app.app, "draw_plots", lambda folder: [])
     numbers = itertools.count()
 
     def start(name: str, grid: type[InProcessGrid] = InProcessGrid, /, **changes: Scalar) -> Finished:
         open_runtime.cache_clear()
-        config = text_settings(strategy__name=name, run__name=f"run{next(numbers)}").flat() | spelled(changes)
+        config = settings(strategy__name=name, run__name=f"run{next(numbers)}").flat() | spelled(changes)
         del config["run.output-dir"]
         finished = run_in_process(
             tmp_path, monkeypatch, grid, **{k.replace(".", "__", 1): v for k, v in config.items()}
