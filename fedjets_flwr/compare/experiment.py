@@ -367,6 +367,7 @@ def _facts(runs: Runs) -> dict[str, float]:
     mean = statistics.fmean
     return {
         "down": mean(s["bytes_down"] / n for (s, _), n in zip(runs, visits, strict=True)),
+        "served": mean(s["bytes_served"] / n for (s, _), n in zip(runs, visits, strict=True)),
         "up": mean(s["bytes_up"] / n for (s, _), n in zip(runs, visits, strict=True)),
         "seconds": mean(s["seconds"]["round"] for s, _ in runs),
         "parameters": runs[0][0]["trained_parameters"],
@@ -424,7 +425,11 @@ def markdown(experiment: Experiment) -> str:
     personal, textual = any(line.own_test for line in lines), any(line.bits for line in lines)
     tuned, shares = any(line.tuned for line in lines), list(dict.fromkeys(s for line in lines for s in line.reached))
     told = sorted({name for line in lines for name in line.told})
-    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["bits per byte"] if textual else [])]
+    headings = [
+        *HEADINGS,
+        *(["own tests", "all classes"] if personal else []),
+        *(["bits per byte", "kB served"] if textual else []),
+    ]
     headings += [*(["tuned"] if tuned else []), *(f"rounds to {share}" for share in shares)]
     headings += [*(["ε"] if private else []), *(name.replace("-", " ") for name in told)]
     columns = len(headings) - 1
@@ -443,7 +448,7 @@ def markdown(experiment: Experiment) -> str:
         if personal:
             cells += [_spread(line.own_test), _spread(line.all_classes)]
         if textual:
-            cells.append(_bits(line.bits))
+            cells += [_bits(line.bits), f"{f['served'] / 1e3:.1f}" if f else ""]
         if tuned:
             cells.append(_bits(line.tuned))
         cells += [_rounds(line.reached.get(share, ())) for share in shares]
@@ -473,7 +478,11 @@ def markdown(experiment: Experiment) -> str:
             "",
         ]
     if textual:
-        text += ["Bits per byte: of the test texts of clients that train; own tests: next tokens told right.", ""]
+        text += [
+            "Bits per byte: of the test texts of clients that train; own tests: next tokens told right. kB served: what"
+            " clients got to be scored; one that is asked to train what it was just scored with gets nothing down.",
+            "",
+        ]
     if tuned:
         text += [
             "Tuned: bits per byte of the same models after a round's local training more on a client's own text.",

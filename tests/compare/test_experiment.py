@@ -288,7 +288,8 @@ def test_rows_on_text_are_compared_in_bits_per_byte(tmp_path: Path, text_run: Te
         own = done(done_run.config.run_dir)
         assert own is not None
         (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
-        assert line.endswith(f"| {own['participants']['bits_per_byte']:.3f} |")
+        served = own["bytes_served"] / max(1, own["client_rounds"]) / 1e3
+        assert line.endswith(f"| {own['participants']['bits_per_byte']:.3f} | {served:.1f} |")
     draw_results(experiment, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"bits-per-byte.png", "participants.png"}
 
@@ -340,7 +341,7 @@ def test_rows_on_text_tell_their_rounds_to_shares_of_a_gain(tmp_path: Path, text
     assert not lines["start"].reached
     assert not lines["alone"].reached
     table = markdown(experiment)
-    assert "| bits per byte | rounds to 90% | rounds to 99% |" in table
+    assert "| bits per byte | kB served | rounds to 90% | rounds to 99% |" in table
     (row,) = [line for line in table.splitlines() if line.startswith("| all |")]
     assert f"| {first} | " in row
     assert (row.count("|")) == table.splitlines()[3].count("|")

@@ -58,6 +58,7 @@ def test_the_whole_model_moves_as_one_vector(text_run: TextRun) -> None:
     assert told["trained_parameters"] == floats
     assert told["kinds"] == ["sums", "tales", "code"]
     assert told["flops_per_answer"] > 0
+    assert told["context"] == 32 and "image_shape" not in told
     assert told["bytes_setup"] == 3 * len(done.strategy.common.as_bytes)
 
 
