@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -74,7 +75,7 @@ class Frame:
     def _padded(self, rows: Sequence[Tensor]) -> Tensor:
         """Return rows as one table (n, T + 1)."""
         padded = pad_sequence(list(rows), batch_first=True, padding_value=NOTHING)
-        return torch.nn.functional.pad(padded, (0, self.context + 1 - padded.shape[1]), value=NOTHING)
+        return F.pad(padded, (0, self.context + 1 - padded.shape[1]), value=NOTHING)
 
 
 @dataclass(frozen=True)
