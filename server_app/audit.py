@@ -27,7 +27,10 @@ class Audit(Callback):
         """Note an exchange whose replies were all read."""
         keys = pending.exchange.nodes.keys
         asked = {
-            str(job.client): {"key": keys.get(message.metadata.dst_node_id, ""), "vectors": list(job.vectors)}
+            str(job.client): {
+                "key": keys.get(message.metadata.dst_node_id, ""),
+                "vectors": list(pending.jobs[job.client].vectors),  # of those it chose from, what it chose
+            }
             for message, share in pending.shares
             for job in share
         }

@@ -168,7 +168,9 @@ class Rounds(FlowerStrategy):
         if not 0 < experts <= SMALL or not self.exchange.shares_memory:
             return []
         jobs = [job for client in clients if (job := strategy.open_job(client)) is not None]
-        if jobs and self.config.privacy.route_epsilon > 0:
+        if len(jobs) < len(clients):
+            return []
+        if self.config.privacy.route_epsilon > 0:
             self.ledger.routes(server_round, clients, self.config.privacy.route_epsilon)
         return jobs
 
@@ -524,7 +526,7 @@ class Rounds(FlowerStrategy):
         if not job.choose:
             return reply
         experts = read_experts(reply, job.choose, self.strategy.num_experts)
-        chosen = job.chosen(experts)
+        chosen = self._pending.jobs[reply.client] = job.chosen(experts)
         self.exchange.count_down(reply.client, map(expert_name, experts), self.strategy.vectors)
         vectors = {name: reply.vectors[slot] for slot, name in zip(job.returns, chosen.returns, strict=True)}
         return replace(reply, vectors=vectors)

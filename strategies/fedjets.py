@@ -6,6 +6,7 @@ clients read the server's memory; where experts are small, both are one: the cli
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor
@@ -81,11 +82,12 @@ class FedJets(OfExperts):
         """Give a normal client all experts to choose K from; None where they differ in size."""
         if len({self.specs[name].size for name in self.expert_names}) > 1:
             return None
-        chosen = tuple(map(choice_name, range(self.config.moe.top_k)))
-        trained = ("gate",) if self.config.gate.trained_by(anchor=False) else ()
-        numbers = {"choose": len(chosen)}
-        cost = self.num_samples[client] * len(chosen)
-        return Job(client, (*self.expert_names, "gate"), (*chosen, *trained), numbers, cost)
+        count = self.config.moe.top_k
+        (routed,) = self.plan(Cohort((), (client,), 0), {client: tuple(range(count))})
+        slots = {expert_name(m): choice_name(m) for m in range(count)}
+        ready = (*self.expert_names, *(name for name in routed.vectors if name not in slots))
+        returns = tuple(slots.get(name, name) for name in routed.returns)
+        return replace(routed, vectors=ready, returns=returns, numbers={**routed.numbers, "choose": count})
 
     def spec_of(self, name: str) -> VectorSpec:
         """Return the layout of any vector that travels; experts that clients choose from are alike."""

@@ -61,6 +61,11 @@ class FedMoE(Strategy):
 
     def __init__(self, config: Config, common: CommonExpert, task: Task) -> None:
         super().__init__(config, common, task)
+        if config.run.rounds == 0 and self.probe != "none":
+            raise FedjetsError(
+                f"run.rounds = 0: with fedmoe.probe = {self.probe!r} clients learn in a round which experts they hold;"
+                " raise it, or set fedmoe.probe to 'none'"
+            )
         self.structures: dict[int, Structure] = {}
         self.domains: dict[int, int] = {}
         self._reports: dict[int, tuple[float, Activation]] = {}

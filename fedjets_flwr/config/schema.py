@@ -63,7 +63,7 @@ class Run(Section):
         40,
         ge=0,
         le=999_999,
-        description="federated rounds (T); 0, with start-from: only serve and score the unseen clients",
+        description="federated rounds (T); 0: only score, the models of start-from or a pretrained language model",
     )
     evaluate_every: int = Field(5, ge=1, le=1_000_000, description="rounds between evaluations on the unseen clients")
     inspect_every: int = Field(
@@ -852,6 +852,10 @@ class Config(Section):
                 public == 0 or (public == 1 and not self.of_tasks),
                 f"partition.public-share = {public:g}: some text is public anyway; set it to 0"
                 + (", or to 1 where every client has text of its own" * (not self.of_tasks)),
+            ),
+            (
+                self.data.name == "task-folder" or not self.text_scores,
+                f"text.scores = {self.text.scores!r}: is for data.name = 'task-folder'; leave it empty",
             ),
             *(
                 (not wrong, f"{key} = {flat[key]!r}: {alone} has no such thing; set it to {usual[key]!r}")

@@ -1,7 +1,7 @@
 """Text of one's own: for each domain a folder of .txt files, or a file of JSON lines."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedjets_flwr.data.text_sources import Document, read_text
@@ -38,9 +38,22 @@ def list_own(place: Path) -> list[Path]:
     return _texts_in(place)
 
 
-def read_own(place: Path) -> Iterator[Document]:
-    """Yield the documents of somebody's own text (:func:`list_own`, :func:`read_files`)."""
-    return read_files(list_own(place), place if place.is_dir() else place.parent)
+def read_own(place: Path, broken: Callable[[FedjetsError], None] | None = None) -> Iterator[Document]:
+    """Yield the documents of somebody's own text (:func:`list_own`, :func:`read_files`).
+
+    Args:
+        place: a folder or a file.
+        broken: is told of a file that cannot be read, which is left out then.
+    """
+    for path in list_own(place):
+        try:
+            documents = list(read_files([path], place if place.is_dir() else place.parent))
+        except FedjetsError as error:
+            if broken is None:
+                raise
+            broken(error)
+        else:
+            yield from documents
 
 
 def _texts_in(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ whose text an earlier one has is left out.
 """
 
 import hashlib
+import logging
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from fedjets_flwr.data.text_tokens import Tokens, digest_of, tokens_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
 
+log = logging.getLogger("flwr")
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 FORMAT = 1
@@ -70,17 +72,21 @@ def part_of(document: Document) -> Part:
 def read_site(place: Path) -> list[Document]:
     """Return the documents of a site's folder of .txt files or of its one file, each text once.
 
+    A broken file costs itself, and the log counts them.
+
     Raises:
-        FedjetsError: there is no text, it cannot be read, or it is more than fits.
+        FedjetsError: there is no text, none of it can be read, or it is more than fits.
     """
-    documents, characters = list[Document](), 0
-    for document in different(read_own(place)):
+    documents, characters, broken = list[Document](), 0, list[FedjetsError]()
+    for document in different(read_own(place, broken.append)):
         documents.append(document)
         characters += len(document.text)
         if characters > MAX_CHARACTERS:
             raise FedjetsError(f"{place}: more than {MAX_CHARACTERS} characters; give fewer or smaller files")
+    if broken and documents:
+        log.warning("%d files of text are left out, the first is %s", len(broken), broken[0])
     if not documents:
-        raise FedjetsError(f"{place}: no text in it")
+        raise broken[0] if broken else FedjetsError(f"{place}: no text in it")
     return documents
 
 

@@ -29,7 +29,7 @@ from fedjets_flwr.names import VALIDATION
 from fedjets_flwr.seeds import numpy_generator, torch_generator
 
 log = logging.getLogger("flwr")
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; another number has all made anew."""
 SKEWED = "dirichlet"
 """The partition in which clients differ in how often targets occur."""
@@ -102,7 +102,7 @@ class TaskSplit:
     Attributes:
         domains: names of the tasks.
         scores: how each is scored.
-        digest: SHA-256 over the tasks' names, their pairs, and how long a target may be.
+        digest: SHA-256 over the tasks' names, their pairs, the tokens, and how long a target may be.
     """
 
     domains: tuple[str, ...]
@@ -118,8 +118,8 @@ class TaskSplit:
 
     @property
     def tokeniser(self) -> str:
-        """Nothing: what begins and ends a target stands for no text, and no site has pairs of its own."""
-        return ""
+        """What makes the same tokens of text elsewhere (``Tokens.told``); two more begin and end a target."""
+        return self._tensors["tokeniser"].numpy().tobytes().decode()
 
     @property
     def frame(self) -> Frame:
@@ -221,6 +221,8 @@ class TaskSplit:
                 f"text.domains: the {split} part of {name} has {self._count(key)} pairs, and its clients need"
                 f" {sum(sizes)}; lower {least}, partition.clients or partition.unseen-clients, or give more"
             )
+        if not sum(sizes):  # there may be no document
+            return [torch.empty(0, dtype=torch.int64) for _ in sizes]
         drawn = torch.randperm(int(documents.max()) + 1, generator=torch_generator(seed, f"order of {key} {name}"))
         order = drawn[documents].argsort(stable=True)
         by_label = split == FEDERATED and self.scores[domain] == "accuracy"
@@ -268,8 +270,9 @@ def open_tasks(config: Config) -> TaskSplit:
         FedjetsError: they are missing, damaged or too few.
     """
     tensors = _tokens(config)
-    digest = hashlib.sha256(bytes(tensors["digest"].tolist()) + repr(config.text.target_tokens).encode()).hexdigest()
-    split = TaskSplit(config.text_domains, scores_of(config), digest, config, tensors)
+    hasher = hashlib.sha256(bytes(tensors["digest"].tolist()) + tensors["tokeniser"].numpy().tobytes())
+    hasher.update(repr(config.text.target_tokens).encode())
+    split = TaskSplit(config.text_domains, scores_of(config), hasher.hexdigest(), config, tensors)
     split.check()
     return split
 
@@ -344,6 +347,7 @@ def _make(config: Config) -> dict[str, Tensor]:
         "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
         "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
         "lengths": torch.tensor([len(piece) for piece in tokens.pieces]),
+        "tokeniser": torch.tensor(list(tokens.told.encode()), dtype=torch.uint8),
     }
     for split, found in splits.items():
         tensors |= _joined(f"{split}.inputs", tokens.encode([pair.input for pair in found]))

@@ -39,6 +39,10 @@ def rehearse(config: Config, console: Console) -> dict[str, Any]:
         )
     if config.text_elsewhere:
         raise FedjetsError("partition.public-share = 1: a rehearsal makes the sites' files itself; set it to 0")
+    if config.of_text and config.cohort.sampling == "one-per-domain":
+        raise FedjetsError(
+            "cohort.sampling = 'one-per-domain': a server of sites knows no domains; set it to 'uniform'"
+        )
     check(config)
     tell_who_reaches(console)
     with run_folder(config, console) as folder, tempfile.TemporaryDirectory(prefix="fedjets-") as scratch:

@@ -169,8 +169,8 @@ def _allowed(run: LanguageRun, memory: float) -> int:
     """Return how many experts a share of memory holds."""
     a, sizes, fit = run.architecture, sizes_of(run.architecture), 0
     if 0 < memory <= 1:
-        room = memory * a.switch_layers * a.experts * sizes.expert
-        fit = experts_that_fit(sizes.dense + room, sizes.dense, sizes.expert)
+        room = (memory + 1e-6) * a.switch_layers * a.experts * sizes.expert  # a share that was told with six digits
+        fit = min(a.switch_layers * a.experts, experts_that_fit(sizes.dense + room, sizes.dense, sizes.expert))
     if fit < a.switch_layers:
         raise FedjetsError(
             f"--memory {memory:g}: give a share of all experts, from {1 / a.experts:g} (one in each layer) to 1"
@@ -242,8 +242,8 @@ def _card(
     about = (
         f"A language model for one text: of the federated run {run.folder.name} ({c.strategy.name}) what all clients"
         f" share, and {sum(map(len, held))} of {a.switch_layers * a.experts} experts, those to which the whole model"
-        f" sends most of the text's tokens. Nothing was trained, and nothing of the text is in it but their shares"
-        " (activation). Use it with `fedjets predict` or fedjets_flwr.personalize.language."
+        f" sends most of the text's tokens. Nothing was trained; of the text it tells their shares (activation), how"
+        " many tokens it has, and bits_per_byte. Use it with `fedjets predict` or fedjets_flwr.personalize.language."
     )
     names = ("vocabulary", "context", "width", "heads", "layers", "switch_layers", "experts", "hidden")
     return LanguageCard(

@@ -15,6 +15,10 @@ class Holder(NamedTuple):
     domain: str
     held: list[list[int]]
 
+    def fits(self, layers: int, experts: int) -> bool:
+        """Whether it is of a model with so many experts in each of so many layers."""
+        return len(self.held) == layers and all(0 <= m < experts for ids in self.held for m in ids)
+
 
 def holders(results: Mapping[str, Any]) -> list[Holder]:
     """Return who holds what, those of a domain one after the other, as the run orders domains."""

@@ -47,7 +47,7 @@ def draw_plots(folder: StrPath) -> list[Path]:
         pictures["score"] = _score(records, summary)
     if summary.get("participants"):
         pictures["participants"] = _participants(summary)
-    if summary.get("activation"):
+    if by_domain(summary):
         pictures["activation"] = _activation(summary)
     paths = []
     for name, figure in pictures.items():
@@ -179,10 +179,11 @@ def _activation(summary: Mapping[str, Any]) -> Any:
     from matplotlib import pyplot
     from matplotlib.colors import ListedColormap
 
-    shares, clients = by_domain(summary), holders(summary)
+    shares = by_domain(summary)
+    layers, experts = next(iter(shares.values())).shape
+    clients = [holder for holder in holders(summary) if holder.fits(layers, experts)]
     names = list(dict.fromkeys([*shares, *(holder.domain for holder in clients)]))
     colours = seaborn.color_palette("husl", len(names))
-    layers, experts = next(iter(shares.values())).shape
     width, height = min(8.0, max(3.0, 0.36 * experts)), min(9.0, max(2.2, 0.36 * len(shares), 0.2 * len(clients)))
     figure, grid = pyplot.subplots(
         layers, 2, figsize=(2 * width + 2.6, layers * height + 1.2), squeeze=False, sharex=True, layout="constrained"

@@ -33,7 +33,7 @@ def f1(written: str, right: str) -> float:
 
 def rouge_2(written: str, right: str) -> float:
     """Return the F1 of pairs of adjacent words (Lin 2004), which are runs of letters and digits, without stemming."""
-    one, other = (list(pairwise(re.findall(r"[a-z0-9]+", text.lower()))) for text in (written, right))
+    one, other = (list(pairwise(re.findall(r"[^\W_]+", text.lower()))) for text in (written, right))
     return _overlap(one, other)
 
 

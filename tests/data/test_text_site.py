@@ -109,6 +109,20 @@ def test_what_is_no_text_of_a_site_is_one_line_that_names_it(
         encode_site(folder, as_bytes())
 
 
+def test_a_broken_file_costs_itself_and_is_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = encode_site(folder, as_bytes())
+    lost = next(number for number, name in enumerate(NAMES) if part_of(Document(name, "")) == "train")
+    (folder / NAMES[lost]).write_bytes(b"caf\xe9")
+    with caplog.at_level("WARNING", logger="flwr"):
+        rest = encode_site(folder, as_bytes())
+    assert documents_in(rest, "train") == documents_in(whole, "train") - {lost}
+    assert f"1 files of text are left out, the first is {folder / NAMES[lost]}: not UTF-8" in caplog.text
+    for name in NAMES:
+        (folder / name).write_bytes(b"\xe9")
+    with pytest.raises(FedjetsError, match="0.txt: not UTF-8"):
+        encode_site(folder, as_bytes())
+
+
 def test_a_part_without_a_document_is_told(tmp_path: Path) -> None:
     (tmp_path / "l.jsonl").write_text('{"name": "l", "text": "trains"}')
     text = encode_site(tmp_path / "l.jsonl", as_bytes())

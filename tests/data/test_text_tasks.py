@@ -18,7 +18,7 @@ from fedjets_flwr.data import text_sources
 from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, Part, split_of
 from fedjets_flwr.data.text_sources import Document
 from fedjets_flwr.data.text_tasks import Frame, TaskPart, TaskSplit, deal_by_label, open_tasks
-from fedjets_flwr.data.text_tokens import NOTHING
+from fedjets_flwr.data.text_tokens import NOTHING, tokens_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.names import VALIDATION
 from tests.support.text import spelled
@@ -248,7 +248,10 @@ def test_shares_are_a_client_s_own_and_as_even_as_alpha_says() -> None:
         ({"text__test_pairs": 40}, "the test part of x has .* lower text.test-pairs"),
         ({"text__scores": "f1"}, "text.scores = 'f1': give one for each of text.domains = 'x,y'"),
         ({"text__domains": "x,z"}, "z.jsonl is not there"),
-        ({"data__name": "tasks", "text__domains": "code,slang"}, "text.domains: 'slang' has no task; set it to some"),
+        (
+            {"data__name": "tasks", "text__domains": "code,slang", "text__scores": ""},
+            "text.domains: 'slang' has no task; set it to some",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(given: dict[str, Scalar], said: str, made: Make) -> None:
@@ -275,8 +278,8 @@ def test_python_s_library_and_word_pieces(made: Make, tmp_path: Path, monkeypatc
         shutil.copytree(real / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(text_sources, "library_folder", lambda: tmp_path)
     config = made(
-        data__name="tasks", text__domains="code", run__cache_dir=str(tmp_path / "cache"), text__tokens="bpe",
-        text__vocabulary=400, text__target_tokens=40, language_model__context=200,
+        data__name="tasks", text__scores="", text__domains="code", run__cache_dir=str(tmp_path / "cache"),
+        text__tokens="bpe", text__vocabulary=400, text__target_tokens=40, language_model__context=200,
     )  # fmt: skip
     split = open_tasks(config)
     assert split.scores == ("rouge-2",)
@@ -284,3 +287,28 @@ def test_python_s_library_and_word_pieces(made: Make, tmp_path: Path, monkeypatc
     pairs = shown(split, split.client(0, "train"))
     assert all(given.startswith(("def ", "async def ")) for given, _ in pairs)
     assert any(target.endswith(".") and given[:4] == "def " for given, target in pairs)
+
+
+def test_a_task_that_no_client_holds_needs_no_pair_to_score_it(made: Make, tmp_path: Path) -> None:
+    """One client trains, one is unseen, and both hold x: y has public pairs alone."""
+    folder = Path(str(made().data_dir))
+    (tmp_path / "x.jsonl").write_text((folder / "x.jsonl").read_text())
+    lines = (folder / "y.jsonl").read_text().splitlines()
+    public = [line for line in lines if split_of(Document(json.loads(line)["name"], "")) in (PUBLIC, HELD_OUT)]
+    (tmp_path / "y.jsonl").write_text("\n".join(public))
+    few: dict[str, Scalar] = {"partition__clients": 1, "partition__validation_clients": 0}
+    split = open_tasks(made(data__dir=str(tmp_path), partition__unseen_clients=1, **few))
+    assert len(split.client(1, "test").read) == 6
+
+
+def test_tokens_tell_whether_two_machines_have_the_same(made: Make) -> None:
+    pairs: dict[str, Scalar] = {"text__tokens": "bpe", "text__vocabulary": 270}
+    split, fewer = open_tasks(made(**pairs)), open_tasks(made(**pairs | {"text__vocabulary": 260}))
+    assert tokens_of(split.tokeniser).pieces == tuple(split._pieces)
+    assert len({split.digest, fewer.digest, open_tasks(made()).digest}) == 3
+    assert open_tasks(made()).tokeniser == ""
+
+
+def test_scores_are_of_own_files_alone(made: Make) -> None:
+    with pytest.raises(FedjetsError, match="text.scores = 'accuracy,f1': is for data.name = 'task-folder'"):
+        made(data__name="tasks")

@@ -36,15 +36,23 @@ def test_what_is_told_makes_the_tokens_that_were_learnt(text: str) -> None:
     assert again.pieces == LEARNT.pieces
 
 
+def test_long_lines_of_one_sign_are_learnt_in_pieces_that_can_be_told() -> None:
+    learnt = learn_pairs(["-" * 4000 + "\n"] * 5, 2048)
+    assert 256 < max(map(len, learnt.pieces)) <= LONGEST_PIECE
+    assert tokens_of(learnt.told).pieces == learnt.pieces
+
+
 def test_bytes_need_not_be_told() -> None:
     assert as_bytes().told == ""
     assert tokens_of("").pieces == as_bytes().pieces
     check_told("", 17)
 
 
-def test_a_tokeniser_of_another_number_of_tokens_is_refused() -> None:
+def test_a_tokeniser_of_more_tokens_than_a_model_reads_is_refused() -> None:
+    """It may read signs, too, that stand for no text."""
     check_told(LEARNT.told, len(LEARNT.pieces))
-    with pytest.raises(ValueError, match="of other than 299 tokens"):
+    check_told(LEARNT.told, len(LEARNT.pieces) + 2)
+    with pytest.raises(ValueError, match="of more than 299 tokens"):
         check_told(LEARNT.told, 299)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjets_flwr.report.activation import by_domain, holders
+from fedjets_flwr.report.activation import Holder, by_domain, holders
 
 RESULTS: dict[str, Any] = {
     "kinds": ["tales", "code"],
@@ -37,3 +37,11 @@ def test_runs_that_tell_nothing_of_it_and_damaged_ones_show_nothing() -> None:
     assert [h.domain for h in holders({"experts_held": {"0": [[0]]}, "domain_of": {"0": 7}, "kinds": ["a"]})] == [
         "unknown"
     ]
+
+
+def test_who_does_not_fit_the_model_is_not_drawn() -> None:
+    whole = Holder("0", "a", [[0, 2], [1]])
+    assert whole.fits(2, 3)
+    assert not whole.fits(2, 2)
+    assert not whole.fits(1, 3)
+    assert not Holder("0", "a", [[-1]]).fits(1, 3)

@@ -1,5 +1,6 @@
 """Clients that read the server's memory choose their experts as they begin to train: one exchange, the same bits."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.federation.privacy import Ledger
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.runs.tracking import read_metrics
-from fedjets_flwr.wire.messages import Reply
+from fedjets_flwr.wire.messages import Job, Reply
 from strategies.fedjets import FedJets
 from tests.support.in_process import Finished, InProcessGrid
 from tests.support.runs import Run, run
@@ -108,6 +109,25 @@ def test_a_job_becomes_the_one_that_the_gate_would_have_led_to() -> None:
     (planned,) = strategy.plan(Cohort((), (4,), 1), {4: (2, 0)})
     assert job.chosen((2, 0)) == planned
     assert (job.choose, planned.choose) == (2, 0)
+
+
+def test_a_method_may_plan_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an open job asks is what the method's own plan asks."""
+    plan = FedJets.plan
+
+    def planned(self: FedJets, *of: Any) -> list[Job]:
+        return [replace(job, cost=7, numbers={"a": 1}) for job in plan(self, *of)]
+
+    monkeypatch.setattr(FedJets, "plan", planned)
+    job = tiny_method("fedjets").strategy.open_job(4)
+    assert (job.cost, job.numbers) == (7, {"a": 1, "choose": 2})
+
+
+def test_the_audit_log_names_the_experts_that_were_chosen(run: Run) -> None:
+    found = run("fedjets", transport__name="shared", **ROUNDS)
+    lines = [json.loads(line) for line in (found.config.run_dir / "audit.jsonl").read_text().splitlines()]
+    trained = [of for line in lines if line.get("kind") == "train.fedjets" for of in line["asked"].values()]
+    assert {len(of["vectors"]) for of in trained} == {2, 3}  # an anchor's expert, or two of five, and the gate
 
 
 def test_what_a_client_chose_is_counted_as_sent_to_it() -> None:

@@ -37,6 +37,7 @@ def test_f1_of_words(written: str, right: str, value: float) -> None:
         ("police kill the gunman", "police killed the gunman", 1 / 3),  # of three pairs on both sides, as Lin has it
         ("Return the name.", "return THE name of it", 2 * 1 * 0.5 / 1.5),
         ("a a a", "a a", 2 / 3),
+        ("Имя файла", "имя файла!", 1.0),
         ("word", "word", 0.0),  # has no pair
         ("", "a b", 0.0),
     ],
