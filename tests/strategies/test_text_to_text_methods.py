@@ -57,3 +57,18 @@ def test_a_score_that_is_none_is_refused(changed: float | None, task_run: TextRu
     (record,) = read_metrics(done.config.run_dir)
     assert "f1" in record["failures"]["1"]
     assert set(record["participants"]["domains"]) == {"topics", "sums"}
+
+
+def test_a_round_has_a_client_of_each_task_and_models_are_tuned_at_last(task_run: TextRun) -> None:
+    done = task_run(
+        "fedmoe",
+        cohort__sampling="one-per-domain",
+        partition__clients=6,
+        text__train_pairs=40,
+        participants__tuned=True,
+        run__rounds=2,
+    )
+    first, last = read_metrics(done.config.run_dir)
+    assert all(sorted(client % 3 for client in record["cohort"]) == [0, 1, 2] for record in (first, last))
+    assert "tuned_bits_per_byte" not in first["participants"]
+    assert 0 < last["participants"]["tuned_bits_per_byte"] < last["participants"]["bits_per_byte"]
