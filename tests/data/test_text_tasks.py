@@ -290,15 +290,15 @@ def test_python_s_library_and_word_pieces(made: Make, tmp_path: Path, monkeypatc
 
 
 def test_a_task_that_no_client_holds_needs_no_pair_to_score_it(made: Make, tmp_path: Path) -> None:
-    """One client trains, one is unseen, and both hold x: y has public pairs alone."""
+    """Two clients train on x and y, and one is unseen: z has public pairs alone."""
     folder = Path(str(made().data_dir))
-    (tmp_path / "x.jsonl").write_text((folder / "x.jsonl").read_text())
     lines = (folder / "y.jsonl").read_text().splitlines()
     public = [line for line in lines if split_of(Document(json.loads(line)["name"], "")) in (PUBLIC, HELD_OUT)]
-    (tmp_path / "y.jsonl").write_text("\n".join(public))
-    few: dict[str, Scalar] = {"partition__clients": 1, "partition__validation_clients": 0}
-    split = open_tasks(made(data__dir=str(tmp_path), partition__unseen_clients=1, **few))
-    assert len(split.client(1, "test").read) == 6
+    for name, held in (("x", (folder / "x.jsonl").read_text().splitlines()), ("y", lines), ("z", public)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(line.replace('"y', f'"{name}') for line in held))
+    few: dict[str, Scalar] = {"partition__clients": 2, "partition__unseen_clients": 1}
+    few |= {"partition__validation_clients": 0, "text__domains": "x,y,z", "text__scores": "accuracy,f1,f1"}
+    assert len(open_tasks(made(data__dir=str(tmp_path), **few)).client(2, "test").read) == 6
 
 
 def test_tokens_tell_whether_two_machines_have_the_same(made: Make) -> None:
