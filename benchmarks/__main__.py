@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.outcome import Outcome, Plan, machine
 
-NAMES = ("aggregate", "round", "precision", "transport", "pfl", "scale", "start")
+NAMES = ("aggregate", "round", "precision", "transport", "pfl", "scale", "start", "held")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from flwr.common.constant import ErrorCode
 
 from client_app.algorithms import algorithms
 from client_app.attacks import poisoned
+from client_app.choosing import choosing
 from client_app.client import ClientContext, Work
 from client_app.node import Node, local_settings, read_node
 from client_app.participants import scored
@@ -97,7 +98,8 @@ def _serve(work: Work, stage: int | None = None) -> Handler:
 
 def _train(train: Work) -> Handler:
     """Return a handler of train messages; in a simulation some clients may be made to attack."""
-    honest, simulated = (_serve(work, TRAINED) for work in (looking(train), poisoned(looking(train))))
+    works = (looking(train), poisoned(looking(train)))
+    honest, simulated = (_serve(choosing(work), TRAINED) for work in works)
 
     def handle(message: Message, context: Context) -> Message:
         attacked = in_simulation() and config_of(context, message).attack.kind != "none"

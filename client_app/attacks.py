@@ -182,6 +182,8 @@ def poisoned(train: Work) -> Work:
 def holders(config: Config, name: str) -> float:
     """Return how many clients of a round train a vector, as far as one can know before."""
     anchors, normals = config.cohort.anchors, config.cohort.normals
+    if config.cohort.sampling == "one-per-domain":
+        anchors, normals = 0, len(config.text_domains)
     if not expert_ids([name]):
         return anchors + normals
     return max(1.0, (anchors + normals * config.moe.top_k) / config.moe.experts)

@@ -40,7 +40,7 @@ class Adapted:
         predict: class probabilities (n, C), on the CPU, of the samples of a context (:meth:`ClientContext.on`).
         state: what the client keeps of it and never sends; empty: what it has stays.
         numbers: what it tells of it, each from 0 to 1, by the names in the method's ``tells``.
-        model: the one that answers, where one does by itself.
+        model: the one model that answers, if it is one.
     """
 
     predict: Callable[["ClientContext"], Tensor]

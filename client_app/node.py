@@ -11,7 +11,10 @@ from fedjets_flwr.names import TRAIN
 
 FOLDERS = {"data-dir": "data.dir", "cache-dir": "run.cache-dir"}
 """Keys of a node that stand in for settings which name folders of the server's machine."""
-KEYS = ("client-id", "partition-id", "num-partitions", "data-path", "role", "policy", "audit-log", "opt-out", *FOLDERS)
+KEYS = (
+    "client-id", "partition-id", "num-partitions", "data-path", "domain", "role", "policy", "audit-log", "opt-out",
+    *FOLDERS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,15 @@ class Node:
 
     Attributes:
         client: that it hosts; none: any, in a simulation.
-        images: that client's own, if it has some.
+        samples: where that client's own images or text lie, if it has some.
         opted_out: whether the client takes no part in rounds, and only takes what it needs for itself.
+        domain: of its own text.
     """
 
     client: int | None
-    images: Path | None
+    samples: Path | None
     opted_out: bool = False
+    domain: str = ""
 
 
 def local_settings(
@@ -62,11 +67,32 @@ def read_node(node_config: Mapping[str, Scalar], config: Config, simulated: bool
             f" {training - 1}, others {training} to {total - 1} (partition.clients and partition.*-clients)"
         )
     path = node_config.get("data-path")
-    if config.data.name != "image-folder" and path is not None:
-        raise FedjetsError(f"--node-config: data-path is for data.name = 'image-folder', not {config.data.name!r}")
+    if path is not None and not (config.data.name == "image-folder" or config.text_elsewhere):
+        raise FedjetsError(
+            "--node-config: data-path is for data.name = 'image-folder', or for text with partition.public-share = 1,"
+            f" not for {config.data.name!r}"
+        )
     opted_out = node_config.get("opt-out", False)
     if not isinstance(opted_out, bool):
         raise FedjetsError(f"--node-config: opt-out={opted_out!r} is neither true nor false")
     if opted_out and fits != TRAIN:
         raise FedjetsError(f"--node-config: opt-out=true: client {client} never trains anyway; leave it out")
-    return Node(client, None if path is None else Path(str(path)).expanduser(), opted_out)
+    return Node(client, None if path is None else Path(str(path)).expanduser(), opted_out, _domain(node_config, config))
+
+
+def _domain(node_config: Mapping[str, Scalar], config: Config) -> str:
+    """Return the domain of a site's own text; it need not say so where there is one alone."""
+    domains = config.text_domains
+    if not config.text_elsewhere:
+        if "domain" in node_config:
+            raise FedjetsError(
+                "--node-config: domain is for a site's own text (partition.public-share = 1); leave it out"
+            )
+        return ""
+    found = node_config.get("domain", domains[0] if len(domains) == 1 else "")
+    if found not in domains:
+        raise FedjetsError(
+            f"--node-config: domain={found!r}: none of text.domains; say what this site's text is, e.g."
+            f" 'domain=\"{domains[0]}\"', of {', '.join(domains)}"
+        )
+    return str(found)

@@ -1,12 +1,15 @@
 """Scoring a client that trains, on samples of its own: it adapts first, where its method says how."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from client_app.client import Adapt, Adapted, ClientContext, Update, Work
 from client_app.queries import expert_probabilities, read_out_weights
+from client_app.training import train_one
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe import own_training
 from fedjets_flwr.moe.early_stopping import Stopped
@@ -34,9 +37,19 @@ def scored(adapt: Adapt) -> Work:
             if name == "local":
                 numbers |= task.told(predictions, samples)
                 numbers |= task.written(own.model.module, samples) if own.model is not None else {}
+        if "tuned" in context.job.numbers and own.model is not None:
+            numbers["tuned-bits-per-byte"] = _tuned(context, own.model)
         return Update(numbers=numbers, state=own.state)
 
     return score
+
+
+def _tuned(context: ClientContext, model: FlatModel) -> float:
+    """Return the bits per byte, on the client's test part, of what a first round's local training makes of a model."""
+    own = FlatModel(deepcopy(model.module))  # the client keeps the other as it is
+    train_one(replace(context, server_round=1), own)
+    test = context.on("test")
+    return context.task.told(predictions(own, test), test.data.samples)["bits-per-byte"]
 
 
 def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapted:

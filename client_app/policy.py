@@ -34,6 +34,7 @@ THINGS: Mapping[str, Thing] = {
     "global": "own-tests",
     "specialist-share": "own-tests",
     "bits-per-byte": "own-tests",
+    "tuned-bits-per-byte": "own-tests",
     "accuracy": "own-tests",
     "f1": "own-tests",
     "exact-match": "own-tests",

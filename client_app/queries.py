@@ -42,11 +42,16 @@ def prepare(context: ClientContext, _: Mapping[str, Tensor]) -> Update:
 
 def route(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Choose the client's K experts by the gate it was sent."""
+    return Update(numbers={"experts": list(chosen_experts(context, vectors))})
+
+
+def chosen_experts(context: ClientContext, vectors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the K experts that the gate chooses for the client, best first, randomised as the settings say."""
     c = context.config
     # Not from the root seed: the server knows it and could undo the randomisation.
     rng = np.random.default_rng(secrets.randbits(128))
     chosen = top_k_experts(_scores(context, vectors), c.moe.top_k)
-    return Update(numbers={"experts": list(randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng))})
+    return randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng)
 
 
 def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:

@@ -66,17 +66,22 @@ class Runtime:
         config: the settings, with this node's own folders.
         common: the common expert.
         architectures: of the experts, or of the models whose tails they are: one for all, or one each.
-        images: the folder of a deployed site's own images.
+        own: where a deployed site's own samples lie.
         task: what a sample is; it opens what lies here.
     """
 
     def __init__(
-        self, config: Config, common: CommonExpert, architectures: Sequence[AnyArchitecture], images: Path | None = None
+        self,
+        config: Config,
+        common: CommonExpert,
+        architectures: Sequence[AnyArchitecture],
+        own: Path | None = None,
+        domain: str = "",
     ) -> None:
         torch.set_num_threads(config.run.threads_per_client)
-        self.config, self.common, self.architectures, self.images = config, common, list(architectures), images
+        self.config, self.common, self.architectures, self.own = config, common, list(architectures), own
         self.device, self.backbone = device_of(config), Backbone(common, config.moe.trainable)
-        self.task = open_task(config)
+        self.task = open_task(config, common, domain)
         self._pools: defaultdict[AnyArchitecture, list[FlatModel]] = defaultdict(list)
         self._data: dict[tuple[int, str], LocalData] = {}
 
@@ -149,7 +154,7 @@ class Runtime:
             c = self.config
             if len(self._data) >= KEPT_CLIENTS:
                 self._data.pop(next(iter(self._data)))
-            samples = self.task.samples(client, self.images, part)
+            samples = self.task.samples(client, self.own, part)
             embedded, computed = self._embedded(samples)
             targets = samples.targets.to(self.device)
             adjusted = c.train.logit_adjust and samples.training
@@ -170,12 +175,12 @@ class Runtime:
     @property
     def _kept_in(self) -> Path:
         cache = self.config.cache_dir
-        return cache if self.images is None else site_folder(cache, self.images)
+        return cache if self.own is None else site_folder(cache, self.own)
 
     @property
     def has_global(self) -> bool:
         """Whether test samples that all clients share are here; a site with samples of its own has none."""
-        return self.images is None and self.task.has_global
+        return self.own is None and self.task.has_global
 
     def inputs(self, data: LocalData, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get the experts' input batch; a generator turns training augmentation on."""
@@ -250,7 +255,7 @@ def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: 
     if common.digest != digest:
         common_expert_path(config, digest).unlink(missing_ok=True)  # or it would not be sent again
         raise FedjetsError(f"{common_expert_path(config, digest)} is damaged: it is fetched anew")
-    runtime = Runtime(config, common, decode_architectures(experts), node.images)
+    runtime = Runtime(config, common, decode_architectures(experts), node.samples, node.domain)
     if runtime.layout != layout:
         raise FedjetsError("server and client build different experts; install the same release on both")
     if runtime.task.digest != samples:

@@ -27,6 +27,16 @@ def switch_expert_name(layer: int, expert: int) -> str:
     return f"expert.{layer}.{expert}"
 
 
+def choice_name(position: int) -> str:
+    """Return the name under which an expert travels that a client chose itself, by its place in the choice."""
+    return f"choice.{position}"
+
+
+def is_choice(name: str) -> bool:
+    """Return whether a name is one of :func:`choice_name`."""
+    return name.startswith("choice.")
+
+
 def expert_id(name: str) -> int:
     """Return which expert a name of :func:`expert_name` means."""
     return int(name.removeprefix("expert."))

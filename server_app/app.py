@@ -141,11 +141,10 @@ def run(
     roster = read_roster(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
-    task = open_task(config)
-    task.deal()
+    open_task(config).deal()
     common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
-    method = wanted(config, common, task)
+    method = wanted(config, common, open_task(config, common))
     check_noise(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     audit = Audit(config, common.digest)
@@ -282,11 +281,12 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     p, whole = config.privacy, method.task.sample_input()
     sample = Backbone(method.common, config.moe.trainable).sample_input(whole)
     serves = method.serves_unseen and method.task.classifies
+    shape = method.task.spec.shape
     return {
         "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
         "classes": list(method.task.spec.classes),
         "kinds": list(method.task.spec.kinds),
-        "image_shape": list(method.task.spec.shape),
+        **({"context": shape[0]} if config.of_text else {"image_shape": list(shape)}),
         "samples_digest": method.task.digest,
         "anchors": list(method.anchors),
         "trained_parameters": method.trained_parameters,

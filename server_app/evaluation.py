@@ -53,22 +53,32 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
 
 @dataclass(frozen=True)
 class TextResult:
-    """What a client told of its test texts: bits per byte, the position of their domain, and scores from 0 to 1."""
+    """What a client told of its test texts.
+
+    Attributes:
+        bits: per byte.
+        domain: position of theirs.
+        scores: from 0 to 1, by name.
+        tuned: bits per byte after more local training, if that was asked for.
+    """
 
     bits: float
     domain: int
     scores: Mapping[str, float]
+    tuned: float | None
 
 
 def score_participants(
-    exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]]
+    exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]], tuned: bool
 ) -> tuple[dict[str, object], dict[int, str]]:
     """Have clients that train adapt what they are served and score it on their own test parts.
+
+    With ``tuned`` they also score what more local training makes of it.
 
     Returns what the record says of it, and why clients failed: means over clients, and (right, total) of each, on its
     own test part (``local``) and on test images that all share (``global``, where the client has them).
     """
-    numbers = {"reading": READINGS.index(strategy.reading)}
+    numbers = {"reading": READINGS.index(strategy.reading)} | ({"tuned": 1} if tuned else {})
     jobs = [Job(c, names, (), numbers, cost=strategy.num_samples.get(c, 1)) for c, names in served.items()]
     kind = f"evaluate.{strategy.algorithm}"
     pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
@@ -82,7 +92,7 @@ def score_participants(
             counted = {name: _right_of(reply, name, most) for name in names}
             shares = {name: _share_of(reply, name) for name in strategy.tells}
             if strategy.task.tells:
-                texts[reply.client] = _text_of(reply, strategy.task)
+                texts[reply.client] = _text_of(reply, strategy.task, tuned)
             for name, share in shares.items():
                 told[name].append(share)
             counts[reply.client] = counted
@@ -93,6 +103,8 @@ def score_participants(
     right = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
     means = {name: sum(values) / len(values) for name, values in (right | told).items() if values}
     found = _of_texts(texts, counts, strategy.task.spec.kinds) if texts else {}
+    if more := [text.tuned for text in texts.values() if text.tuned is not None]:
+        found["tuned_bits_per_byte"] = sum(more) / len(more)
     return {**means, **found, "clients": counts}, pending.failures
 
 
@@ -121,12 +133,19 @@ def _of_texts(
     return means | ({"scores": scores_of} if scores_of else {})
 
 
-def _text_of(reply: Reply, task: Task) -> TextResult:
-    if not (bits := reply.number("bits-per-byte")) >= 0:
-        raise BadReply("bits-per-byte: below 0")
+def _text_of(reply: Reply, task: Task, tuned: bool) -> TextResult:
+    """Return what a client tells of its texts."""
     kinds = task.spec.kinds
     domain = reply.count("domain", len(kinds) - 1)
-    return TextResult(bits, domain, {name: _share_of(reply, name) for name in task.scores.get(kinds[domain], ())})
+    scores = {name: _share_of(reply, name) for name in task.scores.get(kinds[domain], ())}
+    more = _bits_of(reply, "tuned-bits-per-byte") if tuned else None
+    return TextResult(_bits_of(reply, "bits-per-byte"), domain, scores, more)
+
+
+def _bits_of(reply: Reply, name: str) -> float:
+    if not (bits := reply.number(name)) >= 0:
+        raise BadReply(f"{name}: below 0")
+    return bits
 
 
 def _right_of(reply: Reply, name: str, most: int) -> list[int]:

@@ -1,10 +1,10 @@
 """The rounds of a run: who is asked what in which order, whatever the method.
 
 One round: (0) the method may ask clients what it must know; (1) where it routes, the gate goes to the normal clients of
-the cohort and the ids of their experts come back; (2) every client gets the vectors that its job names and trains; (3)
-each reply is checked and the good ones are averaged, vector by vector; (4) every E rounds the unseen clients are
-routed, served and scored, and clients that train, where they hold test parts, adapt what they are served and are scored
-on those. What the round was goes to the callbacks.
+the cohort and the ids of their experts come back, unless they can choose as they begin to train; (2) every client gets
+the vectors that its job names and trains; (3) each reply is checked and the good ones are averaged, vector by vector;
+(4) every E rounds the unseen clients are routed, served and scored, and clients that train, where they hold test parts,
+adapt what they are served and are scored on those. What the round was goes to the callbacks.
 """
 
 import logging
@@ -14,6 +14,7 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -38,7 +39,7 @@ from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import OtherData, bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
-from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids
+from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
 from fedjets_flwr.wire.backoff import Backoff
@@ -49,6 +50,9 @@ from server_app.preparation import Prepared, prepare
 from strategies.base import Routes, Strategy
 
 log = logging.getLogger("flwr")
+
+SMALL = 2**25
+"""Bytes of all experts up to which copying those that nobody chooses takes less than an exchange more."""
 
 
 class Rounds(FlowerStrategy):
@@ -147,12 +151,26 @@ class Rounds(FlowerStrategy):
         self.failures |= {client: why for client, why in unprepared.items() if client >= self.config.partition.clients}
         self._ask(server_round, present)
         wanted = strategy.to_route(present)
-        known = {client: self._ahead[client] for client in wanted if client in self._ahead}
-        routes = known | self.route(server_round, [client for client in wanted if client not in known])
+        routes = {client: self._ahead[client] for client in wanted if client in self._ahead}
         self._ahead = {}
-        jobs = strategy.plan(present, routes)
+        undecided = [client for client in wanted if client not in routes]
+        jobs = self._open_jobs(server_round, undecided)
+        if not jobs:
+            routes |= self.route(server_round, undecided)
+        jobs += strategy.plan(present, routes)
         self._pending = self.request(f"train.{strategy.algorithm}", server_round, jobs)
         return self._pending.messages
+
+    def _open_jobs(self, server_round: int, clients: Sequence[int]) -> list[Job]:
+        """Return jobs by which clients choose their experts themselves, in one exchange; none where two are better."""
+        strategy = self.strategy
+        experts = sum(strategy.vectors[name].nbytes for name in strategy.expert_names) if clients else 0
+        if not 0 < experts <= SMALL or not self.exchange.shares_memory:
+            return []
+        jobs = [job for client in clients if (job := strategy.open_job(client)) is not None]
+        if jobs and self.config.privacy.route_epsilon > 0:
+            self.ledger.routes(server_round, clients, self.config.privacy.route_epsilon)
+        return jobs
 
     def _ask(self, server_round: int, cohort: Cohort) -> None:
         """Ask clients what the method must know before it plans a round with a cohort."""
@@ -356,7 +374,11 @@ class Rounds(FlowerStrategy):
         with self.clock("participants"):
             routes = self.route(server_round, present, served=True) if strategy.routed else {}
             found, failed = score_participants(
-                self.exchange, server_round, strategy, strategy.personal(present, routes)
+                self.exchange,
+                server_round,
+                strategy,
+                strategy.personal(present, routes),
+                tuned=self.config.participants.tuned and server_round == self.last,
             )
         lost = set(self.participants) - set(present) - apart
         self.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
@@ -479,17 +501,33 @@ class Rounds(FlowerStrategy):
         self._left[name] = reason
 
     def _usable(self, replies: Iterable[Reply]) -> Iterator[Reply]:
-        for reply in replies:
+        for given in replies:
             try:
+                reply = self._as_chosen(given)
                 self.strategy.check(reply)
                 if self._judge is not None:
                     with self.clock("judge"):
                         self._judge.check(reply, self.strategy.vectors)
             except BadReply as error:
-                self._reject(reply.client, error)
+                self._reject(given.client, error)
             else:
                 yield reply
         self.failures |= self._pending.failures
+
+    def _as_chosen(self, reply: Reply) -> Reply:
+        """Return a reply with the names of the experts that its client chose itself, and count what it received.
+
+        Raises:
+            BadReply: they are no K experts.
+        """
+        job = self._pending.jobs[reply.client]
+        if not job.choose:
+            return reply
+        experts = read_experts(reply, job.choose, self.strategy.num_experts)
+        chosen = job.chosen(experts)
+        self.exchange.count_down(reply.client, map(expert_name, experts), self.strategy.vectors)
+        vectors = {name: reply.vectors[slot] for slot, name in zip(job.returns, chosen.returns, strict=True)}
+        return replace(reply, vectors=vectors)
 
     def _reject(self, client: int, error: BadReply) -> None:
         """Note why a reply of the exchange under way is not used, and who has other data by now."""

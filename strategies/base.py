@@ -164,6 +164,13 @@ class Strategy(ABC):
         """Return the clients of a cohort for which the gate chooses experts before they train."""
         return ()
 
+    def open_job(self, client: int) -> Job | None:
+        """Return what a client that :meth:`to_route` names trains if it chooses its experts itself, or None.
+
+        The job names all experts, of one size, and returns what is chosen under the names of ``names.choice_name``.
+        """
+        return None
+
     @abstractmethod
     def plan(self, cohort: Cohort, routes: Routes) -> list[Job]:
         """Return who trains what; the cohort holds the clients that are prepared."""

@@ -1,7 +1,8 @@
 """FedJETs (arXiv 2306.08586, Algorithm 1): the gate picks K of M experts for each client before it trains.
 
 A round takes two exchanges with the normal clients: the gate goes out and the ids of the chosen experts come back; then
-exactly those experts go out and come back trained. Anchors are bound to one expert and skip the first.
+exactly those experts go out and come back trained. Anchors are bound to one expert and skip the first. In a simulation
+clients read the server's memory; where experts are small, both are one: the client chooses, and reads what it chose.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
-from fedjets_flwr.names import expert_name
+from fedjets_flwr.names import choice_name, expert_name, is_choice
 from fedjets_flwr.wire.messages import Job
 from strategies.base import OfExperts, Routes
 
@@ -75,6 +76,20 @@ class FedJets(OfExperts):
             cost = self.num_samples[client] * len(experts)
             jobs.append(Job(client, (*names, "gate"), (*names, *trained), numbers, cost))
         return jobs
+
+    def open_job(self, client: int) -> Job | None:
+        """Give a normal client all experts to choose K from; None where they differ in size."""
+        if len({self.specs[name].size for name in self.expert_names}) > 1:
+            return None
+        chosen = tuple(map(choice_name, range(self.config.moe.top_k)))
+        trained = ("gate",) if self.config.gate.trained_by(anchor=False) else ()
+        numbers = {"choose": len(chosen)}
+        cost = self.num_samples[client] * len(chosen)
+        return Job(client, (*self.expert_names, "gate"), (*chosen, *trained), numbers, cost)
+
+    def spec_of(self, name: str) -> VectorSpec:
+        """Return the layout of any vector that travels; experts that clients choose from are alike."""
+        return super().spec_of(expert_name(0) if is_choice(name) else name)
 
     def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return the K experts of each unseen client, and the gate that picks among them for each sample."""

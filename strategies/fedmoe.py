@@ -300,9 +300,11 @@ class FedMoE(Strategy):
         self._reports = {}
 
     def results(self) -> dict[str, Any]:
-        """Return the experts that each client holds at last, and its memory."""
+        """Return the experts that each client holds at last, its memory, and what it told of its text."""
         held = {client: [list(ids) for ids in structure.held] for client, structure in self.structures.items()}
-        return {"experts_held": held, "memory": {client: self.memory(client) for client in held}}
+        told = {c: s.activation for c, s in self.structures.items() if s.activation is not None}
+        memory = {client: self.memory(client) for client in held}
+        return {"experts_held": held, "memory": memory, "activation": told, "domain_of": dict(self.domains)}
 
     def serve(self, clients: Sequence[int], routes: Routes) -> dict[int, tuple[str, ...]]:
         """Return what each client that takes part holds."""

@@ -6,9 +6,9 @@ from itertools import islice
 
 from torch import Tensor
 
-from client_app.algorithms.fedavg import train_one
 from client_app.client import Adapted, ClientContext, Update
 from client_app.participants import answering, predictions
+from client_app.training import train_one
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.models.transformer import LanguageArchitecture, Transformer, joined, parted, sets_of, transformer_of
 from fedjets_flwr.moe.local_training import Adam, batches, fit, rate

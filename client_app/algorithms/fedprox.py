@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from client_app.algorithms.fedavg import train_one
 from client_app.client import ClientContext, Update
+from client_app.training import train_one
 
 
 def train(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:

@@ -91,7 +91,7 @@ def deploy_local(
     output_dir: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with image folders of their own.
+    """Rehearse a deployment: SuperLink and SuperNodes on this machine, over TLS, with images or text of their own.
 
     Three rounds unless the settings say otherwise.
     """
@@ -104,7 +104,8 @@ def deploy_local(
 
     print_summary(rehearse(c, console), c.run_dir, console)
     site = c.run_dir / "sites" / f"site{sites}"
-    console.print(f"an unseen site's own model: fedjets personalize --run {c.run_dir} --images {site}", soft_wrap=True)
+    option = f"--text {site}.jsonl" if c.of_text else f"--images {site}"
+    console.print(f"an unseen site's own model: fedjets personalize --run {c.run_dir} {option}", soft_wrap=True)
 
 
 @cli.command()
@@ -271,7 +272,17 @@ DeviceOption = Annotated[str, typer.Option(help="where to compute: cpu or cuda")
 @cli.command()
 def personalize(
     run: Annotated[Path, typer.Option(metavar="DIR", help="folder of a finished run")],
-    images: Annotated[Path, typer.Option(metavar="FOLDER", help="a site's images; labels are not needed")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="a site's images; labels are not needed")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="of a run on text: a site's .txt files, or a file of JSON lines"),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="with --text: of all experts, those that may be chosen (default: 0.5)"),
+    ] = None,
     experts: Annotated[int, typer.Option(metavar="K", help="experts to choose; 0: as many as in the run")] = 0,
     read_out: Annotated[str, typer.Option(help="top-1, mixture, blend or mean (default: as in the run)")] = "",
     prior: Annotated[str, typer.Option(help="none, em, support or map (default: as in the run)")] = "",
@@ -281,26 +292,46 @@ def personalize(
     labels: Annotated[
         bool, typer.Option("--labels", help="class folders tell labels: train a specialist beside the run's one model")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<images>)")] = None,
+    output: Annotated[Path | None, typer.Option(help="bundle to write (default: bundles/<run>-<folder>)")] = None,
     device: DeviceOption = "cpu",
     audit_log: AuditOption = None,
 ) -> None:
-    """Give a site its own model: the experts of a finished run that suit its unlabelled images."""
+    """Give a site its own model: the experts of a finished run that suit its unlabelled images, or its text."""
     from fedjets_flwr.cli.personal_view import show_personalised
     from fedjets_flwr.personalize.bundle import check_free
     from fedjets_flwr.personalize.personaliser import personalise
     from fedjets_flwr.runs.trained_run import open_run
 
-    folder = output or Path("bundles") / f"{run.absolute().name}-{images.absolute().name}"
+    if (images is None) == (text is None):
+        raise FedjetsError("give --images FOLDER, or --text FOLDER for a run on text")
+    own = images or text
+    assert own is not None
+    folder = output or Path("bundles") / f"{run.absolute().name}-{own.absolute().name}"
     check_free(folder)
+    if text is not None:
+        from fedjets_flwr.cli.language_view import show_text_model
+        from fedjets_flwr.personalize.language import personalise_text
+        from fedjets_flwr.runs.trained_language_run import open_language_run
+
+        if experts or read_out or prior or statistics or labels:
+            raise FedjetsError(
+                "--text: not with --experts, --read-out, --prior, --statistics or --labels; use --memory"
+            )
+        fitted = personalise_text(open_language_run(run), text, 0.5 if memory is None else memory, device)
+        fitted.save(folder)
+        _note_export(audit_log, folder, fitted.card.weights_hash)
+        show_text_model(fitted, folder, console)
+        return
+    if memory is not None:
+        raise FedjetsError("--memory: only with --text; --experts says how many of them classify images")
     if labels:
         from fedjets_flwr.personalize.own_mixture import personalise_labelled
 
         if experts or read_out or prior or statistics:
             raise FedjetsError("--labels: not with --experts, --read-out, --prior or --statistics; leave them out")
-        made = personalise_labelled(open_run(run), images, device)
+        made = personalise_labelled(open_run(run), own, device)
     else:
-        made = personalise(open_run(run), images, experts, read_out, prior, device, statistics)
+        made = personalise(open_run(run), own, experts, read_out, prior, device, statistics)
     made.save(folder)
     _note_export(audit_log, folder, made.card.weights_hash)
     show_personalised(made, folder, console)
@@ -309,20 +340,37 @@ def personalize(
 @cli.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images, or one image")],
+    samples: Annotated[
+        Path, typer.Argument(metavar="SAMPLES", help="folder of images, or one; of a language model a folder of text")
+    ],
     output: Annotated[Path | None, typer.Option(help="CSV file to write (default: standard output)")] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Classify images with a personalised model."""
+    """Classify images with a personalised model, or tell how well one for a text tells others."""
+    from fedjets_flwr.personalize.bundle import LANGUAGE, format_of
+
+    if format_of(bundle) == LANGUAGE:
+        from fedjets_flwr.cli.language_view import show_scores
+        from fedjets_flwr.personalize.language import LanguagePersonaliser
+
+        scores = LanguagePersonaliser.load(bundle, device).score(samples)
+        _put(scores.csv(), output)
+        show_scores(scores, _console(stderr=True))
+        return
     from fedjets_flwr.cli.personal_view import show_accuracy
     from fedjets_flwr.personalize.personaliser import Personaliser
 
-    found = Personaliser.load(bundle, device).predict(images)
-    if output is None:
-        typer.echo(found.csv(), nl=False)
-    else:
-        output.write_bytes(found.csv())
+    found = Personaliser.load(bundle, device).predict(samples)
+    _put(found.csv(), output)
     show_accuracy(found, _console(stderr=True))
+
+
+def _put(table: bytes, output: Path | None) -> None:
+    """Write a table to a file, or to standard output."""
+    if output is None:
+        typer.echo(table, nl=False)
+    else:
+        output.write_bytes(table)
 
 
 def _note_export(log: Path | None, written: Path, weights_hash: str) -> None:

@@ -10,7 +10,7 @@ from fedjets_flwr.errors import FedjetsError
 KINDS = {
     "common-experts": "trained here, or received from a server",
     "embeddings": "what a common expert makes of simulated clients' samples",
-    "folders": "a site's own images, decoded, and their embeddings",
+    "folders": "a site's own images, decoded, and their embeddings, or its text as tokens",
     "text": "text as tokens",
     "vectors": "experts and gates that a site received",
 }

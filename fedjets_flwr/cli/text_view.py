@@ -23,7 +23,7 @@ def count(config: Config, domain: str) -> Counter[str]:
     found = Counter[str]()
     for document in documents_of(config, domain):
         found[DOCUMENTS] += 1
-        found[split_of(document)] += len(document.text)
+        found[split_of(document, config.text_elsewhere)] += len(document.text)
     return found
 
 

@@ -3,6 +3,8 @@
 An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all rows, and ``rows``, a list of ``name``,
 ``settings``, and optionally ``seeds``, ``readings``, the read-outs of the same run that get a line each, and ``start``,
 the name of a row above from whose models it starts (``run.start-from``); with ``run.rounds = 0`` it only scores them.
+On text ``gain`` may name two rows, ``before`` and ``after``: every line then tells its rounds to shares of what lies
+between their bits per byte.
 """
 
 import hashlib
@@ -18,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rich.console import Console
 from rich.text import Text
 
-from fedjets_flwr.compare.figures import epsilon_of
+from fedjets_flwr.compare.figures import bits_course, epsilon_of
+from fedjets_flwr.compare.gain import SHARES, rounds_to
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.config.sources import absolute_paths, parse_pairs, read_preset, read_toml
 from fedjets_flwr.errors import FedjetsError
@@ -51,6 +54,15 @@ class Row(BaseModel):
         return readings
 
 
+class Gain(BaseModel):
+    """Between which rows' last bits per byte a gain lies, seed by seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: str
+    after: str
+
+
 class File(BaseModel):
     """What an experiment's YAML file holds."""
 
@@ -61,6 +73,7 @@ class File(BaseModel):
     seeds: list[int] = Field(min_length=1)
     settings: dict[str, str | int | float | bool] = {}
     rows: list[Row] = Field(min_length=1)
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class Experiment:
     title: str
     parent: Path
     rows: tuple[tuple[Row, tuple[Config, ...]], ...]
+    gain: Gain | None = None
 
 
 def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None) -> Experiment:
@@ -110,7 +124,11 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
                 raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
             above[row.name, seed] = configs[-1]
         rows.append((row, tuple(configs)))
-    return Experiment(file.title, parent, tuple(rows))
+    names = {row.name for row in file.rows}
+    for key, name in file.gain or ():
+        if name not in names:
+            raise FedjetsError(f"{path}: gain.{key}: no row {name!r}")
+    return Experiment(file.title, parent, tuple(rows), file.gain)
 
 
 def _preset(preset: str, path: Path) -> dict[str, Scalar]:
@@ -221,6 +239,8 @@ class Line:
     all_classes: Sequence[float] = ()
     told: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by clients, of their own models
     bits: Sequence[float] = ()
+    tuned: Sequence[float] = ()
+    reached: Mapping[str, Sequence[int | None]] = field(default_factory=dict)  # rounds by share of the gain
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
@@ -232,12 +252,14 @@ def lines_of(experiment: Experiment) -> list[Line]:
     shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
     shared = shared and all(value is not None for controls in seeds.values() for value in controls.values())
     lines = _controls(list(seeds.values())) if shared else []
+    gains = _gains(experiment, finished)
     for row, configs in experiment.rows:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
         if not runs:
             continue
         if runs[0][0]["accuracy"] is None:
-            lines.append(replace(Line(row.name, [], [], [], [], [], _facts(runs)), **_personal(runs)))
+            line = Line(row.name, [], [], [], [], [], _facts(runs), reached=_reached(runs, gains))
+            lines.append(replace(line, **_personal(runs)))
             continue
         own = runs[0][0]["reading"]
         chosen = _chosen(row, runs)
@@ -311,9 +333,32 @@ def _personal(runs: Runs) -> dict[str, Any]:
     found = [s.get("participants") or {} for s, _ in runs]
     names = sorted({name for own in found for name, value in own.items() if isinstance(value, float)})
     means = {name: [own[name] for own in found if name in own] for name in names}
-    fields = {"local": "own_test", "global": "all_classes", "bits_per_byte": "bits"}
+    fields = {
+        "local": "own_test", "global": "all_classes", "bits_per_byte": "bits", "tuned_bits_per_byte": "tuned",
+    }  # fmt: skip
     told = {name: values for name, values in means.items() if name not in fields}
     return {attribute: means.get(name, []) for name, attribute in fields.items()} | {"told": told}
+
+
+def _gains(experiment: Experiment, finished: Mapping[Path, Mapping[str, Any]]) -> dict[int, tuple[float, float]]:
+    """Return where the experiment's gain begins and ends, in bits per byte, by seed."""
+    if experiment.gain is None:
+        return {}
+    ends: dict[str, dict[int, float]] = {experiment.gain.before: {}, experiment.gain.after: {}}
+    for row, configs in experiment.rows:
+        for summary in (finished[c.run_dir] for c in configs if row.name in ends and c.run_dir in finished):
+            if (bits := (summary.get("participants") or {}).get("bits_per_byte")) is not None:
+                ends[row.name][summary["seed"]] = bits
+    before, after = ends[experiment.gain.before], ends[experiment.gain.after]
+    return {seed: (before[seed], after[seed]) for seed in before.keys() & after.keys()}
+
+
+def _reached(runs: Runs, gains: Mapping[int, tuple[float, float]]) -> dict[str, list[int | None]]:
+    """Return each run's rounds to shares of the gain; nothing of clients that train in no round."""
+    measured = [(bits_course(records), gains[s["seed"]]) for s, records in runs if s["seed"] in gains]
+    if not measured or not any(s["client_rounds"] for s, _ in runs):
+        return {}
+    return {f"{share:.0%}": [rounds_to(share, course, *ends) for course, ends in measured] for share in SHARES}
 
 
 def _facts(runs: Runs) -> dict[str, float]:
@@ -322,6 +367,7 @@ def _facts(runs: Runs) -> dict[str, float]:
     mean = statistics.fmean
     return {
         "down": mean(s["bytes_down"] / n for (s, _), n in zip(runs, visits, strict=True)),
+        "served": mean(s["bytes_served"] / n for (s, _), n in zip(runs, visits, strict=True)),
         "up": mean(s["bytes_up"] / n for (s, _), n in zip(runs, visits, strict=True)),
         "seconds": mean(s["seconds"]["round"] for s, _ in runs),
         "parameters": runs[0][0]["trained_parameters"],
@@ -341,6 +387,14 @@ def _bits(values: Sequence[float]) -> str:
     if not values:
         return "–"
     return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _rounds(values: Sequence[int | None]) -> str:
+    found = [value for value in values if value is not None]
+    if not found:
+        return "–"
+    mean = f"{statistics.fmean(found):.3g}"
+    return mean if len(found) == len(values) else f"{mean} ({len(found)} of {len(values)})"
 
 
 def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
@@ -369,8 +423,14 @@ def markdown(experiment: Experiment) -> str:
     lines = lines_of(experiment)
     private = any(line.facts.get("epsilon") for line in lines)
     personal, textual = any(line.own_test for line in lines), any(line.bits for line in lines)
+    tuned, shares = any(line.tuned for line in lines), list(dict.fromkeys(s for line in lines for s in line.reached))
     told = sorted({name for line in lines for name in line.told})
-    headings = [*HEADINGS, *(["own tests", "all classes"] if personal else []), *(["bits per byte"] if textual else [])]
+    headings = [
+        *HEADINGS,
+        *(["own tests", "all classes"] if personal else []),
+        *(["bits per byte", "kB served"] if textual else []),
+    ]
+    headings += [*(["tuned"] if tuned else []), *(f"rounds to {share}" for share in shares)]
     headings += [*(["ε"] if private else []), *(name.replace("-", " ") for name in told)]
     columns = len(headings) - 1
     text = [f"# {experiment.title}\n", "", "| " + " | ".join(headings) + " |", "|---" + "|---:" * columns + "|"]
@@ -388,7 +448,10 @@ def markdown(experiment: Experiment) -> str:
         if personal:
             cells += [_spread(line.own_test), _spread(line.all_classes)]
         if textual:
-            cells.append(_bits(line.bits))
+            cells += [_bits(line.bits), f"{f['served'] / 1e3:.1f}" if f else ""]
+        if tuned:
+            cells.append(_bits(line.tuned))
+        cells += [_rounds(line.reached.get(share, ())) for share in shares]
         if private:
             cells.append(f"{f['epsilon']:.2f}" if f.get("epsilon") else "")
         cells += [_spread(line.told.get(name, ())) for name in told]
@@ -415,7 +478,23 @@ def markdown(experiment: Experiment) -> str:
             "",
         ]
     if textual:
-        text += ["Bits per byte: of the test texts of clients that train; own tests: next tokens told right.", ""]
+        text += [
+            "Bits per byte: of the test texts of clients that train; own tests: next tokens told right. kB served: what"
+            " clients got to be scored; one that is asked to train what it was just scored with gets nothing down.",
+            "",
+        ]
+    if tuned:
+        text += [
+            "Tuned: bits per byte of the same models after a round's local training more on a client's own text.",
+            "",
+        ]
+    if shares and experiment.gain is not None:
+        text += [
+            f"Rounds to a share of the gain in bits per byte from {experiment.gain.before!r} to"
+            f" {experiment.gain.after!r}: the first that was scored there; of some runs only: the mean over those that"
+            " got there.",
+            "",
+        ]
     if private:
         text += [
             "ε: of the client with the largest one, for a reader who knows the cohorts, at the `privacy.delta` of the"

@@ -98,10 +98,9 @@ def _by_bytes(title: str, rows: Runs, readings: Mapping[str, str]) -> Any:
 def _bits_by_round(title: str, rows: Runs) -> Any:
     """Bits per byte by round, of rows on text that were scored on the way; means over seeds."""
     courses = {
-        name: [
-            [(r["round"], r["participants"]["bits_per_byte"]) for r in records if _has_bits(r)] for _, records in runs
-        ]
+        name: found
         for name, runs in rows.items()
+        if (found := [course for _, records in runs if (course := bits_course(records))])
     }
     if not any(len(course) > 1 for found in courses.values() for course in found):
         return None
@@ -116,8 +115,10 @@ def _bits_by_round(title: str, rows: Runs) -> Any:
     return figure
 
 
-def _has_bits(record: Mapping[str, Any]) -> bool:
-    return "bits_per_byte" in record.get("participants", {})
+def bits_course(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Return (round, bits per byte) of the rounds that were scored, on text."""
+    scored = [(r["round"], r["participants"]) for r in records if "participants" in r]
+    return [(server_round, own["bits_per_byte"]) for server_round, own in scored if "bits_per_byte" in own]
 
 
 def _participants(title: str, rows: Runs) -> Any:

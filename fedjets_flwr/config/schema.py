@@ -208,7 +208,8 @@ class Partition(Section):
         le=1,
         description="share of the training samples that no client holds: the common expert is trained on them alone"
         " (a fifth of them stops that training), and the server may judge updates by them; 0: it is trained on the"
-        " clients' samples and stopped by the test split; 1: all clients are elsewhere",
+        " clients' samples and stopped by the test split; 1: all clients are elsewhere; of text 0, or 1 where every"
+        " site has text of its own",
     )
     val_share: float = Field(
         0.0, ge=0, lt=1, description="share of a training client's samples that stops its own adaptation"
@@ -364,8 +365,10 @@ class Cohort(Section):
     anchor_selection: Literal["partition", "k-means", "farthest"] = Field(
         "partition", description="anchors: the partition's (clients 0 to M-1), or chosen by clients' mean embeddings"
     )
-    sampling: Literal["", "anchored", "uniform"] = Field(
-        "", description="anchored: so many of each; uniform: anchors + normals from all; empty: the method's own way"
+    sampling: Literal["", "anchored", "uniform", "one-per-domain"] = Field(
+        "",
+        description="anchored: so many of each; uniform: anchors + normals from all; one-per-domain: of text, a client"
+        " of each domain, whatever anchors and normals are; empty: the method's own way",
     )
 
 
@@ -484,6 +487,11 @@ class Participants(Section):
         ge=0,
         le=10_000_000,
         description="test images of all classes on which each is scored besides; 0: all of the test split",
+    )
+    tuned: bool = Field(
+        False,
+        description="on text, after the last round, what the local training of a first round, on their own text, makes"
+        " of their models is scored, too",
     )
 
 
@@ -697,7 +705,7 @@ class Config(Section):
                 "run.overwrite = true: not together with run.resume; leave one of them out",
             ),
             (
-                bool(self.run.rounds or self.run.start_from),
+                bool(self.run.rounds or self.run.start_from or self.of_text),  # a language model is there already
                 "run.rounds = 0: there is nothing to score without run.start-from; name a finished run there",
             ),
             (
@@ -708,6 +716,11 @@ class Config(Section):
             (
                 cohort.anchors <= anchors,
                 f"cohort.anchors = {cohort.anchors}: only {anchors} anchor clients exist (one per expert); lower it",
+            ),
+            (
+                cohort.sampling != "one-per-domain" or (self.of_text and not self.text_elsewhere),
+                "cohort.sampling = 'one-per-domain': only text.domains that are dealt to clients are known; set it to"
+                " 'uniform'",
             ),
             (
                 partition.clients >= anchors,
@@ -766,6 +779,10 @@ class Config(Section):
                 self.participants.clients <= partition.clients,
                 f"participants.clients = {self.participants.clients}: only {partition.clients} training clients exist;"
                 " lower it",
+            ),
+            (
+                not self.participants.tuned or self.of_text,
+                f"participants.tuned = true: only of text, and data.name = {self.data.name!r}; set it to false",
             ),
             (
                 self.data.name != "image-folder" or len(set(self.class_names)) == len(self.class_names) > 1,
@@ -829,8 +846,13 @@ class Config(Section):
             "run.start-from": bool(self.run.start_from),
         }
         flat, usual = self.flat(), default.flat()
-        most, context = self.text.target_tokens, self.language_model.context
+        public, most, context = self.partition.public_share, self.text.target_tokens, self.language_model.context
         return [
+            (
+                public == 0 or (public == 1 and not self.of_tasks),
+                f"partition.public-share = {public:g}: some text is public anyway; set it to 0"
+                + (", or to 1 where every client has text of its own" * (not self.of_tasks)),
+            ),
             *(
                 (not wrong, f"{key} = {flat[key]!r}: {alone} has no such thing; set it to {usual[key]!r}")
                 for key, wrong in images_only.items()
@@ -841,6 +863,11 @@ class Config(Section):
                 " it",
             ),
         ]
+
+    @property
+    def text_elsewhere(self) -> bool:
+        """Whether every client is a deployed site with text of its own, and all text that lies here is public."""
+        return self.of_text and self.partition.public_share == 1
 
     @property
     def of_text(self) -> bool:

@@ -23,6 +23,10 @@ class PublicText(Protocol):
         """SHA-256 of all text, public or not."""
 
     @property
+    def tokeniser(self) -> str:
+        """What makes the same tokens of text elsewhere; empty: bytes, or nothing does."""
+
+    @property
     def public(self) -> Tensor:
         """What anybody may train on: int64 (n,)."""
 

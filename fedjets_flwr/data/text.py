@@ -1,8 +1,9 @@
 """Text of different domains, as tokens: the public part, and what each client holds.
 
 The SHA-256 of a document's name, modulo 10, says which split it is of: 0 to 4 are public, 5 to 8 are the clients' to
-train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. A document
-whose text an earlier one of its domain has is left out.
+train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. Where clients
+have text of their own (``text_site``), all that lies here is public. A document whose text an earlier one of its domain
+has is left out.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.text_folder import list_files, read_files
+from fedjets_flwr.data.text_folder import different, ended, list_files, number_of, read_files
 from fedjets_flwr.data.text_sources import SOURCES, Document, files_of
 from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs, pieces_of
 from fedjets_flwr.errors import FedjetsError
@@ -30,7 +31,7 @@ from fedjets_flwr.seeds import torch_generator
 log = logging.getLogger("flwr")
 Part = Literal["train", "val", "test"]
 PUBLIC, HELD_OUT, FEDERATED, TEST = SPLITS = ("public", "held-out", "federated", "test")
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; another number has all made anew."""
 MAX_CHARACTERS = 500_000_000
 """Of all text together, which is in memory while it becomes tokens."""
@@ -106,6 +107,11 @@ class TextSplit:
         """Return the text of tokens (n,) in UTF-8; a slice may begin or end within a character."""
         return b"".join(self._pieces[token] for token in tokens.tolist())
 
+    @property
+    def tokeniser(self) -> str:
+        """What makes the same tokens elsewhere (``Tokens.told``)."""
+        return self._tensors["tokeniser"].numpy().tobytes().decode()
+
     @cached_property
     def _pieces(self) -> list[bytes]:
         """The bytes of each token."""
@@ -141,6 +147,8 @@ class TextSplit:
         """Split, domain, first token and the one after the last, of each part of each client: one after another."""
         text, partition = self._config.text, self._config.partition
         ends, slices = Counter[tuple[str, int]](), dict[tuple[int, Part], tuple[str, int, int, int]]()
+        if self._config.text_elsewhere:
+            return slices
         for client in range(partition.all_clients):
             domain = self.domain_of(client)
             scored = FEDERATED if partition.role_of(client) == VALIDATION else TEST
@@ -180,31 +188,23 @@ def open_text(config: Config) -> TextSplit:
 
 
 def documents_of(config: Config, domain: str) -> Iterator[Document]:
-    """Yield the documents of a domain that have text, each text once.
+    """Return the documents of a domain that have text, each text once.
 
     Raises:
         FedjetsError: they are missing or damaged.
     """
-    files, seen = _files(config, domain), set[bytes]()
-    own = config.data.name == "text-folder"
-    found = read_files(files, config.data_dir, domain) if own else SOURCES[domain].read(files, config.text_domains)
-    for document in found:
-        digest = hashlib.sha256(document.text.encode()).digest()
-        if document.text.strip() and digest not in seen:
-            seen.add(digest)
-            yield document
+    files = _files(config, domain)
+    if config.data.name == "text-folder":
+        return different(read_files(files, config.data_dir / domain))
+    return different(SOURCES[domain].read(files, config.text_domains))
 
 
-def split_of(document: Document) -> str:
+def split_of(document: Document, all_public: bool = False) -> str:
     """Return which of :data:`SPLITS` a document is of."""
-    tens, ones = divmod(_number(document.name), 10)
-    if ones < 5:
+    tens, ones = divmod(number_of(document.name), 10)
+    if ones < 5 or all_public:
         return PUBLIC if tens % 10 else HELD_OUT
     return FEDERATED if ones < 9 else TEST
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest())
 
 
 def _files(config: Config, domain: str) -> list[Path]:
@@ -222,7 +222,7 @@ def _tokens(config: Config) -> dict[str, Tensor]:
     files = [(path, path.stat()) for domain in config.text_domains for path in _files(config, domain)]
     seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
     pairs = (config.text.vocabulary, version("tokenizers")) if config.text.tokens == "bpe" else ()
-    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, pairs, seen)
+    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, pairs, seen, config.text_elsewhere)
     path = config.cache_dir / "text" / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.safetensors"
     if (tensors := kept(path)) is None:
         tensors = _make(config)
@@ -237,11 +237,10 @@ def _make(config: Config) -> dict[str, Tensor]:
     for position, domain in enumerate(config.text_domains):
         splits |= {f"{split}.{position}": [] for split in (FEDERATED, TEST)}
         for document in documents_of(config, domain):
-            split = split_of(document)
-            whole = document.text if document.text.endswith("\n") else document.text + "\n"
+            split, whole = split_of(document, config.text_elsewhere), ended(document)
             hasher.update(repr((domain, document.name, len(whole))).encode() + whole.encode())
             mixed = split in (PUBLIC, HELD_OUT)
-            splits[split if mixed else f"{split}.{position}"].append((_number(document.name), whole))
+            splits[split if mixed else f"{split}.{position}"].append((number_of(document.name), whole))
             characters += len(whole)
             if characters > MAX_CHARACTERS:
                 raise FedjetsError(f"text.domains: more than {MAX_CHARACTERS} characters; give fewer or smaller ones")
@@ -253,6 +252,7 @@ def _make(config: Config) -> dict[str, Tensor]:
         "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
         "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
         "lengths": torch.tensor([len(piece) for piece in tokens.pieces]),
+        "tokeniser": torch.tensor(list(tokens.told.encode()), dtype=torch.uint8),
     }
     for split, found in texts.items():
         encoded = tokens.encode(found)

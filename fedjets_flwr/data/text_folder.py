@@ -1,6 +1,7 @@
 """Text of one's own: for each domain a folder of .txt files, or a file of JSON lines."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedjets_flwr.data.text_sources import Document, read_text
@@ -21,9 +22,32 @@ def list_files(folder: Path, domain: str) -> list[Path]:
         return [lines]
     if not named.is_dir():
         raise FedjetsError(f"text.domains: neither {named}/ nor {lines} is there; data.dir names the folder of both")
-    files = [path for path in sorted(named.rglob("*.txt")) if not _hidden(path.relative_to(named)) and path.is_file()]
+    return _texts_in(named)
+
+
+def list_own(place: Path) -> list[Path]:
+    """Return the files of somebody's own text: ``place/**/*.txt`` in the order of their paths, or ``place`` itself.
+
+    Raises:
+        FedjetsError: it is neither a folder with text, nor a text file, nor a file of JSON lines.
+    """
+    if place.is_file() and place.suffix in (".txt", ".jsonl"):
+        return [place]
+    if not place.is_dir():
+        raise FedjetsError(f"{place}: neither a folder of .txt files nor such a file, nor one of JSON lines (.jsonl)")
+    return _texts_in(place)
+
+
+def read_own(place: Path) -> Iterator[Document]:
+    """Yield the documents of somebody's own text (:func:`list_own`, :func:`read_files`)."""
+    return read_files(list_own(place), place if place.is_dir() else place.parent)
+
+
+def _texts_in(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.txt"))
+    files = [path for path in found if not _hidden(path.relative_to(folder)) and path.is_file()]
     if not files:
-        raise FedjetsError(f"{named}: no text in it (files that end in .txt)")
+        raise FedjetsError(f"{folder}: no text in it (files that end in .txt)")
     return files
 
 
@@ -51,24 +75,44 @@ def objects_of(path: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
             yield where, str(number), found if isinstance(found, dict) else {}
 
 
-def read_files(files: Sequence[Path], folder: Path, domain: str) -> Iterator[Document]:
-    """Yield the documents of the files of a domain: each .txt file is one, and so is each line of JSON lines.
+def read_files(files: Sequence[Path], folder: Path) -> Iterator[Document]:
+    """Yield the documents of files: each .txt file is one, and so is each line of JSON lines.
 
-    A file's name is its path below the domain's folder. A line is an object with ``text`` and maybe ``name``; without
-    one, its number is its name.
+    A file's name is its path below ``folder``. A line is an object with ``text`` and maybe ``name``; without one, its
+    number is its name.
 
     Raises:
         FedjetsError: a file or a line is no such thing.
     """
     for path in files:
         if path.suffix != ".jsonl":
-            yield Document(path.relative_to(folder / domain).as_posix(), read_text(path))
+            yield Document(path.relative_to(folder).as_posix(), read_text(path))
             continue
         for where, number, found in objects_of(path):
             name, words = found.get("name", number), found.get("text")
             if not isinstance(words, str) or not isinstance(name, str):
                 raise FedjetsError(f'{where}: expected an object like {{"name": "a", "text": "Once …"}}')
             yield Document(name, words)
+
+
+def different(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield the documents that have text, each text once."""
+    seen = set[bytes]()
+    for document in documents:
+        digest = hashlib.sha256(document.text.encode()).digest()
+        if document.text.strip() and digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def ended(document: Document) -> str:
+    """Return a document's text with the line break that it ends in, wherever it becomes tokens."""
+    return document.text if document.text.endswith("\n") else document.text + "\n"
+
+
+def number_of(name: str) -> int:
+    """Return the SHA-256 of a document's name as a number, whose last digits say which part a document is of."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest())
 
 
 def _hidden(path: Path) -> bool:

@@ -117,6 +117,11 @@ class TaskSplit:
         return len(self._tensors["lengths"]) + 2
 
     @property
+    def tokeniser(self) -> str:
+        """Nothing: what begins and ends a target stands for no text, and no site has pairs of its own."""
+        return ""
+
+    @property
     def frame(self) -> Frame:
         """How a pair becomes a row."""
         context, most = self._config.language_model.context, self._config.text.target_tokens

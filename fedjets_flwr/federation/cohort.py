@@ -48,7 +48,8 @@ def draw_cohort(
         config: ``cohort.*`` and ``partition.*``.
         server_round: decides the draw.
         sampling: ``anchored``: N_a anchors + N_c of the others (FedJETs, Algorithm 1); ``uniform``: N_a + N_c of all
-            clients, where anchors that happen to be drawn count as normal.
+            clients, where anchors that happen to be drawn count as normal; ``one-per-domain``: one of the clients of
+            each domain of text, which hold them in turn (the "enforced" settings of FedMoE).
         all_anchors: ids of all anchor clients.
         member: which of several independent models draws (an ensemble's member).
         without: training clients that take no part.
@@ -62,6 +63,10 @@ def draw_cohort(
 
     if sampling == "uniform":
         return Cohort((), draw(willing, config.cohort.anchors + config.cohort.normals), server_round)
+    if sampling == "one-per-domain":
+        domains = len(config.text_domains)
+        alike = [[c for c in willing if config.partition.place_of(c) % domains == d] for d in range(domains)]
+        return Cohort((), tuple(sorted(client for clients in alike for client in draw(clients, 1))), server_round)
     anchors = draw([client for client in all_anchors if client not in without], config.cohort.anchors)
     others = [client for client in willing if client not in all_anchors]
     return Cohort(anchors, draw(others, config.cohort.normals), server_round)

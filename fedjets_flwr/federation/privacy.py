@@ -155,6 +155,9 @@ def release_of(config: Config, sampling: str) -> Release:
     if sampling == "uniform":
         both = (clients, min(c.anchors + c.normals, clients))
         return Release(z, both, both)
+    if sampling == "one-per-domain":  # what counts is the domain of the fewest clients
+        one = (max(1, clients // len(config.text_domains)), 1)
+        return Release(z, one, one)
     return Release(z, (clients - anchors, c.normals), (anchors, c.anchors))
 
 

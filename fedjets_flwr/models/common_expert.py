@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fedjets_flwr.data.text_tokens import as_bytes, check_told
 from fedjets_flwr.data.transforms import normalise
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
@@ -38,6 +39,8 @@ class CommonExpert:
     Attributes:
         accuracy: on the samples that stopped its training.
         temperature: by which its logits are as sure as it is right on held-out public samples; 1: nobody measured it.
+        tokeniser: of a language model, how text becomes the numbers that it reads (``text_tokens.tokens_of``); empty:
+            bytes, or a file that lacks it.
     """
 
     model: nn.Sequential
@@ -47,11 +50,12 @@ class CommonExpert:
     dataset: str
     accuracy: float
     temperature: float = 1.0
+    tokeniser: str = ""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over weights and preprocessing."""
-        hasher = hashlib.sha256(repr((self.architecture, self.mean, self.std)).encode())
+        hasher = hashlib.sha256(repr((self.architecture, self.mean, self.std)).encode() + self.tokeniser.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             hasher.update(name.encode())
             hasher.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -70,7 +74,14 @@ class CommonExpert:
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
         if self.temperature != 1:
             metadata["temperature"] = repr(self.temperature)
+        if self.tokeniser:
+            metadata["tokeniser"] = self.tokeniser
         return safetensors.torch.save(self.model.state_dict(), metadata)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it tells how text becomes what it reads: bytes are all the tokens of a vocabulary of 256."""
+        return bool(self.tokeniser) or self.architecture.num_classes == len(as_bytes().pieces)
 
     @property
     def num_parameters(self) -> int:
@@ -135,7 +146,10 @@ def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
     temperature = float(metadata.get("temperature", 1.0))
     if not 0.01 <= temperature <= 100:
         raise ValueError("temperature: none from 0.01 to 100")
-    return CommonExpert(freeze(model), architecture, mean, std, metadata["dataset"], accuracy, temperature)
+    tokeniser = metadata.get("tokeniser", "") if isinstance(architecture, LanguageArchitecture) else ""
+    check_told(tokeniser, architecture.num_classes)
+    dataset = metadata["dataset"]
+    return CommonExpert(freeze(model), architecture, mean, std, dataset, accuracy, temperature, tokeniser)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

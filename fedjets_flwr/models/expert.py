@@ -58,7 +58,9 @@ def expert_architecture(config: Config, common: CommonExpert, spec: Spec, init: 
     language model is trained in rounds is not for a file to say.
     """
     if isinstance(common.architecture, LanguageArchitecture):
-        own = language_architecture(config) if builds_own_experts(config, init) else common.architecture
+        own = common.architecture
+        if builds_own_experts(config, init):
+            own = language_architecture(config, own.vocabulary)
         return replace(own, balance=config.language_model.balance)
     return configured_architecture(config, spec) if builds_own_experts(config, init) else common.architecture
 

@@ -33,11 +33,11 @@ def windows(tokens: Tensor, context: int) -> tuple[Tensor, Tensor] | None:
     return tokens[: count * context].view(count, context), tokens[1 : count * context + 1].view(count, context)
 
 
-def language_architecture(config: Config) -> LanguageArchitecture:
-    """Return the architecture that ``language-model.*`` describes, for the text of the settings."""
-    m, text = config.language_model, open_public_text(config)
+def language_architecture(config: Config, vocabulary: int) -> LanguageArchitecture:
+    """Return the architecture that ``language-model.*`` describes, for so many tokens."""
+    m = config.language_model
     sizes = (m.context, m.width, m.heads, m.layers, m.switch_layers, m.experts, m.hidden)
-    return LanguageArchitecture(text.vocabulary, *sizes, balance=m.balance)
+    return LanguageArchitecture(vocabulary, *sizes, balance=m.balance)
 
 
 def pretrain_language_model(config: Config, progress: Callable[[str], None]) -> CommonExpert:
@@ -48,7 +48,7 @@ def pretrain_language_model(config: Config, progress: Callable[[str], None]) -> 
     twentieth of warm-up.
     """
     how, text, device = config.language_model, open_public_text(config), device_of(config)
-    architecture, seed = language_architecture(config), config.common_expert.seed
+    architecture, seed = language_architecture(config, text.vocabulary), config.common_expert.seed
     progress(f"training a language model, {how.pretrain_steps} steps")
     model = build(architecture, derive(seed, "common-expert")).to(device)
     draws = torch_generator(seed, "common-expert-batches")
@@ -74,7 +74,8 @@ def pretrain_language_model(config: Config, progress: Callable[[str], None]) -> 
             progress(f"language model: step {step + 1}/{steps}, loss {float(loss.detach()):.3f}")
     accuracy = next_token_accuracy(freeze(model.cpu()), text.public_held_out, how.context)
     progress(f"language model: next-token accuracy {accuracy:.4f} on held-out public text")
-    return CommonExpert(model, replace(architecture, balance=0.0), (), (), config.data.name, accuracy)
+    told = replace(architecture, balance=0.0)
+    return CommonExpert(model, told, (), (), config.data.name, accuracy, tokeniser=text.tokeniser)
 
 
 def _adam_w(parameters: list[nn.Parameter]) -> Callable[[float], None]:

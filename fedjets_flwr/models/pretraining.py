@@ -13,6 +13,7 @@ from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.data.partition import held_out, public_samples
 from fedjets_flwr.data.public_text import open_public_text
+from fedjets_flwr.data.text_tokens import digest_of
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
@@ -76,16 +77,21 @@ def named_common_expert(config: Config) -> CommonExpert:
 
 
 def _check_language_model(config: Config, expert: CommonExpert) -> None:
-    """Raise FedjetsError unless a common expert reads the tokens of the settings' text, as many at once."""
-    named, vocabulary = f"common-expert.path = {config.common_expert.path!r}", open_public_text(config).vocabulary
+    """Raise FedjetsError unless a common expert reads the tokens of the text, or tells them, and as many at once."""
+    named = f"common-expert.path = {config.common_expert.path!r}"
     found, context = expert.architecture, config.language_model.context
     if not isinstance(found, LanguageArchitecture):
         raise FedjetsError(f"{named}: reads images, but data.name = {config.data.name!r}; leave it empty to train one")
-    if found.vocabulary != vocabulary:
+    if config.text_elsewhere:
+        if not expert.encodes:
+            raise FedjetsError(f"{named}: tells no tokeniser, which sites need; make it anew with `fedjets pretrain`")
+    elif found.vocabulary != (vocabulary := open_public_text(config).vocabulary):
         raise FedjetsError(
             f"{named}: made for {found.vocabulary} tokens, but the text has {vocabulary}; set text.vocabulary and"
             " text.tokens as they were, and give the same text"
         )
+    elif expert.tokeniser and expert.tokeniser != open_public_text(config).tokeniser:
+        raise FedjetsError(f"{named}: made for other tokens than those of the text; give the same text")
     if found.context != context:
         raise FedjetsError(
             f"{named}: reads {found.context} tokens at once; set language-model.context to that, it is {context}"
@@ -97,9 +103,9 @@ def cached_path(config: Config) -> Path:
     flat = config.flat()
     if config.of_text:
         decides = [(k, v) for k, v in sorted(flat.items()) if k.startswith("language-model.")]
-        named = repr(
-            [open_public_text(config).digest, config.text.tokens, config.text.vocabulary, config.common_expert.seed]
-        )
+        text = open_public_text(config)
+        tokens = [config.text.tokens, config.text.vocabulary, digest_of(text.tokeniser)]
+        named = repr([text.digest, *tokens, config.text_elsewhere, config.common_expert.seed])
         digest = derive(0, named + repr(decides))
         return config.cache_dir / "common-experts" / f"transformer-{config.data.name}-{digest:016x}.safetensors"
     unused = ("common-expert.path", "common-expert.embedding")

@@ -35,7 +35,7 @@ def rate(train: Train, server_round: int, rounds: int) -> float:
     """Return the experts' learning rate of a round (1-based): constant, or a half cosine that ends near zero."""
     if train.schedule == "constant":
         return train.lr
-    return train.lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / rounds))
+    return train.lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / max(1, rounds)))
 
 
 class Optimizer(Protocol):

@@ -69,9 +69,16 @@ def initial_sets(activation: Activation, most: int) -> Sets:
 
 
 def random_sets(layers: int, experts: int, most: int, generator: np.random.Generator) -> Sets:
-    """Return as many experts in every layer, drawn uniformly, as ``most`` over all layers allows."""
-    each = min(experts, most // layers)
-    return tuple(tuple(sorted(generator.choice(experts, each, replace=False).tolist())) for _ in range(layers))
+    """Return ``most`` experts over all layers, drawn uniformly: as many in each, and one more in some, drawn too."""
+    each, left = divmod(min(most, layers * experts), layers)
+    larger = set(generator.choice(layers, left, replace=False).tolist()) if left else set()
+    sizes = [each + (layer in larger) for layer in range(layers)]
+    return tuple(tuple(sorted(generator.choice(experts, size, replace=False).tolist())) for size in sizes)
+
+
+def random_sets_like(sets: Sets, experts: int, generator: np.random.Generator) -> Sets:
+    """Return sets of the same sizes, drawn uniformly."""
+    return tuple(tuple(sorted(generator.choice(experts, len(ids), replace=False).tolist())) for ids in sets)
 
 
 def mean_activation(activations: Sequence[Activation], weights: Sequence[float]) -> Activation:

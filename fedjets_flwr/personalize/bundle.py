@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import safetensors.torch
 import torch
@@ -28,15 +28,20 @@ from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, commo
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.gate import build_gate
 from fedjets_flwr.moe.specialist import build_mixture
+from fedjets_flwr.reading import JSON, parse
 
 CARD = "card.json"
+LANGUAGE = "fedjets-language-bundle"
+"""The format of a bundle for a text (``language_bundle``)."""
 COMMON = COMMON_EXPERT
 GATE = "gate.safetensors"
 PREDICTIONS = "predictions.csv"
-_CARD_BYTES = 10_000_000
-_FILE_BYTES = 1_000_000_000
-_HEADER_BYTES = 1_000_000
+CARD_BYTES = 10_000_000
+FILE_BYTES = 1_000_000_000
+HEADER_BYTES = 1_000_000
 
+AnyCard = TypeVar("AnyCard", bound=BaseModel)
+Module = TypeVar("Module", bound=nn.Module)
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=4, le=1024)]  # as data.size
@@ -145,8 +150,8 @@ def check_free(folder: StrPath) -> None:
         raise FedjetsError(f"{folder}: there is something already; remove it, or name another --output")
 
 
-def write_bundle(folder: StrPath, card: Card, files: Mapping[str, bytes]) -> Card:
-    """Write a bundle in one step and return its card with the digests of ``files``.
+def write_bundle(folder: StrPath, card: BaseModel, files: Mapping[str, bytes]) -> None:
+    """Write a bundle in one step; its card tells the digests of ``files`` (``sha256``).
 
     Raises:
         FedjetsError: the folder holds something already, or cannot be written.
@@ -165,7 +170,6 @@ def write_bundle(folder: StrPath, card: Card, files: Mapping[str, bytes]) -> Car
         raise FedjetsError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return card
 
 
 def read_bundle(folder: StrPath) -> tuple[Card, dict[str, bytes]]:
@@ -175,29 +179,47 @@ def read_bundle(folder: StrPath) -> tuple[Card, dict[str, bytes]]:
         FedjetsError: names the file that is missing, altered, or no part of a bundle.
     """
     folder = Path(folder)
-    card = _read_card(folder / CARD)
+    if format_of(folder) == LANGUAGE:
+        raise FedjetsError(
+            f"{folder}: a language model for a text, not a model of images; only `fedjets predict` has it"
+        )
+    card = read_card(folder / CARD, Card)
     if set(card.sha256) - {PREDICTIONS} != set(card.weights):
         wanted = ", ".join(card.weights)
         raise FedjetsError(f"{folder / CARD}: damaged, or of another version (sha256: not the files {wanted})")
-    files = {name: _read(folder / name, _most_bytes(card, name)) for name in card.sha256}
+    return card, read_files(folder, card.sha256, lambda name: _most_bytes(card, name))
+
+
+def read_files(folder: Path, digests: Mapping[str, str], most: Callable[[str], int]) -> dict[str, bytes]:
+    """Return the files of a bundle by name.
+
+    Args:
+        folder: the bundle.
+        digests: of the files that there must be.
+        most: name -> bytes that a file may have.
+
+    Raises:
+        FedjetsError: names the file that is missing, too large, or altered.
+    """
+    files = {name: _read(folder / name, most(name)) for name in digests}
     for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != card.sha256[name]:
+        if hashlib.sha256(data).hexdigest() != digests[name]:
             raise FedjetsError(f"{folder / name}: altered or damaged, its digest is not that of {CARD}; make it anew")
-    return card, files
+    return files
 
 
 def _most_bytes(card: Card, name: str) -> int:
     """Return how large a file of a bundle may be: an expert's is its architecture's, of which no byte is read."""
     experts = {expert_file(expert): expert for expert in card.experts}
     if name not in experts:
-        return _FILE_BYTES
+        return FILE_BYTES
     try:
         with torch.device("meta"):
             state = card.module(experts[name]).state_dict()
     except (ValueError, ArithmeticError, TypeError, RuntimeError):  # no such model: told when it is built
-        return _FILE_BYTES
+        return FILE_BYTES
     weights: int = sum(tensor.nbytes for tensor in state.values())
-    return min(weights + _HEADER_BYTES, _FILE_BYTES)
+    return min(weights + HEADER_BYTES, FILE_BYTES)
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -212,10 +234,25 @@ def _read(path: Path, most: int) -> bytes:
     raise FedjetsError(f"{path}: missing; a bundle is a folder that `fedjets personalize` wrote, complete")
 
 
-def _read_card(path: Path) -> Card:
-    data = _read(path, _CARD_BYTES)
+def format_of(folder: StrPath) -> str:
+    """Return which format the card of a bundle names; empty: none that can be read."""
+    path = Path(folder) / CARD
     try:
-        return Card.model_validate_json(data)
+        found = parse(_read(path, CARD_BYTES).decode(errors="replace"), JSON, str(path))
+    except FedjetsError:
+        return ""
+    return str(found.get("format", "")) if isinstance(found, dict) else ""
+
+
+def read_card(path: Path, kind: type[AnyCard]) -> AnyCard:
+    """Return the card of a bundle.
+
+    Raises:
+        FedjetsError: it is missing, or not of its kind.
+    """
+    data = _read(path, CARD_BYTES)
+    try:
+        return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -248,7 +285,7 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
 
 def read_expert(card: Card, expert: int, data: bytes, path: Path) -> nn.Module:
     """Return an expert of a bundle, in eval mode."""
-    return _filled(lambda: card.module(expert), data, path)
+    return filled(lambda: card.module(expert), data, path)
 
 
 def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.Module:
@@ -258,11 +295,15 @@ def read_gate(card: Card, common: CommonExpert, data: bytes, path: Path) -> nn.M
         hidden = safetensors.torch.load(data)["hidden.bias"].numel()
         return build_gate(gate_inputs(common, card.embedding), hidden, len(card.gate_scores), 0)
 
-    return _filled(make, data, path)
+    return filled(make, data, path)
 
 
-def _filled(make: Callable[[], nn.Module], data: bytes, path: Path) -> nn.Module:
-    """Return the module of ``make`` with the tensors of a file, which must be exactly its own."""
+def filled(make: Callable[[], Module], data: bytes, path: Path) -> Module:
+    """Return the module of ``make`` in eval mode, with the tensors of a file, which must be exactly its own.
+
+    Raises:
+        FedjetsError: they are not.
+    """
     try:
         tensors = _tensors(data)
         with torch.device("meta"):
@@ -273,7 +314,8 @@ def _filled(make: Callable[[], nn.Module], data: bytes, path: Path) -> nn.Module
         module.load_state_dict(tensors, assign=True)
     except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not the weights of this model ({_line(error)})") from None
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    return module
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:

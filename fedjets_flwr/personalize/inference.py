@@ -64,7 +64,7 @@ class Predictions:
     def csv(self) -> bytes:
         """Return the table ``file,class,probability,expert`` in UTF-8; pixels are numbered instead of named.
 
-        Names of files and classes are text alone (:func:`_cell`).
+        Names of files and classes are text alone (:func:`cell`).
         """
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -73,12 +73,12 @@ class Predictions:
         top = self.probabilities.gather(1, self.classes[:, None]).flatten()
         rows = zip(files, self.classes.tolist(), top.tolist(), self.experts.tolist(), strict=True)
         table.writerows(
-            (_cell(file), _cell(self.names[answer]), f"{share:.6f}", expert) for file, answer, share, expert in rows
+            (cell(file), cell(self.names[answer]), f"{share:.6f}", expert) for file, answer, share, expert in rows
         )
         return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be UTF-8
 
 
-def _cell(name: str) -> str:
+def cell(name: str) -> str:
     r"""Return a name that no spreadsheet computes and no terminal obeys: ``'=1+1``, and ``\x1b`` for a control."""
     plain = name.translate(_CONTROLS)
     return f"'{plain}" if plain.lstrip().startswith(_FORMULA) else plain

@@ -14,6 +14,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, written
 from fedjets_flwr.moe.controls import CONTROLS, best_bound, best_control
 from fedjets_flwr.report import formatting as page_text
+from fedjets_flwr.report.activation import by_domain
 from fedjets_flwr.report.charts import Chart, column_chart, line_chart
 from fedjets_flwr.report.example_images import Samples, find_samples
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
@@ -91,6 +92,7 @@ def render(recorded: Recorded, samples: Samples) -> str:
         scored=COURSES[kind],
         evaluations=[(e["round"], e["loss"], e[kind]["accuracy"]) for e in evaluated],
         experts=_experts(r),
+        activation=_activation(r),
         clients=_clients(r),
         participants=_participants(r),
         score=r.get("score"),
@@ -181,6 +183,12 @@ def _experts(r: Mapping[str, Any]) -> dict[str, Any]:
     return {"count": len(table), "rows": rows} | {name: routing.get(name) for name in ("sample_share", "coverage")}
 
 
+def _activation(r: Mapping[str, Any]) -> list[list[tuple[str, list[float]]]]:
+    """Return, for each layer, (domain, share of tokens of each expert)."""
+    rows = [[(name, layer) for layer in table.tolist()] for name, table in by_domain(r).items()]
+    return [list(layer) for layer in zip(*rows, strict=True)]
+
+
 def _clients(r: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each unseen client, those without labels among them."""
     own, common, chosen = (r.get(k) or {} for k in ("per_client_accuracy", "common_expert_per_client", "chosen"))
@@ -205,7 +213,7 @@ def _participants(r: Mapping[str, Any]) -> dict[str, Any]:
         for client, counts in (own.get("clients") or {}).items()
     ]
     means = {"local": own.get("local"), "global": own.get("global"), "bits": own.get("bits_per_byte")}
-    return {"rows": rows, **means, "domains": own.get("domains") or {}}
+    return {"rows": rows, **means, "tuned": own.get("tuned_bits_per_byte"), "domains": own.get("domains") or {}}
 
 
 def _readings(r: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,12 @@ import numpy as np
 
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.moe.controls import CONTROLS, best_bound, best_control
+from fedjets_flwr.report.activation import by_domain, holders
 from fedjets_flwr.runs.score import ACCURACIES, COURSES, course
 from fedjets_flwr.runs.tracking import read_metrics
+
+MOST_NAMED = 40
+"""Clients of which a picture tells each by its id."""
 
 
 def draw_plots(folder: StrPath) -> list[Path]:
@@ -43,6 +47,8 @@ def draw_plots(folder: StrPath) -> list[Path]:
         pictures["score"] = _score(records, summary)
     if summary.get("participants"):
         pictures["participants"] = _participants(summary)
+    if summary.get("activation"):
+        pictures["activation"] = _activation(summary)
     paths = []
     for name, figure in pictures.items():
         path = folder / "plots" / f"{name}.png"
@@ -164,4 +170,46 @@ def _participants(summary: Mapping[str, Any]) -> Any:
     title = f"clients that train: {summary['strategy']} (dotted: means)"
     axes.set(xlabel="client", ylabel="accuracy", ylim=(0, 1), title=title)
     legend_beside(axes)
+    return figure
+
+
+def _activation(summary: Mapping[str, Any]) -> Any:
+    """A row of pictures for each layer: what texts of a domain activate, and who holds what, in its domain's colour."""
+    import seaborn
+    from matplotlib import pyplot
+    from matplotlib.colors import ListedColormap
+
+    shares, clients = by_domain(summary), holders(summary)
+    names = list(dict.fromkeys([*shares, *(holder.domain for holder in clients)]))
+    colours = seaborn.color_palette("husl", len(names))
+    layers, experts = next(iter(shares.values())).shape
+    width, height = min(8.0, max(3.0, 0.36 * experts)), min(9.0, max(2.2, 0.36 * len(shares), 0.2 * len(clients)))
+    figure, grid = pyplot.subplots(
+        layers, 2, figsize=(2 * width + 2.6, layers * height + 1.2), squeeze=False, sharex=True, layout="constrained"
+    )
+    tables = np.stack(list(shares.values()), axis=1)
+    named = len(clients) <= MOST_NAMED
+    alike: dict[str, Any] = {"cbar": False, "xticklabels": max(1, experts // 16), "linewidths": 0.5 if named else 0}
+    for layer, (left, right) in enumerate(grid):
+        held = np.zeros((len(clients), experts), dtype=int)
+        for row, holder in enumerate(clients):
+            held[row, holder.held[layer]] = 1 + names.index(holder.domain)
+        seaborn.heatmap(tables[layer], vmin=0, vmax=tables.max(), cmap="Greys", ax=left, yticklabels=shares, **alike)
+        seaborn.heatmap(
+            held, vmin=0, vmax=len(names), cmap=ListedColormap(["0.94", *colours]), ax=right,
+            yticklabels=[holder.client for holder in clients] if named else False, **alike,
+        )  # fmt: skip
+        for axes, domains in ((left, list(shares)), (right, [holder.domain for holder in clients])):
+            for label, domain in zip(axes.get_yticklabels(), domains, strict=False):
+                label.set(color=colours[names.index(domain)], fontweight="bold", rotation=0)
+            axes.tick_params(length=0)
+            axes.tick_params(axis="x", rotation=0)
+        right.tick_params(axis="y", labelsize="x-small")
+        left.set_ylabel(f"Switch layer {layer}")
+        right.set_ylabel("client" if named else "clients, by domain")
+    figure.colorbar(grid[0, 0].collections[0], ax=grid[:, 0], label="share of tokens", aspect=30, pad=0.02)
+    for axes, text in zip(grid[0], ("what texts of a domain activate", "which experts each client holds"), strict=True):
+        axes.set_title(text)
+    for axes in grid[-1]:
+        axes.set_xlabel("expert")
     return figure

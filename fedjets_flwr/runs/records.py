@@ -23,7 +23,7 @@ Reading = Annotated[str, Field(pattern=r"^[^/]+/[^/]+(/adabn)?$")]
 Experts = dict[ClientId, list[Count]]
 
 
-def _rectangular(table: list[list[Number | None]]) -> list[list[Number | None]]:
+def _rectangular(table: list[list[Value]]) -> list[list[Value]]:
     if len({len(row) for row in table}) > 1:
         raise ValueError("rows of different lengths")
     return table
@@ -36,6 +36,7 @@ def _of_some(pair: list[int]) -> list[int]:
 
 
 Table = Annotated[list[list[Number | None]], AfterValidator(_rectangular)]
+Shares = Annotated[list[list[Annotated[float, Field(ge=0, le=1)]]], AfterValidator(_rectangular)]
 Answers = Annotated[list[Count], AfterValidator(_of_some)]
 
 
@@ -88,6 +89,7 @@ class ParticipantsTold(Told):
     clients: dict[ClientId, dict[str, Answers]] = {}
     local: Number | None = None
     bits_per_byte: Number | None = None
+    tuned_bits_per_byte: Number | None = None
     bits: dict[ClientId, Number] = {}
     scores: dict[ClientId, dict[str, Number]] = {}
     domains: dict[str, DomainTold] = {}
@@ -175,6 +177,9 @@ class SummaryTold(Told):
     seconds: dict[str, Number] | None = None
     classes: list[str] | None = None
     kinds: list[str] = []
+    experts_held: dict[ClientId, list[list[Count]]] = {}
+    activation: dict[ClientId, Shares] = {}
+    domain_of: dict[ClientId, Count] = {}
     privacy: dict[str, Number | None] | None = None
     versions: dict[str, str] | None = None
     weights_hash: str = ""

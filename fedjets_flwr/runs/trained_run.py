@@ -109,33 +109,51 @@ def open_run(folder: StrPath) -> TrainedRun:
         FedjetsError: it is no folder of a run, the run is not finished, or its files are damaged.
     """
     folder = Path(folder)
-    config = Config.from_flat(_told(folder, "config.json", SETTINGS_TOLD))
+    config = written_settings(folder)
     if config.of_text:
         raise FedjetsError(
-            f"{folder}: data.name = {config.data.name!r}: a run of language models; only models of images are"
-            " personalised, exported or started from"
+            f"{folder}: data.name = {config.data.name!r}: a run of language models; `fedjets personalize --text` makes"
+            " one for a text, and nothing else can be done with it"
         )
-    summary = _told(folder, SUMMARY, TrainedTold)
+    summary = told(folder, SUMMARY, TrainedTold)
     channels, height, width = summary["image_shape"]
     spec = Spec((channels, height, width), tuple(summary["classes"]))
     if not (folder / COMMON_EXPERT).is_file():
         raise FedjetsError(f"{folder}: no models in it; those of a deployed run are in its folder on the server")
-    common, vectors = load_common_expert(folder / COMMON_EXPERT), _vectors(folder / "checkpoints")
+    common, vectors = load_common_expert(folder / COMMON_EXPERT), vectors_in(folder / "checkpoints")
     serving = _serving(summary, config, common, spec, len(expert_ids(vectors)), folder)
     run = TrainedRun(folder, config, summary, vectors, common, spec, serving)
     _check_fit(run)
     return run
 
 
-def _told(folder: Path, name: str, kind: Any) -> dict[str, Any]:
+def written_settings(folder: Path) -> Config:
+    """Return the settings in a run's folder.
+
+    Raises:
+        FedjetsError: it is no folder of a finished run.
+    """
+    return Config.from_flat(told(folder, "config.json", SETTINGS_TOLD))
+
+
+def told(folder: Path, name: str, kind: Any) -> dict[str, Any]:
+    """Return what a file of a finished run's folder tells.
+
+    Raises:
+        FedjetsError: it is not there, or not of its kind.
+    """
     value = read_told(folder / name, kind)
     if value is None:
         raise FedjetsError(f"{folder / name} is missing: {folder} is no finished run; end it with --resume")
     return value
 
 
-def _vectors(folder: Path) -> dict[str, Tensor]:
-    """Return the models of the newest checkpoint, whose digest anybody can write."""
+def vectors_in(folder: Path) -> dict[str, Tensor]:
+    """Return the models of the newest checkpoint, whose digest anybody can write.
+
+    Raises:
+        FedjetsError: they are damaged.
+    """
     try:
         vectors = newest_vectors(folder)
         if sorted(expert_ids(vectors)) != list(range(len(expert_ids(vectors)))):

@@ -10,24 +10,27 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Spec
-from fedjets_flwr.data.text import open_text
+from fedjets_flwr.data.text import Part, TextPart, open_text
+from fedjets_flwr.data.text_site import open_site
+from fedjets_flwr.data.text_tokens import digest_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.language_pretraining import windows
 from fedjets_flwr.names import SHARED_OF, TRAIN
+from fedjets_flwr.seeds import torch_generator
 from fedjets_flwr.tasks.base import Inputs, Samples
 
-PARTS = ("train", "val", "test")
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 class LanguageModelling:
-    """The text of ``data.name = "text"`` or ``"text-folder"``, a domain for each client.
+    """The text of ``data.name = "text"`` or ``"text-folder"``, a domain for each client, or a site's own.
 
     A sample is a window of T tokens, its targets the T tokens that follow each; a client's windows do not overlap.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, common: CommonExpert | None = None, domain: str = "") -> None:
+        self.config, self.common, self.domain = config, common, domain
 
     @property
     def spec(self) -> Spec:
@@ -51,13 +54,13 @@ class LanguageModelling:
 
     @property
     def digest(self) -> str:
-        """Return that of the text, from which tokens are learnt."""
-        return open_text(self.config).digest
+        """Return that of the text, from which tokens are learnt; where sites have their own, that of the tokens."""
+        return digest_of(self._tokeniser) if self.config.text_elsewhere else open_text(self.config).digest
 
     @property
     def simulates(self) -> bool:
-        """Whose text is whose is known wherever the text lies."""
-        return True
+        """Whose text is whose is known wherever the text lies, unless sites have text of their own."""
+        return not self.config.text_elsewhere
 
     @property
     def has_global(self) -> bool:
@@ -65,8 +68,9 @@ class LanguageModelling:
         return False
 
     def deal(self) -> None:
-        """Cut the text into the clients' parts."""
-        open_text(self.config)
+        """Cut the text into the clients' parts; what sites have of their own is nobody's to deal."""
+        if self.simulates:
+            open_text(self.config)
 
     def known(self, client: int) -> int:
         """Return how many windows a training client trains on."""
@@ -79,20 +83,35 @@ class LanguageModelling:
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return windows of a client's text and their targets, int64 (n, T) both."""
         wanted = SHARED_OF.get(part, part)
-        if folder is not None or wanted not in PARTS:
-            raise FedjetsError(
-                f"data.name = {self.config.data.name!r}: text has no {part} part for a site's own folder"
-            )
-        held = open_text(self.config).client(client, wanted)  # type: ignore[arg-type]
+        if wanted not in PARTS:
+            raise FedjetsError(f"data.name = {self.config.data.name!r}: text has no {part} part")
+        own = self.config.text_elsewhere
+        held = self._site(client, folder, wanted) if own else open_text(self.config).client(client, wanted)
         cut = windows(held.tokens, self.config.language_model.context)
         if cut is None:
             raise FedjetsError(
                 f"text.{wanted}-tokens: {len(held.tokens)} are less than a window of language-model.context ="
-                f" {self.config.language_model.context} and one more; raise it"
+                f" {self.config.language_model.context} and one more; {'give more text, or ' * own}raise it"
             )
         training = self.config.partition.role_of(client) == TRAIN
         kinds = torch.full((len(cut[0]),), held.domain)
         return Samples(client, *cut, True, training, kinds, len(held.tokens) / held.num_bytes)
+
+    def _site(self, client: int, place: Path | None, part: Part) -> TextPart:
+        """Return a part of a site's own text, up to as many tokens as the settings say."""
+        if place is None:
+            raise FedjetsError(
+                "partition.public-share = 1: every client is a site with text of its own; give data-path in"
+                " --node-config, e.g. 'client-id=0 data-path=\"/data/text\"', or set it to 0 in a simulation"
+            )
+        text, c = open_site(place, self._tokeniser, self.config.cache_dir), self.config
+        most = {"train": c.text.train_tokens, "val": c.text.val_tokens, "test": c.text.test_tokens}[part]
+        tokens = text.stream(most, torch_generator(c.run.seed, f"order of {part}", client), part)
+        return TextPart(tokens, text.num_bytes(tokens), c.text_domains.index(self.domain))
+
+    @property
+    def _tokeniser(self) -> str:
+        return "" if self.common is None else self.common.tokeniser
 
     def inputs(self, stored: Tensor, common: CommonExpert, generator: torch.Generator | None = None) -> Inputs:
         """Return how to get windows of tokens, int64 (b, T); text is not augmented."""

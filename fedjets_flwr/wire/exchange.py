@@ -15,6 +15,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
+from fedjets_flwr.names import expert_ids
 from fedjets_flwr.wire.binding import Binding
 from fedjets_flwr.wire.messages import BadReply, Job, Reply, decode_reply, encode_request
 from fedjets_flwr.wire.nodes import Host, Nodes, last_line, stream
@@ -243,21 +244,35 @@ class Exchange:
         versions = {n: self.held.version(n, vectors[n]) for job in share for n in job.vectors}
         everything: set[str] = set()
         for job in share:
-            wanted = {name: versions[name] for name in job.vectors}
-            missing = self.held.missing(job.client, wanted)
-            count = sum(self._width * vectors[name].numel() for name in missing)
-            if served or job.client >= self.config.partition.clients:
-                self.traffic.served += count
-            else:
-                self.traffic.down += count
-            self.held.sent(job.client, wanted)
-            everything.update(missing)
+            # Of experts that a client chooses from it receives those that it chooses.
+            names = [name for name in job.vectors if not (job.choose and expert_ids([name]))]
+            everything.update(self.count_down(job.client, names, vectors, served))
         return versions, everything
+
+    def count_down(
+        self, client: int, names: Iterable[str], vectors: Mapping[str, Tensor], served: bool = False
+    ) -> Sequence[str]:
+        """Note what a client receives; return what of it the client does not hold yet."""
+        wanted = {name: self.held.version(name, vectors[name]) for name in names}
+        missing = self.held.missing(client, wanted)
+        count = sum(self._width * vectors[name].numel() for name in missing)
+        if served or client >= self.config.partition.clients:
+            self.traffic.served += count
+        else:
+            self.traffic.down += count
+        self.held.sent(client, wanted)
+        return missing
 
     @property
     def _width(self) -> int:
         """Bytes of a number on the wire."""
         return WIDTHS[self.config.transport.dtype]
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether what is in the server's memory costs nothing to read at any node: all simulate clients there."""
+        hosts = self.nodes.hosts.values()
+        return bool(hosts) and all(host.any_client and self._sees_shared(host) for host in hosts)
 
     def _sees_shared(self, host: Host) -> bool:
         return self._shared is not None and host.shared_token == self._shared.token

@@ -4,15 +4,15 @@ One Flower message carries the jobs of all clients that one SuperNode runs in an
 need travel once. Everything is keyed by client id, never by Flower's random node id.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.names import expert_ids
+from fedjets_flwr.names import choice_name, expert_ids, expert_name
 from fedjets_flwr.printable import one_line
 from fedjets_flwr.wire.transport import WIDTHS, Inline, Transport, transport_of
 from fedjets_flwr.wire.vector_cache import VectorStore, versions_of
@@ -38,7 +38,8 @@ class Job:
         client: client id.
         vectors: names of the vectors that it receives, e.g. ``expert.3`` and ``gate``.
         returns: names of the vectors that its reply must hold.
-        numbers: small integers of the method, by name.
+        numbers: small integers of the method, by name; under ``choose`` how many of the experts that lie ready the
+            client chooses itself, and receives.
         cost: expected work in any unit; the longest job is handed out first.
     """
 
@@ -52,6 +53,19 @@ class Job:
     def experts(self) -> tuple[int, ...]:
         """Ids of the experts among the vectors."""
         return expert_ids(self.vectors)
+
+    @property
+    def choose(self) -> int:
+        """How many experts the client chooses itself; 0: it receives what the job names."""
+        return self.numbers.get("choose", 0)
+
+    def chosen(self, experts: Sequence[int]) -> "Job":
+        """Return the job that it is once the client chose, best first."""
+        shared = tuple(name for name in self.vectors if not expert_ids([name]))
+        slots = {choice_name(place): expert_name(m) for place, m in enumerate(experts)}
+        returns = tuple(slots.get(name, name) for name in self.returns)
+        numbers = {name: number for name, number in self.numbers.items() if name != "choose"}
+        return replace(self, vectors=(*slots.values(), *shared), returns=returns, numbers=numbers)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as runner
-from benchmarks import gpu
+from benchmarks import gpu, held
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, ratios
 from benchmarks.paced import Paced, Stuck, descendants
@@ -64,9 +64,16 @@ def test_averages_are_timed_beside_flowers(tmp_path: Path) -> None:
     assert written["machine"]["cores"] >= 1
 
 
+def test_what_experts_add_to_the_tensors_of_training_is_what_is_computed(tmp_path: Path) -> None:
+    few, many = (held.tensors(held.WIDER, experts, tmp_path) for experts in (8, 16))
+    added = held.computed(held.WIDER, 16) - held.computed(held.WIDER, 8)
+    assert many - few == pytest.approx(added, rel=0.01)
+    assert few > held.computed(held.WIDER, 8)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["round", "precision", "transport", "scale", "start"])
+@pytest.mark.parametrize("name", ["round", "precision", "transport", "scale", "start", "held"])
 def test_every_benchmark_of_our_own_still_runs(name: str, tmp_path: Path) -> None:
     """In a process of its own; the rivals' environments are not for a test."""
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--output", str(tmp_path)]

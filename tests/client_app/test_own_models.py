@@ -17,6 +17,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.models.pretraining import provide_common_expert
 from fedjets_flwr.moe.early_stopping import mean_loss
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.runs.score import PARTICIPANTS_ACCURACY
@@ -24,7 +25,10 @@ from fedjets_flwr.seeds import derive
 from fedjets_flwr.wire.messages import Job
 from strategies.finetune import FineTune
 from strategies.local import Local
+from tests.support.text import Settings, text_folder, text_settings
 from tests.support.tiny import context_of, start_vectors, tiny, tiny_method, tiny_runtime
+
+__all__ = ["text_folder", "text_settings"]
 
 PARTS: dict[str, Scalar] = {
     "partition__val_share": 0.25, "partition__test_share": 0.25, "partition__samples_per_client": 40,
@@ -48,6 +52,19 @@ def test_without_an_epoch_a_fine_tuned_model_is_the_global_one(tmp_path: Path) -
     model = context.expert(0, start["expert.0"])
     assert fit_own(context, model).epochs == 0
     assert torch.equal(model.vector, start["expert.0"])
+
+
+def test_a_client_keeps_its_own_model_as_it_was_when_it_was_tuned(text_settings: Settings) -> None:
+    config = text_settings(strategy__name="local")
+    common = provide_common_expert(config, lambda text: None)
+    runtime = Runtime(config, common, [common.architecture])
+    plain, tuned = (
+        scored(local.adapt)(ClientContext(runtime, Job(1, (), (), numbers), 1, runtime.data(1), state), {})
+        for numbers in ({"reading": 0}, {"reading": 0, "tuned": 1})
+        for state in [ClientState(config, START, 1, (1, ADAPTED))]
+    )
+    assert torch.equal(plain.state["model"], tuned.state["model"])
+    assert plain.numbers["bits-per-byte"] == tuned.numbers["bits-per-byte"] != tuned.numbers["tuned-bits-per-byte"]
 
 
 def test_a_fine_tuned_model_is_the_global_one_trained_on_its_own_samples(tmp_path: Path) -> None:
@@ -116,7 +133,7 @@ def test_a_site_with_images_of_its_own_has_no_test_images_of_all(tmp_path: Path)
     assert runtime.has_global
     context = context_of(runtime, Job(2, ("expert.0",), (), {"reading": 0}), 1)
     context.on("test")  # from now on its data is at hand
-    runtime.images = tmp_path
+    runtime.own = tmp_path
     assert set(scored(as_received)(context, start_vectors("expert.0")).numbers) == {"local"}
 
 

@@ -11,10 +11,12 @@ from fedjets_flwr.cli.app import console
 from fedjets_flwr.compare import figures
 from fedjets_flwr.compare.experiment import (
     Experiment,
+    Gain,
     Row,
     chosen_reading,
     done,
     draw_results,
+    lines_of,
     markdown,
     read_experiment,
     run_experiment,
@@ -22,6 +24,7 @@ from fedjets_flwr.compare.experiment import (
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.checkpoint import Checkpoints
+from fedjets_flwr.runs.tracking import read_metrics
 from server_app.app import run
 from strategies import validate
 from tests.support.in_process import InProcessGrid, configure
@@ -285,6 +288,62 @@ def test_rows_on_text_are_compared_in_bits_per_byte(tmp_path: Path, text_run: Te
         own = done(done_run.config.run_dir)
         assert own is not None
         (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
-        assert line.endswith(f"| {own['participants']['bits_per_byte']:.3f} |")
+        served = own["bytes_served"] / max(1, own["client_rounds"]) / 1e3
+        assert line.endswith(f"| {own['participants']['bits_per_byte']:.3f} | {served:.1f} |")
     draw_results(experiment, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"bits-per-byte.png", "participants.png"}
+
+
+GAIN = """
+title: text
+preset: fedmoe
+seeds: [1]
+gain: {before: start, after: all}
+rows:
+  - {name: start, settings: {strategy.name: fedavg, run.rounds: 0}}
+  - {name: all, settings: {strategy.name: fedavg}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (GAIN.replace("after: all", "after: none"), "gain.after: no row 'none'"),
+        (GAIN.replace("before: start", "before: rows"), "gain.before: no row 'rows'"),
+        (GAIN.replace("before: start, ", ""), "gain.before: field required"),
+        (GAIN.replace("after:", "behind:"), "gain"),
+    ],
+)
+def test_a_gain_lies_between_two_rows(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "text.yaml"
+    path.write_text(GAIN)
+    assert [config.run.rounds for _, (config,) in read_experiment(path, ["run.rounds=3"], None).rows] == [0, 3]
+    path.write_text(text)
+    with pytest.raises(FedjetsError, match=word) as caught:
+        read_experiment(path, [], None)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_on_text_tell_their_rounds_to_shares_of_a_gain(tmp_path: Path, text_run: TextRun) -> None:
+    """The one from whom the gain is gets to 90 % of it, its start does not, and who trains alone has no rounds."""
+    kinds = {"start": ("fedavg", 0), "all": ("fedavg", 4), "fedmoe": ("fedmoe", 2), "alone": ("local", 1)}
+    runs = {name: text_run(kind, run__rounds=rounds) for name, (kind, rounds) in kinds.items()}
+    rows = tuple((Row(name=name), (run.config,)) for name, run in runs.items())
+    experiment = Experiment("text", tmp_path, rows, Gain(before="start", after="all"))
+    lines = {line.name: line for line in lines_of(experiment)}
+    courses = {name: figures.bits_course(read_metrics(run.config.run_dir)) for name, run in runs.items()}
+    assert [at for at, _ in courses["start"]] == [0]
+    (_, before), (last, after) = courses["start"][0], courses["all"][-1]
+    assert after < before
+    first = next(at for at, bits in courses["all"] if bits <= before - 0.9 * (before - after))
+    assert lines["all"].reached["90%"] == [first]
+    assert 0 < lines["all"].reached["99%"][0] <= last == 4  # type: ignore[operator]
+    assert not lines["start"].reached
+    assert not lines["alone"].reached
+    table = markdown(experiment)
+    assert "| bits per byte | kB served | rounds to 90% | rounds to 99% |" in table
+    (row,) = [line for line in table.splitlines() if line.startswith("| all |")]
+    assert f"| {first} | " in row
+    assert (row.count("|")) == table.splitlines()[3].count("|")
+    draw_results(experiment, tmp_path)
+    assert (tmp_path / "bits-per-byte.png").is_file()

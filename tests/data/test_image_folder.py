@@ -250,7 +250,7 @@ def test_a_wrong_node_config_is_named(sites: Path, tmp_path: Path, facts: dict[s
 
 def test_a_node_config_in_flowers_way(sites: Path, tmp_path: Path) -> None:
     node = read_node({"partition-id": 2, "num-partitions": 8}, settings(sites, tmp_path), simulated=False)
-    assert (node.client, node.images) == (2, None)
+    assert (node.client, node.samples) == (2, None)
     with pytest.raises(FedjetsError, match="data-path is for data.name = 'image-folder'"):
         read_node({"client-id": 2, "data-path": "x"}, Config.from_flat({}), simulated=False)
 

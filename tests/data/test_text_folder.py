@@ -9,7 +9,7 @@ from fedjets_flwr.errors import FedjetsError
 
 
 def read(folder: Path, domain: str) -> list[tuple[str, str]]:
-    return [(found.name, found.text) for found in read_files(list_files(folder, domain), folder, domain)]
+    return [(found.name, found.text) for found in read_files(list_files(folder, domain), folder / domain)]
 
 
 def write(path: Path, text: str | bytes) -> None:

@@ -10,20 +10,10 @@ from pathlib import Path
 import pytest
 
 from fedjets_flwr.runs.audit import AUDIT_LOG, verify
-from tests.support.processes import descendants
+from tests.support.processes import descendants, kill
 from tests.support.started import finish, start
 
 LONG = ("-c", "run.rounds=60", "-c", "run.evaluate-every=20", "-c", "run.checkpoint-every=2")
-
-
-def kill(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL a launcher and all that it started."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.communicate(timeout=60)
 
 
 OWN = (

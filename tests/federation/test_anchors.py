@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.anchors import SELECTIONS, bounded, select_anchors
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
@@ -104,3 +104,31 @@ def test_a_uniform_cohort_is_drawn_from_all_clients_and_knows_no_anchors() -> No
     assert draw_cohort(few, 1, "uniform", ()) == Cohort((), tuple(range(7)), 1)
     small = Config.from_flat({"cohort.anchors": 2, "cohort.normals": 2, "partition.clients": 20})
     assert len(draw_cohort(small, 1, "uniform", ()).normals) == 4
+
+
+def on_text(**changes: Scalar) -> Config:
+    own: dict[str, Scalar] = {"data.name": "text", "text.domains": "code,slang,manual", "partition.clients": 11}
+    return Config.from_flat(own | {"cohort.sampling": "one-per-domain"} | changes)
+
+
+def test_one_client_of_each_domain_is_drawn() -> None:
+    config, seen = on_text(), set()
+    for server_round in range(1, 60):
+        cohort = draw_cohort(config, server_round, "one-per-domain", ())
+        assert cohort.anchors == ()
+        assert {client % 3 for client in cohort.normals} == {0, 1, 2}
+        assert len(cohort.normals) == 3
+        assert list(cohort.normals) == sorted(cohort.normals)
+        seen |= set(cohort.normals)
+    assert seen == set(range(11))
+    assert draw_cohort(config, 9, "one-per-domain", ()) == draw_cohort(config, 9, "one-per-domain", ())
+    assert 8 in draw_cohort(config, 1, "one-per-domain", (), without=(2, 5)).normals
+    assert {c % 3 for c in draw_cohort(config, 1, "one-per-domain", (), without=(0, 3, 6, 9)).normals} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data.name": "digits"}, {"partition.public-share": 1.0}], ids=["images", "sites' own text"]
+)
+def test_domains_that_nobody_knows_are_not_drawn_by(changes: dict[str, Scalar]) -> None:
+    with pytest.raises(FedjetsError, match="cohort.sampling = 'one-per-domain': only text.domains that are dealt"):
+        on_text(**changes)

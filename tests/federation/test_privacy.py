@@ -164,6 +164,7 @@ def test_everyone_in_every_round_is_a_plain_gaussian() -> None:
         ("anchored", 15, 5, "epsilon_normal_secret_cohorts"),
         ("uniform", 20, 10, "epsilon_normal_secret_cohorts"),
         ("uniform", 20, 10, "epsilon_anchor_secret_cohorts"),
+        ("one-per-domain", 4, 1, "epsilon_normal_secret_cohorts"),  # 20 clients of five domains
     ],
 )  # fmt: skip
 def test_equals_a_composition_of_single_rounds(sampling: str, population: int, drawn: int, who: str) -> None:

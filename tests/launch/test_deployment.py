@@ -18,12 +18,16 @@ from fedjets_flwr.launch.credentials import make_server_credentials, make_site_k
 from fedjets_flwr.launch.daemons import kill_daemon
 from fedjets_flwr.launch.deployment import Keys
 from fedjets_flwr.launch.superlink import to_toml
+from fedjets_flwr.moe.structure import initial_sets
+from fedjets_flwr.personalize.language import personalise_text
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.runs.trained_language_run import open_language_run
 from fedjets_flwr.runs.trained_run import open_run
 from tests.support.deployed import ONE_EACH, QUICK, SIX_AND_TWO, Deployed, deployed
 from tests.support.other_users import ASK, LIST, NOBODY, check_hung_up, listeners, needs_another_user, run_as
 from tests.support.processes import descendants
+from tests.support.text import TEXT_SIZE, write_domains
 
 MESSAGE_OVERHEAD = 6000
 """Bytes of one message and its reply beside the vectors (about 4,200): digests, numbers, Flower's own fields."""
@@ -242,6 +246,29 @@ def test_deploy_local_rehearses_all_of_it(tmp_path: Path) -> None:
         "superlink.log", "site0.log", "site1.log", "site2.log"
     }  # fmt: skip
     assert {path.name for path in (run / "sites").iterdir()} == {"site0", "site1", "site2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_deploy_local_with_sites_that_have_text_of_their_own(tmp_path: Path) -> None:
+    """The server has no text: what a site reads text by came with the model."""
+    write_domains(tmp_path / "texts")
+    run, printed = rehearse(
+        tmp_path, **TEXT_SIZE | {"text.tokens": "bpe", "text.vocabulary": 300, "data.dir": str(tmp_path / "texts")},
+        strategy__name="fedmoe", run__rounds=2, moe__trainable="all", text__domains="sums,tales",
+        cohort__normals=1,
+    )  # fmt: skip
+    summary, config = (json.loads((run / name).read_text()) for name in ("summary.json", "config.json"))
+    assert summary["status"] == "completed" and summary["failures"] == 0
+    assert set(summary["experts_held"]) == {"0", "1"}
+    assert set(summary["participants"]["domains"]) == {"sums", "tales"}
+    assert (config["data.name"], config["data.dir"], config["partition.public-share"]) == ("text-folder", "", 1)
+    assert {path.name for path in (run / "sites").iterdir()} == {"site0.jsonl", "site1.jsonl", "site2.jsonl"}
+    texts = [(run / "sites" / f"site{client}.jsonl").read_text() for client in range(3)]
+    assert " the " in texts[1] and " the " not in texts[0] + texts[2]
+    assert "--text" in printed
+    made = personalise_text(open_language_run(run), run / "sites" / "site2.jsonl")
+    assert made.card.held == initial_sets(made.card.activation, 4)
 
 
 @pytest.mark.slow

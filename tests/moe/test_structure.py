@@ -106,9 +106,24 @@ def test_what_fits_stays_within_the_memory(dense: int, expert: int, memory: floa
     assert dense + (most + 1) * expert > memory * (1 - 1e-12)
 
 
-def test_random_sets_are_as_many_in_every_layer() -> None:
-    drawn = random_sets(3, 8, 14, np.random.default_rng(1))
-    assert [len(set(ids)) for ids in drawn] == [4, 4, 4]
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 30), st.integers(0, 99))
+def test_random_sets_are_as_many_as_allowed_and_spread_over_the_layers(
+    layers: int, experts: int, more: int, seed: int
+) -> None:
+    most = layers - 1 + more
+    drawn = random_sets(layers, experts, most, np.random.default_rng(seed))
+    assert count(drawn) == min(most, layers * experts)
+    sizes = [len(set(ids)) for ids in drawn]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_any_layer_may_get_what_is_left_of_random_sets() -> None:
+    drawn = [random_sets(3, 8, 13, np.random.default_rng(seed)) for seed in range(40)]
+    assert {tuple(map(len, sets)) for sets in drawn} == {(5, 4, 4), (4, 5, 4), (4, 4, 5)}
+
+
+def test_random_sets_differ_and_are_of_experts_that_there_are() -> None:
+    drawn = random_sets(3, 8, 12, np.random.default_rng(1))
     assert all(list(ids) == sorted(ids) and set(ids) <= set(range(8)) for ids in drawn)
     assert len(set(drawn)) > 1
     assert random_sets(2, 3, 99, np.random.default_rng(1)) == ((0, 1, 2),) * 2

@@ -287,3 +287,32 @@ def test_a_run_on_text_is_told_in_bits_per_byte_by_domain(tmp_path: Path, text_r
     for domain, told in own["domains"].items():
         assert f'<tr><th scope="row">{domain}</th><td><b>{told["bits_per_byte"]:.3f}</b></td>' in page
     assert "No accuracy was measured" not in page
+
+
+def test_what_texts_activate_is_drawn_and_told(tmp_path: Path, text_run: TextRun) -> None:
+    done = text_run("fedmoe", run__rounds=1, participants__tuned=True)
+    told = json.loads((done.config.run_dir / "summary.json").read_text())
+    assert set(told["activation"]) == set(told["experts_held"]) == set(told["domain_of"]) == {"0", "1", "2"}
+    assert {path.name for path in draw_plots(done.config.run_dir)} == {
+        "activation.png", "participants.png", "score.png",
+    }  # fmt: skip
+    shown = page(done.config.run_dir)
+    assert shown.has("h-activation")
+    assert "Switch layer 1: percent of a domain’s tokens by expert" in shown.text
+    assert f"{told['participants']['tuned_bits_per_byte']:.3f}" in shown.text
+    (first,) = [told["activation"][client] for client, place in told["domain_of"].items() if place == 0]
+    for share in first[0]:
+        assert f"{round(100 * share)}" in shown.text
+
+
+@pytest.mark.parametrize("activation", [{"0": [[2.0]]}, {"0": [[None]]}, {"0": [[1.0], [0.5, 0.5]]}, {"x": [[1.0]]}])
+def test_an_activation_that_is_none_is_one_clear_line(folder: Path, activation: object) -> None:
+    change(folder / "summary.json", activation=activation)
+    with pytest.raises(FedjetsError, match="summary.json: damaged"):
+        write_report(folder)
+
+
+def test_a_run_whose_experts_are_drawn_tells_no_activation(tmp_path: Path, text_run: TextRun) -> None:
+    done = text_run("randommoe", run__rounds=1)
+    assert "activation.png" not in {path.name for path in draw_plots(done.config.run_dir)}
+    assert not page(done.config.run_dir).has("h-activation")

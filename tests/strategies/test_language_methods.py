@@ -1,17 +1,19 @@
 """Methods that know nothing of text, on a language model: they learn, and give the same bits each time."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
 import server_app.app
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.text import open_text
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.transformer import sizes_of
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
-from tests.support.in_process import Finished
+from tests.support.in_process import Finished, InProcessGrid
 from tests.support.text import Settings, TextRun, text_folder, text_run, text_settings
 
 __all__ = ["text_folder", "text_run", "text_settings"]
@@ -56,6 +58,7 @@ def test_the_whole_model_moves_as_one_vector(text_run: TextRun) -> None:
     assert told["trained_parameters"] == floats
     assert told["kinds"] == ["sums", "tales", "code"]
     assert told["flops_per_answer"] > 0
+    assert told["context"] == 32 and "image_shape" not in told
     assert told["bytes_setup"] == 3 * len(done.strategy.common.as_bytes)
 
 
@@ -108,3 +111,55 @@ def test_the_text_is_told_and_a_site_with_another_is_refused(
 def test_clients_that_share_their_text_look_at_the_model_they_share(text_run: TextRun) -> None:
     found = text_run("fedavg", run__rounds=3, early_stopping__check_every=1, partition__opt_out=0.34)
     assert "best" in found.vectors
+
+
+ALONE = {"partition__clients": 1, "cohort__normals": 0}
+"""One client, which is the anchor: an average over clients is its model."""
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_tuned_model_is_what_a_first_round_makes_of_it(schedule: str, text_run: TextRun) -> None:
+    changes = ALONE | {"train__schedule": schedule}
+    before = text_run("fedavg", run__rounds=0, participants__tuned=True, **changes)
+    (record,) = read_metrics(before.config.run_dir)
+    assert record["round"] == 0
+    assert record["participants"]["tuned_bits_per_byte"] < record["participants"]["bits_per_byte"]
+    assert [record["participants"]["tuned_bits_per_byte"]] == bits(text_run("fedavg", run__rounds=1, **changes))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedmoe", "local"])
+def test_models_are_tuned_after_the_last_round_alone_and_stay_as_they_were(method: str, text_run: TextRun) -> None:
+    plain, tuned = (text_run(method, run__rounds=2, participants__tuned=told) for told in (False, True))
+    assert bits(plain) == bits(tuned)
+    first, last = (record["participants"] for record in read_metrics(tuned.config.run_dir))
+    assert "tuned_bits_per_byte" not in first
+    assert last["tuned_bits_per_byte"] != last["bits_per_byte"]
+    assert all("tuned_bits_per_byte" not in r["participants"] for r in read_metrics(plain.config.run_dir))
+
+
+@pytest.mark.parametrize("lie", [-0.1, None])
+def test_a_tuned_score_that_is_none_is_refused(lie: float | None, text_run: TextRun) -> None:
+    class Lies(InProcessGrid):
+        def change(self, reply: Any) -> Any:
+            for name, numbers in reply.content.metric_records.items():
+                if "tuned-bits-per-byte" in numbers and name == "client.1":
+                    del numbers["tuned-bits-per-byte"]
+                    if lie is not None:
+                        numbers["tuned-bits-per-byte"] = lie
+            return reply
+
+    done = text_run("fedavg", Lies, run__rounds=1, participants__tuned=True)
+    (record,) = read_metrics(done.config.run_dir)
+    assert set(record["participants"]["clients"]) == {"0", "2"}
+    assert "tuned-bits-per-byte" in record["failures"]["1"]
+
+
+def test_images_have_no_tuned_score() -> None:
+    with pytest.raises(FedjetsError, match="participants.tuned = true: only of text"):
+        Config.from_flat({"participants.tuned": True})
+
+
+def test_a_round_may_have_a_client_of_each_domain(text_run: TextRun) -> None:
+    done = text_run("fedmoe", cohort__sampling="one-per-domain", partition__clients=6, text__train_tokens=300)
+    for record in read_metrics(done.config.run_dir):
+        assert sorted(client % 3 for client in record["cohort"]) == [0, 1, 2]

@@ -1,6 +1,8 @@
 """The processes of this machine, for tests that end some (Linux)."""
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +37,16 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> None:
     while left := [pid for pid in pids if runs(pid)]:
         assert time.monotonic() < deadline, f"{left} are still there"
         time.sleep(0.1)
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL a launcher and all that it started."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate(timeout=60)
 
 
 def heed_signals() -> None:

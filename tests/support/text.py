@@ -27,9 +27,9 @@ TEXT_SIZE: dict[str, Scalar] = {
 """The size of continuous integration."""
 
 
-def write_domains(folder: Path) -> None:
+def write_domains(folder: Path, seed: int = 1) -> None:
     """Write eighty documents of each domain, which look like nothing in the others."""
-    draw = random.Random(1)
+    draw = random.Random(seed)
     words = ["king", "river", "stone", "winter", "daughter", "lantern", "forest", "silver", "old", "said", "went"]
 
     def sums() -> str:
@@ -79,6 +79,19 @@ def text_settings(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         return Config.from_flat(TEXT_SIZE | own | spelled(changes))
 
     return made
+
+
+def finish_text(factory: pytest.TempPathFactory, **changes: Scalar) -> Path:
+    """Return the folder of a run of the small size that is done, for tests of what is made from one."""
+    folder = factory.mktemp("finished")
+    write_domains(folder / "texts")
+    own: dict[str, Scalar] = {"data.dir": str(folder / "texts"), "run.name": "run"}
+    flat = TEXT_SIZE | own | spelled(changes)
+    open_runtime.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_app.app, "draw_plots", lambda folder: [])
+        run_in_process(folder, patch, **{k.replace(".", "__", 1): v for k, v in flat.items()}).let_go()
+    return folder / "runs" / "run"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ An expert is a linear classifier over the four penultimate features of a common 
 reads its ten logits. Clients hold unequal numbers of digits.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -102,7 +103,7 @@ class CannedReplies:
     given: Sequence[Reply]
     failures: dict[int, str] = field(default_factory=dict)
     messages: tuple[str, ...] = ("the messages",)
-    jobs: Mapping[int, Job] = field(default_factory=dict)
+    jobs: Mapping[int, Job] = field(default_factory=lambda: defaultdict(lambda: Job(-1)))
     late: Sequence[int] = ()
 
     def replies(self) -> list[Reply]:
@@ -127,6 +128,8 @@ class CannedExchange:
         size_of: floats of a vector, as the last request had it.
         served: whether what was asked is for clients' own predictions.
         opted_out: clients whose sites say that they take no part.
+        shares_memory: whether clients read the server's.
+        received: (client, names) of what clients took that no job named.
     """
 
     given: Sequence[Reply] = ()
@@ -138,6 +141,11 @@ class CannedExchange:
     size_of: Any = None
     served: list[bool] = field(default_factory=list)
     opted_out: set[int] = field(default_factory=set)
+    shares_memory: bool = False
+    received: list[tuple[int, list[str]]] = field(default_factory=list)
+
+    def count_down(self, client: int, names: Iterable[str], vectors: Mapping[str, Tensor]) -> None:
+        self.received.append((client, list(names)))
 
     @property
     def nodes(self) -> SimpleNamespace:
