@@ -156,7 +156,10 @@ class TaskSplit:
         return TaskPart(read, targets, num_bytes, self._domain_of(client))
 
     def text(self, tokens: Tensor) -> str:
-        """Return the text of tokens (n,) up to the one that ends it; what is no UTF-8 becomes a question mark."""
+        """Return the text of tokens (n,) up to the one that ends it, a target's behind a blank.
+
+        What is no UTF-8 becomes a question mark.
+        """
         found = tokens.tolist()
         told = found[: found.index(self.frame.end)] if self.frame.end in found else found
         return b"".join(self._pieces[token] for token in told if token < self.frame.begin).decode(errors="replace")
@@ -341,7 +344,7 @@ def _make(config: Config) -> dict[str, Tensor]:
     log.info("%.1f M characters of text become tokens; they are kept", characters / 1e6)
     for split in (PUBLIC, HELD_OUT):  # by the digests of their inputs, pairs of all domains mix
         splits[split].sort(key=lambda pair: hashlib.sha256(pair.input.encode()).digest())
-    public = [text for pair in splits[PUBLIC] for text in (pair.input, pair.target)]
+    public = [text for pair in splits[PUBLIC] for text in (pair.input, _behind_a_blank(pair.target))]
     tokens = as_bytes() if config.text.tokens == "bytes" else learn_pairs(public, config.text.vocabulary)
     tensors = {
         "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
@@ -351,10 +354,15 @@ def _make(config: Config) -> dict[str, Tensor]:
     }
     for split, found in splits.items():
         tensors |= _joined(f"{split}.inputs", tokens.encode([pair.input for pair in found]))
-        tensors |= _joined(f"{split}.targets", tokens.encode([pair.target for pair in found]))
+        tensors |= _joined(f"{split}.targets", tokens.encode([_behind_a_blank(pair.target) for pair in found]))
         tensors[f"{split}.documents"] = _numbered([pair.name for pair in found])
         tensors[f"{split}.labels"] = _numbered([pair.target for pair in found])
     return tensors
+
+
+def _behind_a_blank(target: str) -> str:
+    """Return a target as running text has it: word pieces hold the blank before them, and a copy is of whole pieces."""
+    return f" {target.strip()}"
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:

@@ -213,7 +213,9 @@ def _participants(r: Mapping[str, Any]) -> dict[str, Any]:
         for client, counts in (own.get("clients") or {}).items()
     ]
     means = {"local": own.get("local"), "global": own.get("global"), "bits": own.get("bits_per_byte")}
-    return {"rows": rows, **means, "tuned": own.get("tuned_bits_per_byte"), "domains": own.get("domains") or {}}
+    domains = own.get("domains") or {}
+    written = any(told.get("scores") for told in domains.values())
+    return {"rows": rows, **means, "tuned": own.get("tuned_bits_per_byte"), "domains": domains, "written": written}
 
 
 def _readings(r: Mapping[str, Any]) -> dict[str, Any]:

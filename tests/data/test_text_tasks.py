@@ -62,7 +62,7 @@ def shown(split: TaskSplit, part: TaskPart) -> list[tuple[str, str]]:
     found = []
     for read, targets in zip(part.read, part.targets, strict=True):
         begin = int((read == split.frame.begin).nonzero())
-        found.append((split.text(read[:begin]), split.text(targets[targets != NOTHING])))
+        found.append((split.text(read[:begin]), split.text(targets[targets != NOTHING])[1:]))
     return found
 
 
@@ -112,7 +112,7 @@ def test_clients_hold_the_tasks_in_turn_and_what_the_settings_say(made: Make) ->
     assert [split.client(client, "train").domain for client in CLIENTS] == [0, 1, 0, 1, 0, 1, 0]
     assert [len(split.client(3, part).read) for part in PARTS] == [20, 10, 6]
     assert split.vocabulary == 258 > int(split.public.max()) == split.frame.end == split.frame.begin + 1
-    assert split.client(0, "train").num_bytes == 20
+    assert split.client(0, "train").num_bytes == 2 * 20  # a blank and a letter
 
 
 def test_no_pair_is_held_twice_and_each_split_is_of_documents_of_its_own(made: Make) -> None:
@@ -150,7 +150,7 @@ def test_windows_of_public_text_begin_where_inputs_do(made: Make) -> None:
     assert (split.public[begins[1:] - 1] == split.frame.end).all()
     assert len(begins) == int((split.public == split.frame.end).sum())
     rows = zip(split_rows(split, split.public), targets.tensor_split(begins[1:]), strict=True)
-    assert all(split.text(asked[asked != NOTHING]) == target for (_, target), asked in rows)
+    assert all(split.text(asked[asked != NOTHING]) == f" {target}" for (_, target), asked in rows)
     assert torch.equal(targets[targets != NOTHING], split.public[targets != NOTHING])
 
 

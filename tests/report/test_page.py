@@ -18,9 +18,10 @@ from fedjets_flwr.report.page import write_report
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.run_folder import read_recorded
 from tests.support.in_process import run_in_process
+from tests.support.tasks import task_folder, task_run, task_settings
 from tests.support.text import TextRun, text_folder, text_run, text_settings
 
-__all__ = ["text_folder", "text_run", "text_settings"]
+__all__ = ["task_folder", "task_run", "task_settings", "text_folder", "text_run", "text_settings"]
 
 VOID = {"meta", "img", "br", "path", "rect"}
 BROWSER = shutil.which("chromium-headless-shell") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -287,6 +288,17 @@ def test_a_run_on_text_is_told_in_bits_per_byte_by_domain(tmp_path: Path, text_r
     for domain, told in own["domains"].items():
         assert f'<tr><th scope="row">{domain}</th><td><b>{told["bits_per_byte"]:.3f}</b></td>' in page
     assert "No accuracy was measured" not in page
+    assert '<th scope="col">what is written</th>' not in page
+
+
+def test_scores_of_what_is_written_are_told_by_task(tmp_path: Path, task_run: TextRun) -> None:
+    done = task_run("fedavg", run__rounds=1)
+    write_report(done.config.run_dir, tmp_path / "report.html")
+    page, own = (tmp_path / "report.html").read_text(), read_recorded(done.config.run_dir).results["participants"]
+    f1, exact = (100 * own["domains"]["names"]["scores"][name] for name in ("f1", "exact-match"))
+    assert '<th scope="col">what is written</th>' in page
+    assert f"<td>f1 <b>{f1:.1f}" in page
+    assert f"exact-match <b>{exact:.1f}" in page
 
 
 def test_what_texts_activate_is_drawn_and_told(tmp_path: Path, text_run: TextRun) -> None:
