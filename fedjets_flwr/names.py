@@ -5,6 +5,7 @@ Experts inside the layers of one model are ``expert.1.3``, and what all such mod
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 TRAIN, UNSEEN, VALIDATION = ROLES = ("train", "unseen", "validation")
 """Clients that train; that never train and score a method; that never train and by whose scores settings are chosen.
@@ -12,6 +13,10 @@ Their ids follow each other in this order."""
 
 SHARED_OF = {"shared": "train", "shared-val": "val"}
 """What of a training client's samples takes part in rounds, and of which part it is."""
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+"""Of a training client's samples: what it trains on, chooses by, and is scored on."""
 
 DENSE = "dense"
 _EXPERT = re.compile(r"expert\.(\d+)(\.\d+)?")

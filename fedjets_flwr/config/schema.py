@@ -898,6 +898,10 @@ class Config(Section):
         """Names in ``text.domains``."""
         return tuple(name.strip() for name in self.text.domains.split(",") if name.strip())
 
+    def domain_of(self, client: int) -> int:
+        """Return of which of ``text.domains`` a client's text is: clients of a role hold all in turn."""
+        return self.partition.place_of(client) % len(self.text_domains)
+
     @property
     def text_scores(self) -> tuple[str, ...]:
         """Names in ``text.scores``."""

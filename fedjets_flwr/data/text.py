@@ -14,27 +14,23 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.text_folder import different, ended, list_files, number_of, read_files
-from fedjets_flwr.data.text_sources import SOURCES, Document, files_of
+from fedjets_flwr.data.text_sources import MAX_CHARACTERS, SOURCES, Document, files_of
 from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs, pieces_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
-from fedjets_flwr.names import VALIDATION
+from fedjets_flwr.names import VALIDATION, Part
 from fedjets_flwr.seeds import torch_generator
 
 log = logging.getLogger("flwr")
-Part = Literal["train", "val", "test"]
 PUBLIC, HELD_OUT, FEDERATED, TEST = SPLITS = ("public", "held-out", "federated", "test")
 FORMAT = 2
 """Of what is kept; another number has all made anew."""
-MAX_CHARACTERS = 500_000_000
-"""Of all text together, which is in memory while it becomes tokens."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class TextSplit:
 
     def domain_of(self, client: int) -> int:
         """Return which domain a client's text is of: clients of a role hold all in turn, from the first on."""
-        return self._config.partition.place_of(client) % len(self.domains)
+        return self._config.domain_of(client)
 
     def client(self, client: int, part: Part) -> TextPart:
         """Return a part of a client's text, which no other part and no other client has.
@@ -251,7 +247,7 @@ def _make(config: Config) -> dict[str, Tensor]:
     tensors = {
         "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
         "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
-        "lengths": torch.tensor([len(piece) for piece in tokens.pieces]),
+        "lengths": tokens.lengths,
         "tokeniser": torch.tensor(list(tokens.told.encode()), dtype=torch.uint8),
     }
     for split, found in texts.items():

@@ -10,24 +10,21 @@ import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedjets_flwr.data.image_folder import site_folder
 from fedjets_flwr.data.text_folder import different, ended, list_own, number_of, read_own
-from fedjets_flwr.data.text_sources import Document
+from fedjets_flwr.data.text_sources import MAX_CHARACTERS, Document
 from fedjets_flwr.data.text_tokens import Tokens, digest_of, tokens_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
+from fedjets_flwr.names import PARTS, Part
 
 log = logging.getLogger("flwr")
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 FORMAT = 1
 """Of what is kept; another number has all made anew."""
-MAX_CHARACTERS = 500_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +96,7 @@ def encode_site(place: Path, tokens: Tokens) -> SiteText:
     documents = read_site(place)
     encoded = tokens.encode([ended(document) for document in documents])
     found = {part: tuple(t for d, t in zip(documents, encoded, strict=True) if part_of(d) == part) for part in PARTS}
-    return SiteText(place, found, torch.tensor([len(piece) for piece in tokens.pieces]))
+    return SiteText(place, found, tokens.lengths)
 
 
 @lru_cache(maxsize=2)

@@ -24,6 +24,8 @@ from fedjets_flwr.reading import one_line
 
 MAX_BYTES = 100_000_000
 """Of a file of text, unpacked; the largest of the domains here has 16 million."""
+MAX_CHARACTERS = 500_000_000
+"""Of all text together, which is in memory while it becomes tokens."""
 MAX_MODULE = 8_000_000
 """Of a Python module that is parsed, which takes some hundred times its size in memory."""
 

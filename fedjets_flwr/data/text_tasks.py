@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.text import FEDERATED, HELD_OUT, MAX_CHARACTERS, PUBLIC, TEST, Part, split_of
+from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, split_of
 from fedjets_flwr.data.text_pairs import PAIRS, Pair, pair_file, read_pairs
-from fedjets_flwr.data.text_sources import Document, files_of
+from fedjets_flwr.data.text_sources import MAX_CHARACTERS, Document, files_of
 from fedjets_flwr.data.text_tokens import NOTHING, Asked, as_bytes, learn_pairs, pieces_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
-from fedjets_flwr.names import VALIDATION
+from fedjets_flwr.names import VALIDATION, Part
 from fedjets_flwr.seeds import numpy_generator, torch_generator
 
 log = logging.getLogger("flwr")
@@ -178,7 +178,7 @@ class TaskSplit:
         self.client(0, "train")  # deals to all
 
     def _domain_of(self, client: int) -> int:
-        return self._config.partition.place_of(client) % len(self.domains)
+        return self._config.domain_of(client)
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -349,7 +349,7 @@ def _make(config: Config) -> dict[str, Tensor]:
     tensors = {
         "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
         "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
-        "lengths": torch.tensor([len(piece) for piece in tokens.pieces]),
+        "lengths": tokens.lengths,
         "tokeniser": torch.tensor(list(tokens.told.encode()), dtype=torch.uint8),
     }
     for split, found in splits.items():

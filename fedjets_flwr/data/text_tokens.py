@@ -34,6 +34,11 @@ class Tokens:
     encode: Callable[[Sequence[str]], list[Tensor]]
     told: str = ""
 
+    @property
+    def lengths(self) -> Tensor:
+        """How many bytes each token stands for, int64 (V,)."""
+        return torch.tensor([len(piece) for piece in self.pieces])
+
 
 class _Pairs(BaseModel):
     """Byte pairs as a file tells them.

@@ -64,8 +64,7 @@ def draw_cohort(
     if sampling == "uniform":
         return Cohort((), draw(willing, config.cohort.anchors + config.cohort.normals), server_round)
     if sampling == "one-per-domain":
-        domains = len(config.text_domains)
-        alike = [[c for c in willing if config.partition.place_of(c) % domains == d] for d in range(domains)]
+        alike = [[c for c in willing if config.domain_of(c) == d] for d in range(len(config.text_domains))]
         return Cohort((), tuple(sorted(client for clients in alike for client in draw(clients, 1))), server_round)
     anchors = draw([client for client in all_anchors if client not in without], config.cohort.anchors)
     others = [client for client in willing if client not in all_anchors]

@@ -111,7 +111,7 @@ class LanguagePersonaliser:
         Raises:
             FedjetsError: there is no text, or it cannot be read.
         """
-        lengths = lengths_of(self.tokens)
+        lengths = self.tokens.lengths
         found = []
         for document in read_own(Path(text)):
             (tokens,) = self.tokens.encode([ended(document)])
@@ -222,11 +222,6 @@ def bits_per_byte(model: Transformer, tokens: Tensor, lengths: Tensor) -> float:
     """Return how many bits a byte a model needs for tokens (n,), two at least (:func:`told_bits`)."""
     bits, num_bytes = told_bits(model, tokens, lengths)
     return bits / num_bytes
-
-
-def lengths_of(tokens: Tokens) -> Tensor:
-    """Return of how many bytes each token is, (V,)."""
-    return torch.tensor([len(piece) for piece in tokens.pieces])
 
 
 def _card(

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Spec
-from fedjets_flwr.data.text import Part, TextPart, open_text
+from fedjets_flwr.data.text import TextPart, open_text
 from fedjets_flwr.data.text_site import open_site
 from fedjets_flwr.data.text_tokens import digest_of
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.language_pretraining import windows
-from fedjets_flwr.names import SHARED_OF, TRAIN
+from fedjets_flwr.names import PARTS, SHARED_OF, TRAIN, Part
 from fedjets_flwr.seeds import torch_generator
 from fedjets_flwr.tasks.base import Inputs, Samples
-
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 class LanguageModelling:

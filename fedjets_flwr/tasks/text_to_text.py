@@ -15,11 +15,9 @@ from fedjets_flwr.data.text_tokens import NOTHING
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.decoding import greedy
-from fedjets_flwr.names import SHARED_OF, TRAIN
+from fedjets_flwr.names import PARTS, SHARED_OF, TRAIN
 from fedjets_flwr.tasks.base import Inputs, Samples
 from fedjets_flwr.tasks.text_scores import SCORES
-
-PARTS = ("train", "val", "test")
 
 
 class TextToText:
@@ -89,7 +87,7 @@ class TextToText:
             raise FedjetsError(
                 f"data.name = {self.config.data.name!r}: there is no {part} part for a site's own folder"
             )
-        held = open_tasks(self.config).client(client, wanted)  # type: ignore[arg-type]
+        held = open_tasks(self.config).client(client, wanted)
         training = self.config.partition.role_of(client) == TRAIN
         kinds = torch.full((len(held.read),), held.domain)
         per_byte = int((held.targets != NOTHING).sum()) / held.num_bytes

@@ -18,11 +18,11 @@ from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data import text as text_module
 from fedjets_flwr.data import text_sources
 from fedjets_flwr.data.datasets import load_dataset
-from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, Part, TextSplit, documents_of, open_text, split_of
+from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, TextSplit, documents_of, open_text, split_of
 from fedjets_flwr.data.text_sources import Document
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import digest_of
-from fedjets_flwr.names import VALIDATION
+from fedjets_flwr.names import VALIDATION, Part
 
 Make = Callable[..., Config]
 PARTS: tuple[Part, ...] = ("train", "val", "test")

@@ -11,10 +11,11 @@ from hypothesis import strategies as some
 
 from fedjets_flwr.data import text_site
 from fedjets_flwr.data.text import TEST, split_of
-from fedjets_flwr.data.text_site import PARTS, SiteText, encode_site, open_site, part_of
+from fedjets_flwr.data.text_site import SiteText, encode_site, open_site, part_of
 from fedjets_flwr.data.text_sources import Document
 from fedjets_flwr.data.text_tokens import as_bytes
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.names import PARTS
 
 NAMES = [f"{number}.txt" for number in range(60)]
 

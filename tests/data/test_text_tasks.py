@@ -15,15 +15,14 @@ from hypothesis import strategies as some
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data import text_sources
-from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, Part, split_of
+from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, split_of
 from fedjets_flwr.data.text_sources import Document
 from fedjets_flwr.data.text_tasks import Frame, TaskPart, TaskSplit, deal_by_label, open_tasks
 from fedjets_flwr.data.text_tokens import NOTHING, tokens_of
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.names import VALIDATION
+from fedjets_flwr.names import PARTS, VALIDATION, Part
 from tests.support.text import spelled
 
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 CLIENTS = range(7)
 DOCUMENTS = 150
 Make = Callable[..., Config]

@@ -29,7 +29,6 @@ from fedjets_flwr.personalize.language import (
     LanguagePersonaliser,
     activation_of,
     bits_per_byte,
-    lengths_of,
     model_of,
     personalise_text,
     told_bits,
@@ -229,7 +228,7 @@ def test_a_bundle_scores_as_the_model_that_was_saved(made: LanguagePersonaliser,
     (tokens,) = again.tokens.encode([one])
     (score,) = again.score(texts / "tales" / "7.txt").files
     assert score.tokens == len(tokens) - 1
-    assert score.bits_per_byte == bits_per_byte(again.model, tokens.long(), lengths_of(again.tokens))
+    assert score.bits_per_byte == bits_per_byte(again.model, tokens.long(), again.tokens.lengths)
 
 
 def test_scores_are_a_table_that_nothing_computes(bundle: Path, tmp_path: Path) -> None:
