@@ -122,6 +122,11 @@ class Text(Section):
         " manual, slang; of a text-folder the names of its folders of .txt files, or of its files of JSON lines; tasks:"
         " of glosses, scripture, code; of a task-folder the names of its files of JSON lines",
     )
+    public_domains: str = Field(
+        "",
+        description="of text.domains those whose public part tokens are learnt from and models are pretrained on, comma"
+        " between; clients hold all; empty: all",
+    )
     tokens: Literal["bpe", "bytes"] = Field(
         "bpe", description="what a model reads: byte pairs that are learnt from the public text, or bytes"
     )
@@ -854,6 +859,11 @@ class Config(Section):
                 + (", or to 1 where every client has text of its own" * (not self.of_tasks)),
             ),
             (
+                set(self.public_domains) <= set(self.text_domains) and not (self.of_tasks and self.text.public_domains),
+                f"text.public-domains = {self.text.public_domains!r}: give some of text.domains ="
+                f" {self.text.domains!r}, or none for tasks",
+            ),
+            (
                 self.data.name == "task-folder" or not self.text_scores,
                 f"text.scores = {self.text.scores!r}: is for data.name = 'task-folder'; leave it empty",
             ),
@@ -897,6 +907,12 @@ class Config(Section):
     def text_domains(self) -> tuple[str, ...]:
         """Names in ``text.domains``."""
         return tuple(name.strip() for name in self.text.domains.split(",") if name.strip())
+
+    @property
+    def public_domains(self) -> tuple[str, ...]:
+        """Domains of which some text is public."""
+        names = tuple(name.strip() for name in self.text.public_domains.split(",") if name.strip())
+        return names or self.text_domains
 
     def domain_of(self, client: int) -> int:
         """Return of which of ``text.domains`` a client's text is: clients of a role hold all in turn."""

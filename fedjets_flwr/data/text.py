@@ -1,7 +1,8 @@
 """Text of different domains, as tokens: the public part, and what each client holds.
 
 The SHA-256 of a document's name, modulo 10, says which split it is of: 0 to 4 are public, 5 to 8 are the clients' to
-train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. Where clients
+train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. Of domains that
+are not among ``text.public-domains`` nobody has the public part. Where clients
 have text of their own (``text_site``), all that lies here is public. A document whose text an earlier one of its domain
 has is left out.
 """
@@ -218,7 +219,8 @@ def _tokens(config: Config) -> dict[str, Tensor]:
     files = [(path, path.stat()) for domain in config.text_domains for path in _files(config, domain)]
     seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
     pairs = (config.text.vocabulary, version("tokenizers")) if config.text.tokens == "bpe" else ()
-    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, pairs, seen, config.text_elsewhere)
+    whose = (config.text_domains, config.public_domains, config.text_elsewhere)
+    made_of = (FORMAT, config.data.name, whose, config.text.tokens, pairs, seen)
     path = config.cache_dir / "text" / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.safetensors"
     if (tensors := kept(path)) is None:
         tensors = _make(config)
@@ -236,6 +238,8 @@ def _make(config: Config) -> dict[str, Tensor]:
             split, whole = split_of(document, config.text_elsewhere), ended(document)
             hasher.update(repr((domain, document.name, len(whole))).encode() + whole.encode())
             mixed = split in (PUBLIC, HELD_OUT)
+            if mixed and domain not in config.public_domains:
+                continue
             splits[split if mixed else f"{split}.{position}"].append((number_of(document.name), whole))
             characters += len(whole)
             if characters > MAX_CHARACTERS:

@@ -105,7 +105,7 @@ def cached_path(config: Config) -> Path:
         decides = [(k, v) for k, v in sorted(flat.items()) if k.startswith("language-model.")]
         text = open_public_text(config)
         tokens = [config.text.tokens, config.text.vocabulary, digest_of(text.tokeniser)]
-        named = repr([text.digest, *tokens, config.text_elsewhere, config.common_expert.seed])
+        named = repr([text.digest, *tokens, config.public_domains, config.text_elsewhere, config.common_expert.seed])
         digest = derive(0, named + repr(decides))
         return config.cache_dir / "common-experts" / f"transformer-{config.data.name}-{digest:016x}.safetensors"
     unused = ("common-expert.path", "common-expert.embedding")
