@@ -1,10 +1,9 @@
 """Text of different domains, as tokens: the public part, and what each client holds.
 
 The SHA-256 of a document's name, modulo 10, says which split it is of: 0 to 4 are public, 5 to 8 are the clients' to
-train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. Of domains that
-are not among ``text.public-domains`` nobody has the public part. Where clients
-have text of their own (``text_site``), all that lies here is public. A document whose text an earlier one of its domain
-has is left out.
+train and choose by, 9 scores them. The next digit holds a tenth of the public documents out of training. Nobody has the
+public part of a domain that is not among ``text.public-domains``. Where clients have text of their own (``text_site``),
+all that lies here is public. A document whose text an earlier one of its domain has is left out.
 """
 
 import hashlib

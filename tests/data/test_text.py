@@ -22,6 +22,7 @@ from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, TextSplit,
 from fedjets_flwr.data.text_sources import Document
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import digest_of
+from fedjets_flwr.models.pretraining import cached_path
 from fedjets_flwr.names import VALIDATION, Part
 
 Make = Callable[..., Config]
@@ -280,3 +281,19 @@ def test_more_text_than_fits_is_refused(own: Make, tmp_path: Path, monkeypatch: 
 def test_text_is_no_images() -> None:
     with pytest.raises(FedjetsError, match="data.name = 'text': holds no images"):
         load_dataset("text", Path("anywhere"), download=False)
+
+
+def test_public_text_may_be_of_some_domains_and_clients_hold_all(own: Make) -> None:
+    both, one = open_text(own()), open_text(own(text__public_domains="a"))
+    for stream in (one.public, one.public_held_out):
+        assert b"a" in one.decode(stream)
+        assert b"b" not in one.decode(stream)
+    assert b"b" in both.decode(both.public)
+    assert {one.decode(one.client(client, "test").tokens)[:1] for client in (0, 1)} == {b"a", b"b"}
+    assert one.digest == both.digest
+    assert cached_path(own()) != cached_path(own(text__public_domains="a"))
+
+
+def test_a_public_domain_that_is_none_is_refused(own: Make) -> None:
+    with pytest.raises(FedjetsError, match="text.public-domains = 'a,c': give some of text.domains = 'a,b'"):
+        own(text__public_domains="a,c")
