@@ -12,18 +12,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.data.text_cache import cached_tokens, kept_of, tokens_for
 from fedjets_flwr.data.text_folder import different, ended, list_files, number_of, read_files
 from fedjets_flwr.data.text_sources import MAX_CHARACTERS, SOURCES, Document, files_of
-from fedjets_flwr.data.text_tokens import as_bytes, learn_pairs, pieces_of
+from fedjets_flwr.data.text_tokens import pieces_of
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.names import VALIDATION, Part
 from fedjets_flwr.seeds import torch_generator
 
@@ -215,16 +214,9 @@ def _tokens(config: Config) -> dict[str, Tensor]:
     """Return all text as tokens, kept by the names, sizes and times of its files."""
     if config.data.name not in ("text", "text-folder"):
         raise FedjetsError(f"data.name = {config.data.name!r}: holds no text; set it to 'text' or 'text-folder'")
-    files = [(path, path.stat()) for domain in config.text_domains for path in _files(config, domain)]
-    seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
-    pairs = (config.text.vocabulary, version("tokenizers")) if config.text.tokens == "bpe" else ()
+    files = [path for domain in config.text_domains for path in _files(config, domain)]
     whose = (config.text_domains, config.public_domains, config.text_elsewhere)
-    made_of = (FORMAT, config.data.name, whose, config.text.tokens, pairs, seen)
-    path = config.cache_dir / "text" / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.safetensors"
-    if (tensors := kept(path)) is None:
-        tensors = _make(config)
-        keep(tensors, path)
-    return tensors
+    return cached_tokens(config, files, (FORMAT, whose), lambda: _make(config))
 
 
 def _make(config: Config) -> dict[str, Tensor]:
@@ -246,13 +238,8 @@ def _make(config: Config) -> dict[str, Tensor]:
     log.info("%.1f M characters of text become tokens; they are kept", characters / 1e6)
     # By the digests of their names, public documents of all domains mix.
     texts = {split: [text for _, text in sorted(found)] for split, found in splits.items()}
-    tokens = as_bytes() if config.text.tokens == "bytes" else learn_pairs(texts[PUBLIC], config.text.vocabulary)
-    tensors = {
-        "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
-        "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
-        "lengths": tokens.lengths,
-        "tokeniser": torch.tensor(list(tokens.told.encode()), dtype=torch.uint8),
-    }
+    tokens = tokens_for(config, texts[PUBLIC])
+    tensors = kept_of(tokens, hasher.digest())
     for split, found in texts.items():
         encoded = tokens.encode(found)
         tensors[split] = torch.cat([torch.empty(0, dtype=torch.int32), *encoded])

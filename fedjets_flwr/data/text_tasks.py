@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, split_of
+from fedjets_flwr.data.text_cache import cached_tokens, kept_of, tokens_for
 from fedjets_flwr.data.text_pairs import PAIRS, Pair, pair_file, read_pairs
 from fedjets_flwr.data.text_sources import MAX_CHARACTERS, Document, files_of
-from fedjets_flwr.data.text_tokens import NOTHING, Asked, as_bytes, learn_pairs, pieces_of
+from fedjets_flwr.data.text_tokens import NOTHING, Asked, pieces_of
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.names import VALIDATION, Part
 from fedjets_flwr.seeds import numpy_generator, torch_generator
 
@@ -317,15 +316,8 @@ def _pairs_of(config: Config, domain: str) -> Iterator[Pair]:
 def _tokens(config: Config) -> dict[str, Tensor]:
     """Return all pairs as tokens, kept by the names, sizes and times of their files."""
     scores_of(config)
-    files = [(path, path.stat()) for domain in config.text_domains for path in _files(config, domain)]
-    seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
-    learnt = (config.text.vocabulary, version("tokenizers")) if config.text.tokens == "bpe" else ()
-    made_of = (FORMAT, config.data.name, config.text_domains, config.text.tokens, learnt, seen)
-    path = config.cache_dir / "text" / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.safetensors"
-    if (tensors := kept(path)) is None:
-        tensors = _make(config)
-        keep(tensors, path)
-    return tensors
+    files = [path for domain in config.text_domains for path in _files(config, domain)]
+    return cached_tokens(config, files, (FORMAT, config.text_domains), lambda: _make(config))
 
 
 def _make(config: Config) -> dict[str, Tensor]:
@@ -345,13 +337,8 @@ def _make(config: Config) -> dict[str, Tensor]:
     for split in (PUBLIC, HELD_OUT):  # by the digests of their inputs, pairs of all domains mix
         splits[split].sort(key=lambda pair: hashlib.sha256(pair.input.encode()).digest())
     public = [text for pair in splits[PUBLIC] for text in (pair.input, _behind_a_blank(pair.target))]
-    tokens = as_bytes() if config.text.tokens == "bytes" else learn_pairs(public, config.text.vocabulary)
-    tensors = {
-        "digest": torch.tensor(list(hasher.digest()), dtype=torch.uint8),
-        "pieces": torch.tensor(list(b"".join(tokens.pieces)), dtype=torch.uint8),
-        "lengths": tokens.lengths,
-        "tokeniser": torch.tensor(list(tokens.told.encode()), dtype=torch.uint8),
-    }
+    tokens = tokens_for(config, public)
+    tensors = kept_of(tokens, hasher.digest())
     for split, found in splits.items():
         tensors |= _joined(f"{split}.inputs", tokens.encode([pair.input for pair in found]))
         tensors |= _joined(f"{split}.targets", tokens.encode([_behind_a_blank(pair.target) for pair in found]))

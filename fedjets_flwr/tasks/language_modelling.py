@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.data.text import TextPart, open_text
 from fedjets_flwr.data.text_site import open_site
 from fedjets_flwr.data.text_tokens import digest_of
@@ -19,31 +18,18 @@ from fedjets_flwr.models.language_pretraining import windows
 from fedjets_flwr.names import PARTS, SHARED_OF, TRAIN, Part
 from fedjets_flwr.seeds import torch_generator
 from fedjets_flwr.tasks.base import Inputs, Samples
+from fedjets_flwr.tasks.of_text import OfText
 
 
-class LanguageModelling:
+class LanguageModelling(OfText):
     """The text of ``data.name = "text"`` or ``"text-folder"``, a domain for each client, or a site's own.
 
     A sample is a window of T tokens, its targets the T tokens that follow each; a client's windows do not overlap.
     """
 
     def __init__(self, config: Config, common: CommonExpert | None = None, domain: str = "") -> None:
-        self.config, self.common, self.domain = config, common, domain
-
-    @property
-    def spec(self) -> Spec:
-        """Length of a window, and names of the domains; the tokens are too many to have names."""
-        return Spec((self.config.language_model.context,), (), self.config.text_domains)
-
-    @property
-    def classifies(self) -> bool:
-        """A text is of no class."""
-        return False
-
-    @property
-    def tells(self) -> tuple[str, ...]:
-        """Bits per byte, and the position of the text's domain."""
-        return ("bits-per-byte", "domain")
+        super().__init__(config)
+        self.common, self.domain = common, domain
 
     @property
     def scores(self) -> Mapping[str, tuple[str, ...]]:
@@ -60,11 +46,6 @@ class LanguageModelling:
         """Whose text is whose is known wherever the text lies, unless sites have text of their own."""
         return not self.config.text_elsewhere
 
-    @property
-    def has_global(self) -> bool:
-        """There is no text that all clients share."""
-        return False
-
     def deal(self) -> None:
         """Cut the text into the clients' parts; what sites have of their own is nobody's to deal."""
         if self.simulates:
@@ -73,10 +54,6 @@ class LanguageModelling:
     def known(self, client: int) -> int:
         """Return how many windows a training client trains on."""
         return len(self.samples(client))
-
-    def sample_input(self) -> Tensor:
-        """Return a window of the first token, int64 (1, T)."""
-        return torch.zeros(1, *self.spec.shape, dtype=torch.int64)
 
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return windows of a client's text and their targets, int64 (n, T) both."""

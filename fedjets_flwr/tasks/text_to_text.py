@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.data.text_tasks import open_tasks, scores_of
 from fedjets_flwr.data.text_tokens import NOTHING
 from fedjets_flwr.errors import FedjetsError
@@ -17,10 +16,11 @@ from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.decoding import greedy
 from fedjets_flwr.names import PARTS, SHARED_OF, TRAIN
 from fedjets_flwr.tasks.base import Inputs, Samples
+from fedjets_flwr.tasks.of_text import OfText
 from fedjets_flwr.tasks.text_scores import SCORES
 
 
-class TextToText:
+class TextToText(OfText):
     """The pairs of ``data.name = "tasks"`` or ``"task-folder"``, of one task for each client.
 
     A sample is what a decoder reads, an input and its target; its targets are the tokens that follow, of the target
@@ -28,25 +28,10 @@ class TextToText:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        super().__init__(config)
         self._names = scores_of(config)
         if unknown := sorted(set(self._names) - SCORES.keys()):
             raise FedjetsError(f"text.scores: no {unknown[0]!r}; there are {', '.join(SCORES)}")
-
-    @property
-    def spec(self) -> Spec:
-        """Length of a sample, and names of the tasks."""
-        return Spec((self.config.language_model.context,), (), self.config.text_domains)
-
-    @property
-    def classifies(self) -> bool:
-        """A sample is of no class: targets are text, too."""
-        return False
-
-    @property
-    def tells(self) -> tuple[str, ...]:
-        """Bits per byte of the targets, and the position of the task."""
-        return ("bits-per-byte", "domain")
 
     @property
     def scores(self) -> Mapping[str, tuple[str, ...]]:
@@ -63,11 +48,6 @@ class TextToText:
         """Whose pairs are whose is known wherever they lie."""
         return True
 
-    @property
-    def has_global(self) -> bool:
-        """There are no pairs that all clients share."""
-        return False
-
     def deal(self) -> None:
         """Deal the pairs to clients."""
         open_tasks(self.config)
@@ -75,10 +55,6 @@ class TextToText:
     def known(self, client: int) -> int:
         """Return how many pairs a training client trains on."""
         return self.config.text.train_pairs
-
-    def sample_input(self) -> Tensor:
-        """Return a sample of the first token, int64 (1, T)."""
-        return torch.zeros(1, *self.spec.shape, dtype=torch.int64)
 
     def samples(self, client: int, folder: Path | None = None, part: str = "train") -> Samples:
         """Return a client's pairs as tokens, and those to be told after each, int64 (n, T) both."""
