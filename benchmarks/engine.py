@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.paced import Paced, Stuck, alive, descendants
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.launch.daemons import HUGE_PAGES
+from fedjets_flwr.launch.daemons import HUGE_PAGES, flower_environment
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import stage_app, to_toml
 
@@ -66,7 +66,7 @@ class Engine(Paced):
 
     def processes(self) -> dict[int, str]:
         """Return every process of this simulation by id."""
-        return descendants(self._flower._superlink.pid)
+        return {pid: words for daemon in self._flower.daemons for pid, words in descendants(daemon.pid).items()}
 
     def _servers(self) -> list[int]:
         return [self.server] if self.server else []
@@ -75,7 +75,8 @@ class Engine(Paced):
     def server(self) -> int:
         """Process that runs the ServerApp and drives the simulation, 0 before it is there."""
         if not self._server:
-            found = (pid for pid, command in self.processes().items() if "flwr-simulation" in command)
+            programs = ("ready_simulation.py", "flwr-simulation")
+            found = (pid for pid, words in self.processes().items() if any(name in words for name in programs))
             self._server = next(found, 0)
         return self._server
 
@@ -89,7 +90,8 @@ class StockFlower(LocalFlower):
     """Flower as its own commands start it."""
 
     def switches(self, home: Path) -> dict[str, str]:
-        return {name: value for name, value in super().switches(home).items() if name not in HUGE_PAGES}
+        found = {name: value for name, value in super().switches(home).items() if name not in HUGE_PAGES}
+        return found | {"PATH": flower_environment(home)["PATH"]}
 
 
 @contextmanager
@@ -121,10 +123,11 @@ def _run(
     begun = time.monotonic()
     leftover: Iterable[int] = ()
     try:
-        with kind(app.parent / "flower.log") as flower:
+        federation, ray = resources.here()
+        with kind(app.parent / "flower.log", ray) as flower:
             reply = flower.cli(
-                "run", str(app), "own", "--run-config", str(chosen),
-                "--federation-config", resources.federation_config(), "--format", "json",
+                "run", str(app), "own", "--run-config", str(chosen), "--federation-config", federation,
+                "--format", "json",
             )  # fmt: skip
             engine = Engine(flower, lines)
             engine.started = begun

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +22,9 @@ from fedjets_flwr.federation.privacy import check_noise_fits, spent
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import COMMON_EXPERT
-from fedjets_flwr.models.expert import encode_architectures, forward_flops
+from fedjets_flwr.models.expert import encode_architectures
 from fedjets_flwr.models.flat_model import digest_of
+from fedjets_flwr.models.flops import forward_flops
 from fedjets_flwr.models.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
 from fedjets_flwr.report.plots import draw_plots
@@ -55,17 +57,19 @@ def main(grid: Grid, context: Context) -> None:
     # Not by Ray, which a simulation may still be importing in another thread.
     announce = None if isinstance(grid, InMemoryGrid) else Announcer()
     if (queue := RunQueue.here()) is None:
-        do(grid, context.run_id, *opened(context.run_config, announce), announce)
+        config, checkpoints = opened(context.run_config, announce)
+        do(grid, context.run_id, config, checkpoints, announce)
+        draw_plots(config.run_dir)
         return
-    for number, settings in queue:
-        reason = ""
+    for asked in queue:
+        reason, told = "", {"settings": json.dumps(asked.settings)}
         try:
-            config, checkpoints = opened(settings, announce)
+            config, checkpoints = opened(asked.settings, announce)
             with logged_to(config.run_dir / "run.log"):  # a folder that is locked for this run by now
-                do(grid, context.run_id, config, checkpoints, announce, {"settings": json.dumps(settings)})
+                do(grid, context.run_id, config, checkpoints, announce, told, since=asked.since)
         except Exception as error:
             reason = str(error_facts(error)["reason"])
-        queue.answer(number, reason)
+        queue.answer(asked.number, reason)
 
 
 def do(
@@ -75,6 +79,7 @@ def do(
     checkpoints: Checkpoints,
     announce: Announcer | None,
     told: Mapping[str, str] | None = None,
+    since: float | None = None,
 ) -> None:
     """Do a run, whose folder tells how it ended, and let go of the folder.
 
@@ -85,11 +90,11 @@ def do(
         checkpoints: of the run, which hold its folder.
         announce: takes what is written, for a launcher elsewhere.
         told: what every request tells, besides what the method says.
+        since: when somebody began to wait for it, in seconds since 1970.
     """
     request = StopRequest(config.run_dir, str(flower_run))
     try:
-        run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce, told)
-        draw_plots(config.run_dir)
+        run(cast(Grid, StoppableGrid(grid, request)), config, checkpoints, announce, told, since)
     except (Exception, SystemExit) as error:  # SystemExit: Flower's way to stop a deployed ServerApp
         with suppress(OSError):  # the next run does it, too; what ended this one must be told
             put_back(config.run_dir)
@@ -133,8 +138,11 @@ def run(
     checkpoints: Checkpoints,
     announce: Announcer | None = None,
     told: Mapping[str, str] | None = None,
+    since: float | None = None,
 ) -> Rounds:
     """Do a whole run, write its folder and return the rounds, with the method's final state; see :func:`do`."""
+    began = time.time()
+    before = {} if since is None else {"launch": round(began - since, 3)}
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = strategy(config.strategy.name)
     wanted.validate(config)
@@ -158,10 +166,12 @@ def run(
     try:
         rounds, first = begin(method, exchange, tracker, checkpoints, callbacks, found)
         rounds.summary()
+        before["prepare"] = round(time.time() - began, 3)
         rounds.start(grid, first=first)
     finally:
         exchange.close()
     results = facts_of(method, rounds) | {
+        "seconds_before": before,
         "wire_bytes_total": exchange.moved,
         "jobs_by_transport": dict(sorted(exchange.sent.items())),
     }

@@ -1,5 +1,6 @@
 """The ``fedjets`` command."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -73,12 +74,17 @@ def run(
         print_summary(run_elsewhere(elsewhere, superlink, here, console), here.run_dir, console)
         return
     c = claimed(local_config(written, output_dir))
-    _validate(c)
-    from fedjets_flwr.launch.follow import print_summary, run_and_follow
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
+    from fedjets_flwr.launch.warm import WarmFlower
 
-    summary = run_and_follow(c, Resources(supernodes, cpus_per_client, gpus), console, ray_address)
-    print_summary(summary, c.run_dir, console)
+    resources = Resources(supernodes, cpus_per_client, gpus)
+    with WarmFlower(c.run_dir / "flower.log", resources, console, ray_address) as flower:
+        flower.start()
+        _validate(c)
+        summary = flower.run(c)
+        from fedjets_flwr.launch.follow import print_summary
+
+        print_summary(summary, c.run_dir, console)
 
 
 @cli.command("deploy-local")
@@ -453,3 +459,5 @@ def main() -> None:
     except (FedjetsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        gc.freeze()  # else Python looks for cycles among all objects of PyTorch as it ends, for half a second

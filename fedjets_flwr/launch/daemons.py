@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,10 +86,16 @@ def wait_for_port(process: "subprocess.Popen[bytes]", port: int, seconds: float 
     return False
 
 
-def stop_daemons(processes: Sequence["subprocess.Popen[bytes]"], seconds: float = 15) -> None:
-    """End daemons and all that they started; a guard that needs longer, for want of power over a process, stays."""
+def stop_daemons(processes: Sequence["subprocess.Popen[bytes]"], at_once: bool = False, seconds: float = 15) -> None:
+    """End daemons and all that they started; a guard that needs longer, for want of power over a process, stays.
+
+    Args:
+        processes: their guards.
+        at_once: they have nothing to put in order.
+        seconds: to wait for them.
+    """
     for process in processes:
-        process.terminate()
+        process.send_signal(guard.AT_ONCE if at_once else signal.SIGTERM)
     deadline = time.monotonic() + seconds
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,6 +1,5 @@
 """One run at a terminal: checks before Flower starts, progress, summary."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -13,9 +12,6 @@ from rich.text import Text
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.launch import peers
-from fedjets_flwr.launch.ray_cluster import Placement, find_cluster
-from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
 from fedjets_flwr.moe.controls import CONTROLS, shown
@@ -29,25 +25,6 @@ from fedjets_flwr.tasks import open_task
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
 """SystemExit is what rich makes of a closed pipe, such as that to a ``tee`` which heard the same Ctrl-C."""
-
-
-def run_and_follow(config: Config, resources: Resources, console: Console, ray_address: str = "") -> dict[str, Any]:
-    """Run through a Flower of our own, show the progress, return the summary.
-
-    Args:
-        config: the settings.
-        resources: what the simulation may use.
-        console: where the progress is shown.
-        ray_address: of a Ray cluster that runs the clients; empty: this machine does.
-
-    Raises:
-        FedjetsError: the settings, the data or the run failed; one line that says why.
-    """
-    check(config)
-    tell_who_reaches(console)
-    federation, placement = find_room(resources, ray_address, console)
-    with run_folder(config, console) as folder, LocalFlower(folder / "flower.log", placement) as flower:
-        return follow_to_the_end(flower.submit(config, folder, federation), config, console)
 
 
 def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> dict[str, Any]:
@@ -69,28 +46,6 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
         summary = follow_to_the_end(launched, config, console, mirrored=True)
         draw_plots(folder)
         return summary
-
-
-def find_room(resources: Resources, ray_address: str, console: Console) -> tuple[str, Placement | None]:
-    """Return Flower's ``--federation-config``, and what goes where on a Ray cluster, if one is named.
-
-    Raises:
-        FedjetsError: no client fits, or there is no such cluster.
-    """
-    if not ray_address:
-        return resources.federation_config(), None
-    federation, placement = resources.on(find_cluster(ray_address))
-    nodes = len(set(placement.nodes))
-    console.print(f"{len(placement.nodes)} clients at a time on {nodes} nodes of the Ray cluster {placement.address}")
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        console.print("the Ray cluster asks for no token: whoever reaches it can run code there; see docs/cluster.md")
-    return federation, placement
-
-
-def tell_who_reaches(console: Console) -> None:
-    """Say so where daemons on this machine cannot keep its other users out."""
-    if not peers.can_tell():
-        console.print("other users of this machine can reach the run: only Linux tells who connects; be its one user")
 
 
 @contextmanager
@@ -185,7 +140,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     seconds = summary["seconds"]
     console.print(
         f"{summary['rounds']} rounds, {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up,"
-        f" {seconds['round']:.0f} s in rounds, {summary['embeddings_computed']} embeddings computed"
+        f" {sum(summary['seconds_before'].values()):.0f} s before the first and {seconds['round']:.0f} s in them,"
+        f" {summary['embeddings_computed']} embeddings computed"
     )
     for path in sorted((folder / "plots").glob("*.png")):
         console.print(str(path), soft_wrap=True)

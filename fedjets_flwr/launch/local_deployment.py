@@ -16,7 +16,8 @@ from fedjets_flwr.data.text import FEDERATED, TEST, documents_of, open_text, spl
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.launch.deployment import Deployment
-from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder, tell_who_reaches
+from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
+from fedjets_flwr.launch.peers import tell_who_reaches
 from fedjets_flwr.models.pretraining import cached_path, named_common_expert, provide_common_expert
 
 Sites = dict[int, dict[str, Scalar]]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+
 TABLE = Path("/proc/net/tcp")
 ESTABLISHED = "01"
 NO_INODE = "0"
@@ -61,3 +63,9 @@ def _as_listed(address: Address) -> str:
     """Return an address as the table has it, the four bytes of the host as a number of this machine."""
     host, port = address
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
+
+
+def tell_who_reaches(console: Console) -> None:
+    """Say so where daemons on this machine cannot keep its other users out."""
+    if not can_tell():
+        console.print("other users of this machine can reach the run: only Linux tells who connects; be its one user")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.stand_in import stand_in
 from fedjets_flwr.printable import one_line
 
 ADDRESS = re.compile(r"\[?(?P<host>[^/\s]+?)\]?:(?P<port>\d{1,5})")
@@ -23,8 +23,7 @@ ATTEMPTS = {"RAY_NUM_REDIS_GET_RETRIES": "3"}
 """Ray asks a cluster twenty times, a second apart, whether a wrong token is right by now."""
 NO_UV = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 """Under ``uv run`` Ray would send the working folder to the nodes and run all there from it."""
-COMMAND = "flwr-simulation"
-STAND_IN = Path(__file__).with_name("ray_actors.py")
+PLACED = Path(__file__).with_name("ray_actors.py")
 """Not imported: Ray and Flower take seconds."""
 REFUSED = "InvalidAuthToken"
 """Of a cluster that asks for another token than ours."""
@@ -85,15 +84,14 @@ class Placement:
         Raises:
             FedjetsError: no command runs from the folder; Flower's own would be taken instead.
         """
-        commands = folder / "commands"
-        commands.mkdir()
-        (commands / "nodes.json").write_text(json.dumps(self.nodes))
-        words = [sys.executable, "-P", str(STAND_IN), str(commands / "nodes.json")]
-        (commands / COMMAND).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-        (commands / COMMAND).chmod(0o700)
-        if not os.access(commands / COMMAND, os.X_OK):
+        (folder / "nodes.json").write_text(json.dumps(self.nodes))
+        if (found := stand_in(["-P", str(PLACED), str(folder / "nodes.json")], folder, path)) == path:
             raise FedjetsError(f"--ray-address: {folder} is on a file system without programs (noexec); set TMPDIR")
-        return {"RAY_ADDRESS": self.address, "PATH": f"{commands}{os.pathsep}{path}"} | NO_UV
+        return {"RAY_ADDRESS": self.address, "PATH": found} | NO_UV
+
+    def ahead(self, folder: Path, path: str) -> list[str]:
+        """Return no command that starts beside the SuperLink: Ray runs."""
+        return []
 
 
 def interleaved(nodes: Sequence[str], counts: Sequence[int]) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ cluster that runs already, who gets in is the cluster's business.
 """
 
 import os
-import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,14 @@ from fedjets_flwr.launch.daemons import (
     stop_daemons,
     wait_for_port,
 )
+from fedjets_flwr.launch.own_ray import OwnRay
 from fedjets_flwr.launch.ray_cluster import Placement, RayCluster, interleaved
 from fedjets_flwr.launch.superlink import SuperLink
 
 SOCKET_FOLDER = 35
 """Characters of a folder below which Ray's sockets have paths that are short enough for every system."""
+GPU_FILES = ("nvidiactl", "nvmap", "kfd", "dxg")
+"""Of ``/dev``, where Linux has a GPU that PyTorch can use: NVIDIA's, NVIDIA's Jetson, AMD's, any under Windows."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,16 @@ class Resources:
     cpus_per_client: int = 1
     gpus: str = "auto"
 
-    def federation_config(self) -> str:
-        """Return Flower's ``--federation-config`` of a simulation on this machine.
+    def here(self) -> tuple[str, OwnRay]:
+        """Return Flower's ``--federation-config`` of a simulation on this machine, and the Ray for it.
 
         Raises:
             FedjetsError: no client fits the machine.
         """
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         share, (at_once,) = self._fit([(cpus, gpu_count())], "here")
-        return f"{self._words(at_once, share)} init-args-num-cpus={at_once * self.cpus_per_client}"
+        used = at_once * self.cpus_per_client
+        return f"{self._words(at_once, share)} init-args-num-cpus={used}", OwnRay(used)
 
     def on(self, cluster: RayCluster) -> tuple[str, Placement]:
         """Return Flower's ``--federation-config`` of a simulation on a cluster, and what goes where there.
@@ -108,25 +114,11 @@ class Resources:
 
 def gpu_count() -> int:
     """Return the GPUs that PyTorch sees, without starting one up."""
+    if sys.platform == "linux" and not any((Path("/dev") / name).exists() for name in GPU_FILES):
+        return 0  # without PyTorch, which takes more than a second to import
     import torch
 
     return torch.cuda.device_count()
-
-
-def ray_environment(folder: Path) -> dict[str, str]:
-    """Return the environment by which Ray serves this run alone.
-
-    The token is in no file: Ray would make one that everybody reads. Ray's files, which it lets everybody write, are in
-    the folder.
-
-    Args:
-        folder: where only this user comes.
-    """
-    return {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: a node of Ray is at 127.0.0.1
-        "RAY_ADDRESS": "local",  # whatever the user's own says
-    }  # fmt: skip
 
 
 def private_folder() -> Path:
@@ -136,33 +128,38 @@ def private_folder() -> Path:
 
 
 class LocalFlower(SuperLink):
-    """A SuperLink of our own; it and its folder are gone after the ``with`` block."""
+    """A SuperLink of our own, and a simulation that waits for it; they and their folder are gone after the ``with``.
+
+    Attributes:
+        log: takes what they said, once they are gone; None: nobody wants it.
+        daemons: guards of their processes.
+    """
 
     name = "own"
 
-    def __init__(self, log: Path, placement: Placement | None = None) -> None:
+    def __init__(self, log: Path | None, where: OwnRay | Placement) -> None:
         """Begin; nothing is started before the ``with`` block.
 
         Args:
-            log: takes what the SuperLink says.
-            placement: where clients' processes go on a Ray cluster; None: on this machine, by a Ray of our own.
+            log: takes what its processes said, once they are gone.
+            where: clients' processes go.
         """
-        self._log, self._placement = log, placement
+        self.log, self._where = log, where
+        self.daemons: list[subprocess.Popen[bytes]] = []
 
     def alive(self) -> bool:
-        return self._superlink.poll() is None
+        return all(daemon.poll() is None for daemon in self.daemons)
 
     def hint(self) -> str:
-        return f" (its log: {self._log})"
+        return f" (its log: {self.log})" if self.log else ""
 
     def switches(self, home: Path) -> dict[str, str]:
         """Return the environment of all its processes."""
         found = flower_environment(home)
-        if self._placement is None:
-            return found | ray_environment(home.parent)
-        return found | self._placement.environment(home.parent, found["PATH"])
+        return found | self._where.environment(home.parent, found["PATH"])
 
     def __enter__(self) -> "LocalFlower":
+        self.folder = private_folder()
         try:
             return self._enter()
         except BaseException:
@@ -170,31 +167,37 @@ class LocalFlower(SuperLink):
             raise
 
     def _enter(self) -> "LocalFlower":
-        self.folder = private_folder()
         self.environment = self.switches(self.folder / "flwr")
         (self.folder / "flwr").mkdir()
-        self._log.write_bytes(b"")
+        if ahead := self._where.ahead(self.folder, self.environment["PATH"]):
+            self._start(ahead)
         for _ in range(5):
             if self._start_superlink():
                 return self
-        raise FedjetsError(f"Flower's SuperLink did not start; its log: {self._log}")
+        said = (self.folder / "flower.log").read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise FedjetsError(f"Flower's SuperLink did not start: {said[-1]}")
 
     def _start_superlink(self) -> bool:
         port = free_ports(1)[0]
         command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
-        self._superlink = start_daemon(
-            for_own_user([*command, "--host", "127.0.0.1", "--port", str(port)]),
-            self.environment, self.folder, self._log, self.folder,
-        )  # fmt: skip
+        superlink = self._start(for_own_user([*command, "--host", "127.0.0.1", "--port", str(port)]))
         (self.folder / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        if wait_for_port(self._superlink, port):
+        if wait_for_port(superlink, port):
             return True
-        stop_daemons([self._superlink])
+        self.daemons.remove(superlink)
+        stop_daemons([superlink])
         return False
 
+    def _start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        log = self.folder / "flower.log"
+        self.daemons.append(start_daemon(command, self.environment, self.folder, log, self.folder))
+        return self.daemons[-1]
+
     def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_superlink"):
-            stop_daemons([self._superlink])
+        stop_daemons(self.daemons, at_once=True)  # results are elsewhere, and what is here goes
+        if self.log is not None:
+            with suppress(OSError):  # it was kept before
+                shutil.copyfile(self.folder / "flower.log", self.log)
         shutil.rmtree(self.folder, ignore_errors=True)

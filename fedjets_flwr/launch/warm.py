@@ -1,6 +1,11 @@
-"""A Flower of our own that stays for many runs: SuperLink, Ray and the clients' processes start once."""
+"""A Flower of our own that stays for many runs, or one: SuperLink, Ray and the clients' processes start once."""
 
+import importlib
+import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +13,9 @@ from rich.console import Console
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.launch.follow import check, find_room, follow_to_the_end, run_folder
+from fedjets_flwr.launch.own_ray import OwnRay
+from fedjets_flwr.launch.peers import tell_who_reaches
+from fedjets_flwr.launch.ray_cluster import Placement, find_cluster
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
 from fedjets_flwr.launch.superlink import Launched
 from fedjets_flwr.runs.queue import VARIABLE, RunQueue
@@ -19,10 +26,10 @@ class WarmFlower:
     """Does runs one after the other; a context manager. An engine that ended is followed by another."""
 
     def __init__(self, log: Path, resources: Resources, console: Console, ray_address: str = "") -> None:
-        """Begin; nothing is started before the first run.
+        """Begin; nothing is started before the first run, or :meth:`start`.
 
         Args:
-            log: takes what the SuperLink says.
+            log: takes what Flower said, in a folder that is there after the first run's start.
             resources: of every run.
             console: where progress is shown.
             ray_address: of a Ray cluster that runs the clients; empty: this machine does.
@@ -31,58 +38,89 @@ class WarmFlower:
             FedjetsError: no client fits, or there is no such cluster.
         """
         self._log, self._console = log, console
-        self._federation, self._placement = find_room(resources, ray_address, console)
-        self._flower: LocalFlower | None = None
-        self._queue: RunQueue
-        self._engine: Launched
+        self._federation, self._where = find_room(resources, ray_address, console)
+        self._flower: QueueFlower | None = None
+        self._engine: Future[Launched]
+        self._threads = ThreadPoolExecutor(1)
+        self._since = time.time()
 
     def __enter__(self) -> "WarmFlower":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._flower is not None:
-            self._flower.__exit__()
+            with suppress(Exception):  # told where it was waited for, and nothing is left of such a start
+                self._engine.result()
+                self._flower.__exit__()
             self._flower = None
 
+    def start(self) -> None:
+        """Have an engine start, unless one runs, beside what this process does next."""
+        if self._flower is not None and not (self._engine.done() and not self._flower.alive()):
+            return
+        self.__exit__()
+        self._flower = QueueFlower(None, self._where)
+        self._engine = self._threads.submit(self._flower.begin, self._federation)
+
     def run(self, config: Config) -> dict[str, Any]:
-        """Do a run and return its summary.
+        """Do a run, draw its pictures and return its summary.
 
         Raises:
             FedjetsError: the settings, the data or the run failed; one line that says why.
         """
+        self.start()
+        # Now, beside the engine's start: these import torch.
+        from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
+        from fedjets_flwr.report.plots import draw_plots
+
         check(config)
         with run_folder(config, self._console) as folder:
-            self._start(config)
-            queued = Queued(self._engine, self._queue, self._queue.put(config.flat()), folder)
+            flower, engine = self._flower, self._engine.result()
+            assert flower is not None
+            flower.log = self._log
+            queued = Queued(engine, flower.runs, flower.runs.put(config.flat(), self._since), folder)
+            self._threads.submit(importlib.import_module, "seaborn")  # for the pictures; this process waits anyway
             try:
-                return follow_to_the_end(queued, config, self._console)
+                summary = follow_to_the_end(queued, config, self._console)
             except FedjetsError:
                 if not queued.over:  # the fault of what the runs need
                     self.__exit__()
                 raise
-
-    def _start(self, config: Config) -> None:
-        if self._flower is not None and self._flower.alive():
-            return
-        self.__exit__()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        flower = QueueFlower(self._log, self._placement)
-        flower.__enter__()
-        self._flower, self._queue = flower, RunQueue(flower.queue)
-        self._engine = flower.submit(config, flower.folder, self._federation)
+            draw_plots(folder)
+            self._since = time.time()  # of what comes next
+            return summary
 
 
 class QueueFlower(LocalFlower):
-    """One whose ServerApp works off a queue."""
+    """One whose ServerApp works off a queue.
 
-    @property
-    def queue(self) -> Path:
-        """The folder of the queue."""
-        return self.folder / "queue"
+    Attributes:
+        runs: the queue.
+    """
+
+    runs: RunQueue
 
     def switches(self, home: Path) -> dict[str, str]:
-        self.queue.mkdir()
-        return super().switches(home) | {VARIABLE: str(self.queue)}
+        queue = self.folder / "queue"
+        queue.mkdir()
+        self.runs = RunQueue(queue)
+        return super().switches(home) | {VARIABLE: str(queue)}
+
+    def begin(self, federation: str) -> Launched:
+        """Start all, and return the Flower run that does those of the queue; its own settings are nobody's.
+
+        Args:
+            federation: Flower's ``--federation-config``.
+
+        Raises:
+            FedjetsError: Flower did not start, or refused.
+        """
+        self.__enter__()
+        try:
+            return self.submit(Config(), self.folder, federation)
+        except BaseException:
+            self.__exit__()
+            raise
 
 
 class Queued(Launched):
@@ -104,6 +142,8 @@ class Queued(Launched):
             yield text, read_metrics(self.folder) if over else records
             if over:
                 return
+            if not self.superlink.alive():
+                break
         raise FedjetsError(f"Flower ended before the run{self.superlink.hint()}")
 
     def outcome(self) -> dict[str, Any]:
@@ -113,3 +153,20 @@ class Queued(Launched):
 
     def keep_log(self) -> None:
         """Do nothing: the ServerApp writes it."""
+
+
+def find_room(resources: Resources, ray_address: str, console: Console) -> tuple[str, OwnRay | Placement]:
+    """Return Flower's ``--federation-config``, and where clients' processes go; say who gets in.
+
+    Raises:
+        FedjetsError: no client fits, or there is no such cluster.
+    """
+    tell_who_reaches(console)
+    if not ray_address:
+        return resources.here()
+    federation, placement = resources.on(find_cluster(ray_address))
+    nodes = len(set(placement.nodes))
+    console.print(f"{len(placement.nodes)} clients at a time on {nodes} nodes of the Ray cluster {placement.address}")
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        console.print("the Ray cluster asks for no token: whoever reaches it can run code there; see docs/cluster.md")
+    return federation, placement

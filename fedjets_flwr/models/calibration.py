@@ -3,7 +3,6 @@
 import math
 
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 BOUND = math.log(10)
@@ -16,6 +15,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: of samples that did not train the model, (n, C).
         labels: theirs, (n,) int64.
     """
+    # A third of a second of every process's start, and few ever fit.
+    from scipy.optimize import minimize_scalar
+
     exact = logits.double()
 
     def loss(log_t: float) -> float:

@@ -104,15 +104,3 @@ def build_configured_gate(config: Config, common: CommonExpert, experts: int) ->
     """Return the gate at its start."""
     inputs = gate_inputs(common, config.common_expert.embedding)
     return build_gate(inputs, config.gate.hidden, experts, derive(config.run.seed, "gate"))
-
-
-def forward_flops(module: nn.Module, sample: torch.Tensor) -> int:
-    """Return the floating-point operations of one forward pass (2 per multiply-add)."""
-    # Its import takes a tenth of the start of a deployed client's process, which never counts.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training = module.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval()(sample)
-    module.train(training)
-    return int(counter.get_total_flops())

@@ -9,11 +9,12 @@ One's own is any callable ``(config) -> Callback`` that an installed package nam
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fedjets_flwr.config.schema import Config
+
+if TYPE_CHECKING:  # the launcher reads results, and must not wait for torch
+    from torch import Tensor
 
 GROUP = "fedjets.callbacks"
 
@@ -21,7 +22,7 @@ GROUP = "fedjets.callbacks"
 class Callback:
     """Told of every round, in the server's process, in the order in which callbacks were given; the default is deaf."""
 
-    def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def on_round(self, record: Mapping[str, Any], vectors: "Mapping[str, Tensor]") -> None:
         """A round is done.
 
         Args:
@@ -29,7 +30,7 @@ class Callback:
             vectors: the state after it, float32 by name; the next rounds may write over it.
         """
 
-    def on_broken_off(self, server_round: int, vectors: Mapping[str, Tensor]) -> None:
+    def on_broken_off(self, server_round: int, vectors: "Mapping[str, Tensor]") -> None:
         """The run ends early; ``vectors`` are the state after ``server_round``, the last one that was done."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:

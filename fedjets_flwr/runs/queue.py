@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedjets_flwr.config.schema import Scalar
@@ -17,6 +18,21 @@ VARIABLE = "FEDJETS_QUEUE"
 """The environment variable that names the folder; no setting, since only a simulation of one's own may have it."""
 _LOOK = 0.05
 _CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run that is asked for.
+
+    Attributes:
+        number: its place in the queue.
+        settings: of it.
+        since: when somebody began to wait for it, in seconds since 1970.
+    """
+
+    number: int
+    settings: dict[str, Scalar]
+    since: float
 
 
 class RunQueue:
@@ -31,9 +47,9 @@ class RunQueue:
         folder = os.environ.get(VARIABLE)
         return cls(Path(folder)) if folder else None
 
-    def put(self, settings: Mapping[str, Scalar]) -> int:
-        """Add a run and return its number."""
-        self._write(f"{self._put}.json", json.dumps(dict(settings)))
+    def put(self, settings: Mapping[str, Scalar], since: float) -> int:
+        """Add a run, for which somebody waits since then, and return its number."""
+        self._write(f"{self._put}.json", json.dumps({"settings": dict(settings), "since": since}))
         self._put += 1
         return self._put - 1
 
@@ -41,13 +57,13 @@ class RunQueue:
         """Have the ServerApp end as soon as it has done all runs."""
         self._write(_CLOSED, "")
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Scalar]]]:
-        """Yield number and settings of each run, waiting for the next one, until the queue is closed."""
+    def __iter__(self) -> Iterator[Asked]:
+        """Yield each run, waiting for the next one, until the queue is closed."""
         number = 0
         while True:
             path, closed = self._folder / f"{number}.json", (self._folder / _CLOSED).is_file()
             if path.is_file():
-                yield number, json.loads(path.read_text())
+                yield Asked(number, **json.loads(path.read_text()))
                 number += 1
             elif closed:
                 return

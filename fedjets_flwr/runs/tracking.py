@@ -7,9 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.files import written
@@ -18,6 +16,9 @@ from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.claim import holds_results
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.score import COURSES, best_of
+
+if TYPE_CHECKING:  # the launcher reads results, and must not wait for torch
+    from torch import Tensor
 
 log = logging.getLogger("flwr")
 
@@ -114,7 +115,7 @@ class Tracker(Callback):
         } | ({} if of_validation is None else {"validation_controls": dict(of_validation)})
         self.write("prepared.json", self.prepared)
 
-    def on_round(self, record: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def on_round(self, record: Mapping[str, Any], vectors: "Mapping[str, Tensor]") -> None:
         """Append one round."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")

@@ -100,6 +100,7 @@ def test_all_end_soon_after_a_launcher_that_was_killed(tmp_path: Path) -> None:
     [
         pytest.param(STAYS, lambda daemon: stop_daemons([daemon]), 128 + signal.SIGTERM, id="stopped"),
         pytest.param(DEAF, lambda daemon: stop_daemons([daemon]), 128 + signal.SIGKILL, id="deaf"),
+        pytest.param(STAYS, lambda daemon: stop_daemons([daemon], at_once=True), 128 + signal.SIGKILL, id="at once"),
         pytest.param(DEAF, kill_daemon, 128 + signal.SIGKILL, id="killed"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fedjets_flwr.launch import peers
-from fedjets_flwr.launch.follow import tell_who_reaches
+from fedjets_flwr.launch.peers import tell_who_reaches
 from tests.support.other_users import NOBODY, needs_another_user
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who connects")

@@ -12,10 +12,12 @@ from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch import ray_cluster
+from fedjets_flwr.launch.own_ray import OwnRay
 from fedjets_flwr.launch.ray_actors import PlacedActors
-from fedjets_flwr.launch.ray_cluster import COMMAND, Placement, RayCluster, RayNode, find_cluster, interleaved
+from fedjets_flwr.launch.ray_cluster import Placement, RayCluster, RayNode, find_cluster, interleaved
 from fedjets_flwr.launch.ray_survey import installed
 from fedjets_flwr.launch.simulation import LocalFlower, Resources
+from fedjets_flwr.launch.stand_in import COMMAND
 
 HERE = {"fedjets-flwr": "0.1.0 (abc)", "torch": "2.10.0"}
 
@@ -155,12 +157,12 @@ def test_a_folder_from_which_no_command_runs_is_named(tmp_path: Path, monkeypatc
 
 def test_a_run_on_this_machine_starts_a_ray_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert LocalFlower(tmp_path / "log").switches(tmp_path / "flwr")["RAY_ADDRESS"] == "local"
+    assert LocalFlower(None, OwnRay(1)).switches(tmp_path / "flwr")["RAY_ADDRESS"] == "local"
 
 
 def test_a_run_on_a_cluster_brings_the_users_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
-    found = LocalFlower(tmp_path / "log", Placement("10.0.0.1:6379", ("a",))).switches(tmp_path / "flwr")
+    found = LocalFlower(None, Placement("10.0.0.1:6379", ("a",))).switches(tmp_path / "flwr")
     assert found["RAY_AUTH_TOKEN"] == "ours"
     assert "RAY_TMPDIR" not in found
 

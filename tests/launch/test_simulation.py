@@ -28,7 +28,7 @@ def test_as_many_clients_as_fit_the_gpus(
 ) -> None:
     """A share of 0.3 fits a GPU three times, not ten times three GPUs."""
     with_gpus(monkeypatch, present)
-    words = Resources(gpus=gpus).federation_config().split()
+    words = Resources(gpus=gpus).here()[0].split()
     assert f"num-supernodes={at_once}" in words
     assert f"client-resources-num-gpus={share}" in words
     assert f"init-args-num-cpus={at_once}" in words
@@ -38,13 +38,14 @@ def test_as_many_clients_as_fit_the_gpus(
 def test_gpus_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, gpus: str) -> None:
     with_gpus(monkeypatch, 0)
     with pytest.raises(FedjetsError, match=f"--gpus {gpus}: give auto"):
-        Resources(gpus=gpus).federation_config()
+        Resources(gpus=gpus).here()
 
 
 @pytest.mark.parametrize("cpus", [0, 9])
 def test_cpus_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
     with_gpus(monkeypatch, 0)
     with pytest.raises(FedjetsError, match=f"--cpus-per-client {cpus}: give 1 to 8"):
-        Resources(cpus_per_client=cpus).federation_config()
-    words = Resources(cpus_per_client=3).federation_config().split()
-    assert "num-supernodes=2" in words
+        Resources(cpus_per_client=cpus).here()
+    words, ray = Resources(cpus_per_client=3).here()
+    assert "num-supernodes=2" in words.split()
+    assert ray.cpus == 6

@@ -15,7 +15,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import kill_daemon
 from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.launch.warm import WarmFlower
-from fedjets_flwr.runs.queue import RunQueue
+from fedjets_flwr.runs.queue import Asked, RunQueue
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.started import TINY, finish
 
@@ -70,7 +70,7 @@ def test_an_engine_that_is_killed_fails_its_run_and_is_followed_by_another(tmp_p
 
 def kill(flower: WarmFlower) -> None:
     assert flower._flower is not None
-    kill_daemon(flower._flower._superlink)
+    kill_daemon(flower._flower.daemons[-1])
 
 
 def kill_in_round(flower: WarmFlower, folder: Path) -> None:
@@ -81,14 +81,14 @@ def kill_in_round(flower: WarmFlower, folder: Path) -> None:
 
 def test_a_queue_hands_out_runs_in_their_order_and_ends_when_it_is_closed(tmp_path: Path) -> None:
     queue = RunQueue(tmp_path)
-    assert [queue.put({"run.seed": seed}) for seed in (5, 6)] == [0, 1]
+    assert [queue.put({"run.seed": seed}, since=8.5) for seed in (5, 6)] == [0, 1]
     found = iter(RunQueue(tmp_path))
-    assert next(found) == (0, {"run.seed": 5})
+    assert next(found) == Asked(0, {"run.seed": 5}, 8.5)
     assert queue.answered(0) is None
     RunQueue(tmp_path).answer(0, "why")
     assert queue.answered(0) == "why"
     queue.close()
-    assert next(found) == (1, {"run.seed": 6})
+    assert next(found) == Asked(1, {"run.seed": 6}, 8.5)
     RunQueue(tmp_path).answer(1)
     assert queue.answered(1) == ""
     assert list(found) == []

@@ -16,8 +16,9 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import PooledMeans, Robust, RunningMeans
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
 from fedjets_flwr.federation.privacy import PrivateMeans
-from fedjets_flwr.models.expert import build_configured_gate, build_expert, decode_architectures, forward_flops
+from fedjets_flwr.models.expert import build_configured_gate, build_expert, decode_architectures
 from fedjets_flwr.models.flat_model import FlatModel, digest_of
+from fedjets_flwr.models.flops import forward_flops
 from fedjets_flwr.wire.messages import BadReply, Job, Number, Reply
 from server_app.app import check_noise, facts_of, request_facts
 from server_app.preparation import Prepared
