@@ -1,23 +1,19 @@
 """A run that can be stopped while it waits for clients."""
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedjets_flwr.runs.stopping import Stopped, StopRequest
+from fedjets_flwr.runs.stopping import Parent, Stopped, StopRequest
 
 
 class StoppableGrid:
-    """Flower's grid, but a look for replies ends the run if its launcher asked for that, or is gone.
-
-    With the launcher go Flower's processes; the one that started this one is the first whose end is seen here.
-    """
+    """Flower's grid, but a look for replies ends the run if its launcher asked for that, or is gone."""
 
     def __init__(self, grid: Grid, request: StopRequest) -> None:
-        self._grid, self._request, self._parent = grid, request, os.getppid()
+        self._grid, self._request, self._parent = grid, request, Parent()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
@@ -28,6 +24,6 @@ class StoppableGrid:
         Raises:
             Stopped: the run must end.
         """
-        if self._request.made() or os.getppid() != self._parent:
+        if self._request.made() or self._parent.gone():
             raise Stopped
         return self._grid.pull_messages(message_ids)

@@ -10,6 +10,9 @@ from fedjets_flwr.launch.stand_in import stand_in
 
 READY, ASK = (Path(__file__).with_name(name) for name in ("ready_simulation.py", "ask_simulation.py"))
 """Not imported: Ray and Flower take seconds."""
+BESIDE = ["/bin/sh", "-c", '"$@" & wait', "sh"]
+"""Starts a command and waits for it: the simulation needs a parent that ends at once, by whose end it knows of ours and
+keeps its last round; the guard ends last, and what it started itself ends with it."""
 IMPORTED = "torch,flwr.clientapp"
 """By the clients' processes, as soon as Ray has them."""
 
@@ -52,4 +55,4 @@ class OwnRay:
             path: of commands, as it came to be.
         """
         words = ["-P", str(READY), str(folder / "ready"), str(folder / "ray.json")]
-        return [sys.executable, *words] if path.startswith(str(folder)) else []
+        return [*BESIDE, sys.executable, *words] if path.startswith(str(folder)) else []

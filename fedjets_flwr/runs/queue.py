@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.files import written
+from fedjets_flwr.runs.stopping import Parent
 
 VARIABLE = "FEDJETS_QUEUE"
 """The environment variable that names the folder; no setting, since only a simulation of one's own may have it."""
@@ -58,9 +59,9 @@ class RunQueue:
         self._write(_CLOSED, "")
 
     def __iter__(self) -> Iterator[Asked]:
-        """Yield each run, waiting for the next one, until the queue is closed."""
-        number = 0
-        while True:
+        """Yield each run, waiting for the next one, until the queue is closed or its launcher gone."""
+        number, parent = 0, Parent()
+        while not parent.gone():
             path, closed = self._folder / f"{number}.json", (self._folder / _CLOSED).is_file()
             if path.is_file():
                 yield Asked(number, **json.loads(path.read_text()))

@@ -4,10 +4,22 @@ The launcher leaves a request in the run folder; the ServerApp, which looks ther
 checkpoint and ends. A request names the run by Flower's id of it: one that came too late never stops the next run.
 """
 
+import os
 import traceback
 from pathlib import Path
 
 from fedjets_flwr.errors import FedjetsError
+
+
+class Parent:
+    """The process that started this one, and is the first to go when its launcher goes."""
+
+    def __init__(self) -> None:
+        self._pid = os.getppid()
+
+    def gone(self) -> bool:
+        """Return whether it ended."""
+        return os.getppid() != self._pid
 
 
 class Stopped(FedjetsError):
