@@ -1,8 +1,8 @@
 """Flower's simulation on this machine, which imports what it needs and starts its Ray before Flower asks for it.
 
-``python -P ready_simulation.py SOCKET FILE``, FILE holding arguments of ``ray.init``; ``ask_simulation.py`` passes on the
-arguments of ``flwr-simulation`` by the socket, and ends when this process does. Flower 1.41 would start Ray when it has
-imported the app, and with a runtime environment of its own, for which no process will do that Ray has ready.
+``python -P ready_simulation.py SOCKET FILE``, FILE holding arguments of ``ray.init``; ``ask_simulation.py`` passes on
+the arguments of ``flwr-simulation`` by the socket, and ends when this process does. Flower 1.41 would start Ray when it
+has imported the app, and with a runtime environment of its own, for which no process will do that Ray has ready.
 
 Nothing of this app is imported: Flower does so, from the app that it was handed.
 """
