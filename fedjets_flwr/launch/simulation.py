@@ -146,6 +146,7 @@ class LocalFlower(SuperLink):
         """
         self.log, self._where = log, where
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self._prepared = self._over = False
 
     def alive(self) -> bool:
         return all(daemon.poll() is None for daemon in self.daemons)
@@ -159,12 +160,17 @@ class LocalFlower(SuperLink):
         return found | self._where.environment(home.parent, found["PATH"])
 
     def __enter__(self) -> "LocalFlower":
-        self.folder = private_folder()
+        self.prepare()
         try:
             return self._enter()
         except BaseException:
             self.__exit__()
             raise
+
+    def prepare(self) -> None:
+        """Make the folder, unless that was done."""
+        if not self._prepared:
+            self.folder, self._prepared = private_folder(), True
 
     def _enter(self) -> "LocalFlower":
         self.environment = self.switches(self.folder / "flwr")
@@ -191,12 +197,20 @@ class LocalFlower(SuperLink):
         return False
 
     def _start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        if self._over:
+            raise FedjetsError("Flower was stopped while it started")
         log = self.folder / "flower.log"
         self.daemons.append(start_daemon(command, self.environment, self.folder, log, self.folder))
         return self.daemons[-1]
 
     def __exit__(self, *_: object) -> None:
+        """End all, also what another thread is just starting; it is called again when that has noticed."""
+        self._over = True
+        if self.called is not None:
+            self.called.kill()
         stop_daemons(self.daemons, at_once=True)  # results are elsewhere, and what is here goes
+        if not self._prepared:
+            return
         if self.log is not None:
             with suppress(OSError):  # it was kept before
                 shutil.copyfile(self.folder / "flower.log", self.log)

@@ -43,11 +43,13 @@ class SuperLink:
         name: of the connection.
         environment: of the ``flwr`` command; its FLWR_HOME holds the configuration.
         folder: where ``flwr`` runs.
+        called: the last ``flwr``, which may still run.
     """
 
     name: str
     environment: dict[str, str]
     folder: Path
+    called: "subprocess.Popen[str] | None" = None
 
     def alive(self) -> bool:
         """Return whether it may still answer."""
@@ -91,9 +93,15 @@ class SuperLink:
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``flwr``."""
         command = ["flwr", *arguments]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=120, cwd=self.folder, check=False
-        )
+        with subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder
+        ) as process:
+            self.called = process
+            try:
+                output, errors = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def cli(self, *arguments: str) -> dict[str, Any]:
         """Run ``flwr`` and return its JSON.

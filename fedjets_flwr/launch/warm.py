@@ -49,9 +49,10 @@ class WarmFlower:
 
     def __exit__(self, *_: object) -> None:
         if self._flower is not None:
-            with suppress(Exception):  # told where it was waited for, and nothing is left of such a start
+            self._flower.__exit__()
+            with suppress(Exception):  # it was told where it was waited for
                 self._engine.result()
-                self._flower.__exit__()
+            self._flower.__exit__()
             self._flower = None
 
     def start(self) -> None:
@@ -60,6 +61,7 @@ class WarmFlower:
             return
         self.__exit__()
         self._flower = QueueFlower(None, self._where)
+        self._flower.prepare()
         self._engine = self._threads.submit(self._flower.begin, self._federation)
 
     def run(self, config: Config) -> dict[str, Any]:
