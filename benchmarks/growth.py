@@ -121,15 +121,13 @@ def of_clients(count: int) -> Settings:
 
 def of_experts(count: int) -> Settings:
     """Return the settings of so many whole experts, ten clients a round all the same."""
-    whole: Settings = {"moe.trainable": "all", "moe.init": "random", "model.width": 73, "moe.experts": count}
-    return of_clients(1_000) | whole | cohort(10, count)
+    return of_clients(1_000) | whole_experts(count) | {"model.width": 73} | cohort(10, count)
 
 
 def of_floats(width: int) -> Settings:
     """Return the settings under which two clients a round move a ResNet-8 of a width and train nothing."""
-    few: Settings = {"partition.clients": 4, "moe.experts": 2, "moe.top-k": 1, "strategy.name": "touch"}
-    whole: Settings = {"moe.trainable": "all", "moe.init": "random", "model.name": "resnet8", "model.width": width}
-    return of_clients(4) | few | whole | cohort(2, 2)
+    moved: Settings = {"strategy.name": "touch", "moe.top-k": 1, "model.name": "resnet8", "model.width": width}
+    return of_clients(4) | whole_experts(2) | moved | cohort(2, 2)
 
 
 def of_cohort(count: int) -> Settings:
@@ -141,6 +139,12 @@ def cohort(count: int, experts: int) -> Settings:
     """Return a cohort of so many clients, of which anchors are half, and five or one an expert at most."""
     anchors = min(5, experts, count // 2)
     return {"cohort.anchors": anchors, "cohort.normals": count - anchors}
+
+
+def whole_experts(count: int) -> Settings:
+    """Return experts that are whole models, of any number: five of them have an anchor at most."""
+    experts: Settings = {"moe.experts": count, "moe.trainable": "all", "moe.init": "random"}
+    return experts | {"partition.name": "quantity", "partition.anchors": min(5, count)}
 
 
 def floats(width: int) -> int:

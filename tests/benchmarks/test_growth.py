@@ -18,10 +18,11 @@ from benchmarks.paced import Stuck
 from benchmarks.rivals.stock_app import model_of
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.models.flat_model import VectorSpec
+from fedjets_flwr.tasks import open_task
 
 VARIED = {
     "clients": {"partition.clients"},
-    "experts": {"moe.experts", "cohort.anchors", "cohort.normals"},
+    "experts": {"moe.experts", "partition.anchors", "cohort.anchors", "cohort.normals"},
     "floats of a model": {"model.width"},
     "clients a round": {"cohort.anchors", "cohort.normals"},
 }
@@ -44,6 +45,9 @@ def test_a_series_varies_one_thing_and_its_settings_are_allowed(series: growth.S
     flats = [Config.from_flat(series.ours(size)).flat() for size in series.sizes]
     assert {key for key in flats[0] if len({flat[key] for flat in flats}) > 1} == VARIED[series.name]
     assert list(series.sizes) == sorted(series.sizes)
+    for size in series.sizes:
+        changes = series.ours(size)
+        open_task(Config.from_flat(changes | {"partition.clients": min(1_000, changes["partition.clients"])})).deal()
 
 
 def test_clients_a_round_are_as_many_as_the_axis_says_and_ten_beside_experts() -> None:
