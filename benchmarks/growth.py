@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS, STOCK = "fedjets-flwr", "stock Flower"
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds, its start included, after which a point of stock Flower is left out."""
 COMPARED = (1_000, 100_000)
 """Clients of the partitions that the bounds are about."""
