@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.outcome import Outcome, Plan, machine
 
-NAMES = ("aggregate", "round", "precision", "transport", "pfl", "scale", "start", "held")
+NAMES = ("aggregate", "round", "precision", "transport", "pfl", "growth", "start", "held")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(outcome: Outcome, folder: Path) -> None:
-    """Write one benchmark's JSON, and the Markdown of all that the folder holds."""
+    """Write one benchmark's JSON, its picture if it has one, and the Markdown of all that the folder holds."""
     facts = machine()
     content = outcome.as_json() | {"machine": facts, "markdown": outcome.as_markdown()}
     (folder / f"{outcome.name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    if (figure := outcome.picture()) is not None:
+        figure.savefig(folder / f"{outcome.name}.png", dpi=120, bbox_inches="tight")
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     head = f"# Benchmarks\n\n{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, "
     head += ", ".join(f"{name} {number}" for name, number in facts["versions"].items())

@@ -86,12 +86,18 @@ class Engine(Paced):
         return [pid for pid, command in self.processes().items() if command.startswith("ray::ClientAppActor")]
 
 
-class StockFlower(LocalFlower):
+class LateFlower(LocalFlower):
+    """Flower starts its Ray, once it has the app: clients' processes find what was added to that, too."""
+
+    def switches(self, home: Path) -> dict[str, str]:
+        return super().switches(home) | {"PATH": flower_environment(home)["PATH"]}
+
+
+class StockFlower(LateFlower):
     """Flower as its own commands start it."""
 
     def switches(self, home: Path) -> dict[str, str]:
-        found = {name: value for name, value in super().switches(home).items() if name not in HUGE_PAGES}
-        return found | {"PATH": flower_environment(home)["PATH"]}
+        return {name: value for name, value in super().switches(home).items() if name not in HUGE_PAGES}
 
 
 @contextmanager
@@ -101,7 +107,8 @@ def ours(config: Config, resources: Resources, extra: Mapping[str, Path] | None 
     app = stage_app(config.run_dir / "app" / "fedjets-flwr")
     for place, source in (extra or {}).items():
         shutil.copy(source, app / place)
-    yield from _run(LocalFlower, app, config.flat(), resources, config.run_dir / "metrics.jsonl")
+    kind = LateFlower if extra else LocalFlower
+    yield from _run(kind, app, config.flat(), resources, config.run_dir / "metrics.jsonl")
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ class Outcome:
             lines.append(f"| {name} | {s.median:.4g} | {s.spread[0]:.4g} to {s.spread[1]:.4g} |")
         lines += [f"| {name} | {value} | |" for name, value in self.facts.items()]
         return "\n".join(lines) + "\n"
+
+    def picture(self) -> "Figure | None":
+        """Return what is drawn of it, which lies beside the JSON under the same name."""
+        return None
 
 
 def cores() -> int:

@@ -200,7 +200,7 @@ class Rounds(FlowerStrategy):
         if self._evaluates(server_round):
             never_train = range(part.clients, part.all_clients)
             wanted += [client for client in never_train if not self._late.resting(client, server_round)]
-        unknown = set(wanted) - self.strategy.num_samples.keys()
+        unknown = {client for client in wanted if client not in self.strategy.num_samples}
         changed = {client for client in self.changed if not self._late.resting(client, server_round)}
         self.changed -= changed
         if not (anew := sorted(unknown | changed)):

@@ -1,12 +1,14 @@
 """A stock Flower app: flwr's own FedAvg, state dicts as its quickstart sends them.
 
 Its best honest setting: model and data are made once per process and kept, nothing is evaluated, one torch thread for
-each of as many processes as there are cores. ``task`` is ``move`` (load a ResNet-34, nudge it, send it back) or
+each of as many processes as there are cores. ``task`` is ``move`` (load a ResNet-34, nudge it, send it back),
+``move-resnet8`` or ``move-head`` (the same with the ResNet-8 or linear head of our digits, of a ``width``), or
 ``cifar10`` (pfl-research's benchmark).
 """
 
 import json
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
+from fedjets_flwr.models.architectures import Architecture, build
+
 server = ServerApp()
 client = ClientApp()
 
@@ -32,14 +36,20 @@ def simple_cnn() -> nn.Module:
     )  # fmt: skip
 
 
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "cifar10": lambda width: simple_cnn(),
+    "move": lambda width: torchvision.models.resnet34(),
+    "move-quick": lambda width: torchvision.models.resnet18(),
+    "move-resnet8": lambda width: build(Architecture("resnet8", width, "batch", "cifar", 1, 10), 0),
+    "move-head": lambda width: nn.Linear(width, 10),
+}
+
+
 @lru_cache(maxsize=1)
-def model_of(task: str) -> nn.Module:
+def model_of(task: str, width: int) -> nn.Module:
     """Return this process's model."""
     torch.manual_seed(0)
-    if task == "cifar10":
-        return simple_cnn()
-    net: nn.Module = torchvision.models.resnet18() if task == "move-quick" else torchvision.models.resnet34()
-    return net
+    return MODELS[task](width)
 
 
 @lru_cache(maxsize=1)
@@ -54,7 +64,7 @@ def train(message: Message, context: Context) -> Message:
     """Train on the 50 images of this partition, or only touch the model."""
     c = context.run_config
     torch.set_num_threads(int(c["threads"]))
-    model = model_of(str(c["task"]))
+    model = model_of(str(c["task"]), int(c.get("width", 0)))
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     samples = 1
     if c["task"] == "cifar10":
@@ -109,5 +119,5 @@ def main(grid: Grid, context: Context) -> None:
                 file.write(json.dumps(record) + "\n")
         return None
 
-    arrays = ArrayRecord(model_of(str(c["task"])).state_dict())
+    arrays = ArrayRecord(model_of(str(c["task"]), int(c.get("width", 0))).state_dict())
     strategy.start(grid, arrays, num_rounds=1_000_000, evaluate_fn=line)

@@ -3,6 +3,9 @@
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.seeds import numpy_generator
 
@@ -55,17 +58,22 @@ def draw_cohort(
         without: training clients that take no part.
     """
     rng = numpy_generator(config.run.seed, "cohort", server_round, member)
-    willing = [client for client in range(config.partition.clients) if client not in without]
+    willing = _others(np.arange(config.partition.clients), without)
 
-    def draw(clients: Sequence[int], count: int) -> tuple[int, ...]:
+    def draw(clients: NDArray[np.int64], count: int) -> tuple[int, ...]:
         drawn = rng.choice(len(clients), min(count, len(clients)), replace=False)
-        return tuple(sorted(clients[i] for i in drawn))
+        return tuple(sorted(clients[drawn].tolist()))
 
     if sampling == "uniform":
         return Cohort((), draw(willing, config.cohort.anchors + config.cohort.normals), server_round)
     if sampling == "one-per-domain":
-        alike = [[c for c in willing if config.domain_of(c) == d] for d in range(len(config.text_domains))]
+        domains = np.array([config.domain_of(client) for client in willing.tolist()], dtype=np.int64)
+        alike = [willing[domains == domain] for domain in range(len(config.text_domains))]
         return Cohort((), tuple(sorted(client for clients in alike for client in draw(clients, 1))), server_round)
-    anchors = draw([client for client in all_anchors if client not in without], config.cohort.anchors)
-    others = [client for client in willing if client not in all_anchors]
-    return Cohort(anchors, draw(others, config.cohort.normals), server_round)
+    anchors = draw(_others(np.array(all_anchors, dtype=np.int64), without), config.cohort.anchors)
+    return Cohort(anchors, draw(_others(willing, all_anchors), config.cohort.normals), server_round)
+
+
+def _others(clients: NDArray[np.int64], without: Collection[int]) -> NDArray[np.int64]:
+    """Return those of some clients that are not among others, in their order; of many thousands in every round."""
+    return clients[np.isin(clients, np.fromiter(without, np.int64, len(without)), invert=True, kind="table")]

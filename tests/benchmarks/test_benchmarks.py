@@ -73,7 +73,7 @@ def test_what_experts_add_to_the_tensors_of_training_is_what_is_computed(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["round", "precision", "transport", "scale", "start", "held"])
+@pytest.mark.parametrize("name", ["round", "precision", "transport", "growth", "start", "held"])
 def test_every_benchmark_of_our_own_still_runs(name: str, tmp_path: Path) -> None:
     """In a process of its own; the rivals' environments are not for a test."""
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--output", str(tmp_path)]

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from hypothesis import given
@@ -73,6 +75,33 @@ def test_chosen_anchors_are_drawn_as_anchors_and_never_as_normal_clients() -> No
         assert len(normals) == 9
         assert not set(normals) & set(anchors)
         assert cohort.server_round == server_round
+
+
+@pytest.mark.parametrize("sampling", ["anchored", "uniform"])
+def test_drawing_from_a_hundred_thousand_clients_takes_a_small_part_of_a_round(sampling: str) -> None:
+    """Each client looked up among many anchors took longer than the rest of the round."""
+    config = Config.from_flat({"partition.clients": 100_000, "moe.experts": 64, "cohort.normals": 30})
+    anchors, without = range(5_000, 5_064), frozenset({5_001, 7, 99_999, 100_003})
+    seconds = []
+    for server_round in range(5):
+        begun = time.process_time()
+        cohort = draw_cohort(config, server_round, sampling, tuple(anchors), without=without)
+        seconds.append(time.process_time() - begun)
+        assert set(cohort.anchors) <= set(anchors)
+        assert not without.intersection(cohort.clients)
+    assert min(seconds) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("sampling", "drawn"),
+    [
+        ("anchored", Cohort((4, 9, 15), (3, 5, 7, 10, 18, 19), 3)),
+        ("uniform", Cohort((), (2, 4, 5, 8, 9, 11, 14, 18, 19), 3)),
+    ],
+)
+def test_the_same_clients_are_drawn_as_ever(sampling: str, drawn: Cohort) -> None:
+    config = Config.from_flat({"cohort.anchors": 3, "cohort.normals": 6})
+    assert draw_cohort(config, 3, sampling, (15, 9, 4, 12), without=frozenset({12, 0, 40})) == drawn
 
 
 @pytest.mark.parametrize("sampling", ["anchored", "uniform"])

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -339,6 +339,24 @@ def test_a_choice_that_is_none_is_refused_and_the_others_count(experts: Any) -> 
     assert set(method.rounds.failures) == {0}
     assert "experts" in method.rounds.failures[0]
     assert [job.client for job in method.planned(1, [], [0, 3])] == [3]
+
+
+class Unwalked(dict[int, int]):
+    """Tells of each client by its id, and refuses to go through all of them."""
+
+    def keys(self) -> NoReturn:  # type: ignore[override]
+        raise AssertionError("a round went through all clients")
+
+    __iter__ = items = values = keys  # type: ignore[assignment]
+
+
+def test_a_round_goes_through_no_clients_but_its_own() -> None:
+    """Of 100,000 clients that took longer than averaging."""
+    method = tiny_method("fedjets")
+    method.strategy.num_samples = Unwalked(method.strategy.num_samples)
+    method.exchange.given = [reply(client, experts=[0, 1]) for client in method.strategy.cohort(1).normals]
+    assert method.rounds.configure_train(1, *NOTHING) is not None
+    assert [kind for kind, _, _ in method.exchange.asked] == ["query.route", "train.fedjets"]
 
 
 # What unseen clients receive ------------------------------------------------------------------------------------------
