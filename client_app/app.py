@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -27,7 +26,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.runs.private_folder import read_mark
-from fedjets_flwr.seeds import derive
+from fedjets_flwr.seeds import derive, seed_layers
 from fedjets_flwr.wire.messages import Job, Reply, Request, decode_request, encode_replies
 from fedjets_flwr.wire.nodes import in_simulation
 from fedjets_flwr.wire.transport import probe
@@ -116,8 +115,7 @@ def _reply(work: Work, runtime: Runtime, request: Request, job: Job, stage: int 
         # What a client makes for itself it makes of all that it has; anything else is the federation's.
         part = "train" if stage == ADAPTED else "shared"
         context = ClientContext(runtime, job, request.server_round, runtime.data(job.client, part), kept)
-        # Layers that draw, dropout alone, draw from torch's own generator.
-        torch.manual_seed(derive(runtime.config.run.seed, "dropout", request.server_round, job.client))
+        seed_layers(derive(runtime.config.run.seed, "dropout", request.server_round, job.client))
         update = work(context, request.vectors)
         if update.state:
             context.keep(update.state)

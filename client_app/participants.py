@@ -16,7 +16,7 @@ from fedjets_flwr.moe.early_stopping import Stopped
 from fedjets_flwr.moe.gating import READ_OUTS
 from fedjets_flwr.moe.metrics import READINGS, Reading, readings
 from fedjets_flwr.moe.own_training import Held
-from fedjets_flwr.seeds import derive, torch_generator
+from fedjets_flwr.seeds import derive, seed_layers, torch_generator
 from fedjets_flwr.tasks.base import Losses
 from fedjets_flwr.wire.messages import Number
 
@@ -81,7 +81,7 @@ def fit_own(context: ClientContext, model: FlatModel, lr: float = 0.0, losses: L
     """
     rule, seed, client = context.config.adapt, context.config.run.seed, context.client
     loss = losses or Losses(context.task.loss, context.task.total_loss)
-    torch.manual_seed(derive(seed, "adapt dropout", client))
+    seed_layers(derive(seed, "adapt dropout", client))
     data, val = context.data, context.on("val")
     augment = torch_generator(seed, "adapt augment", client, device=context.device)
     train = Held(context.runtime.inputs(data, augment), data.targets)
