@@ -128,7 +128,7 @@ def test_every_row_is_checked_before_the_first_run(tmp_path: Path, monkeypatch: 
     experiment = read_experiment(small(tmp_path, text), [], tmp_path / "runs")
     with pytest.raises(FedjetsError, match="row 'FedJETs': partition.unseen-clients"):
         run_experiment(
-            experiment, tmp_path / "results", lambda _: pytest.fail("a run was started"), Console(), validate
+            experiment, tmp_path / "results", lambda *_: pytest.fail("a run was started"), Console(), validate
         )
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "results").exists()
