@@ -56,8 +56,7 @@ class Resources:
         Raises:
             FedjetsError: no client fits the machine, or its share of it.
         """
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share, (fitting,) = self._fit([(cpus, gpu_count())], "here")
+        share, (fitting,) = self._fit([(cpu_count(), gpu_count())], "here")
         if not 1 <= self.parallel <= fitting:
             raise FedjetsError(
                 f"--parallel {self.parallel}: give 1 to {fitting}, the clients that fit here at once: a run needs one"
@@ -117,6 +116,11 @@ class Resources:
                 f" {where}"
             )
         return share
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_count() -> int:

@@ -17,7 +17,8 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import kill_daemon
 from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.simulation import Resources
-from fedjets_flwr.launch.warm import WarmFlower, find_room
+from fedjets_flwr.launch.superlink import Launched, SuperLink
+from fedjets_flwr.launch.warm import Queued, WarmFlower, find_room
 from fedjets_flwr.runs.queue import Asked, RunQueue
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.started import TINY, finish
@@ -87,6 +88,16 @@ def kill_in_round(flower: WarmFlower, folder: Path) -> None:
     while not read_metrics(folder):
         time.sleep(0.1)
     kill(flower)
+
+
+def test_a_stop_from_another_thread_is_an_interrupt_of_the_run(tmp_path: Path) -> None:
+    stopping = threading.Event()
+    run = Queued(Launched(SuperLink(), "1", tmp_path), RunQueue(tmp_path), 0, tmp_path, stopping)
+    watched = run.watch()
+    assert next(watched) == ("starting Flower", [])
+    stopping.set()
+    with pytest.raises(KeyboardInterrupt):
+        next(watched)
 
 
 def test_a_queue_hands_out_runs_in_their_order_and_ends_when_it_is_closed(tmp_path: Path) -> None:
