@@ -111,7 +111,7 @@ def follow(launched: Launched, config: Config, display: Display) -> None:
         FedjetsError: Flower does not answer any more.
     """
     name, rounds, at_terminal = config.run_name, config.run.rounds, display.console.is_terminal
-    said, shown, line = "", 0, ""
+    said, shown, at, facts = "", 0, 0, ""
     with display.bar(display.titled(name, "starting"), rounds) as bar:
         for text, records in launched.watch():
             if text != said and not records:
@@ -123,13 +123,12 @@ def follow(launched: Launched, config: Config, display: Display) -> None:
                 facts, at = facts_of(records), records[-1]["round"]
                 display.update(bar, description=display.titled(name, "round"), completed=at, facts=facts)
                 for position in range(shown, len(records)):
-                    if not COURSES.keys().isdisjoint(records[position]):
-                        line = f"round {records[position]['round']}/{rounds} {facts_of(records[: position + 1])}"
-                        if not at_terminal:
-                            display.tell(name, line)
+                    if not at_terminal and not COURSES.keys().isdisjoint(records[position]):
+                        evaluated = facts_of(records[: position + 1])
+                        display.tell(name, f"round {records[position]['round']}/{rounds} {evaluated}")
                 shown = len(records)
-    if at_terminal and line:
-        display.tell(name, line)
+    if at_terminal and shown:
+        display.tell(name, f"round {at}/{rounds} {facts}")
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
