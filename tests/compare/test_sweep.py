@@ -142,13 +142,16 @@ def test_an_interrupt_stops_all_and_begins_none() -> None:
     assert seen.ended == []
 
 
-def test_what_no_run_should_raise_stops_the_others_too() -> None:
+@pytest.mark.parametrize("wrong", [ValueError("a mistake here"), SystemExit(1)])
+def test_what_no_run_should_raise_stops_the_others_too(wrong: BaseException) -> None:
+    """Rich exits where a pipe is closed."""
+
     def act(config: Config) -> None:
         if config.run.name == "b":
-            raise SystemExit(1)  # rich, of a closed pipe
+            raise wrong
         assert seen.stopped.wait(PATIENCE)
 
     seen = Seen(act)
-    with pytest.raises(SystemExit):
+    with pytest.raises(type(wrong)):
         seen.of([named(name) for name in "abc"], 2)
     assert seen.begun == ["a", "b"]
