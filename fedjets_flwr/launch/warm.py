@@ -84,6 +84,7 @@ class WarmFlower:
             FedjetsError: the settings, the data or the run failed; one line that says why.
             KeyboardInterrupt: it was stopped.
         """
+        heed(self._stopping)
         since, self._since = self._since or time.time(), None
         self.start()
         # Now, beside the engine's start: these import torch.

@@ -1,9 +1,13 @@
 """Runs at once: which begins when, and how all of them end."""
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 from hypothesis import given
@@ -113,6 +117,14 @@ def test_a_run_waits_for_the_one_that_it_starts_from_and_others_pass_it(fails: b
     assert not seen.stopped.is_set()
 
 
+def in_call_of(function: FunctionType, thread: int) -> bool:
+    """Return whether a thread is in a call of a function right now."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as under nohup
@@ -129,6 +141,8 @@ def test_an_interrupt_stops_all_and_begins_none() -> None:
 
     def act(config: Config) -> None:
         if both.wait() == 0:
+            while not in_call_of(wait, main):
+                time.sleep(0.01)
             signal.pthread_kill(main, signal.SIGINT)
         if seen.stopped.wait(PATIENCE):
             over.append(config.run.name)
