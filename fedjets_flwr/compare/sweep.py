@@ -7,6 +7,9 @@ from pathlib import Path
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 
+LOOK = 0.5
+"""Seconds after which a signal is heard that came just before the main thread began to wait, and did not wake it."""
+
 
 def next_run(waiting: Sequence[Config], running: Iterable[Config]) -> Config | None:
     """Return the first of waiting runs that starts from none above it or in progress; None if there is none."""
@@ -46,7 +49,7 @@ def sweep(
                     waiting.remove(config)
                     begins(config)
                     running[threads.submit(run, config)] = config
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, LOOK, FIRST_COMPLETED).done:
                     ended(running.pop(future), _failure(future))
         except BaseException:
             stop()
