@@ -1,8 +1,9 @@
 """Files: the ways to name them, and the one way to write them."""
 
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,3 +31,29 @@ def written(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_once(path: Path, wait: Callable[[], object]) -> Iterator[None]:
+    """Hold, during the block that makes a file, what keeps others from making it, too: they look again afterwards.
+
+    The kernel lets go when a process dies; where it knows no locks, as on some network's disks, nobody is kept.
+
+    Args:
+        path: of the file.
+        wait: called before a wait for another.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # who waits has it open, and finds the file made

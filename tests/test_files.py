@@ -1,8 +1,9 @@
+import threading
 from pathlib import Path
 
 import pytest
 
-from fedjets_flwr.files import written
+from fedjets_flwr.files import made_once, written
 
 
 def test_a_file_is_replaced_in_one_step_and_its_folder_made(tmp_path: Path) -> None:
@@ -28,3 +29,32 @@ def test_what_fails_changes_nothing(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_one_makes_a_file_and_another_waits_and_finds_it(tmp_path: Path) -> None:
+    path, waits, said = tmp_path / "new" / "file", threading.Event(), list[str]()
+
+    def look() -> None:
+        with made_once(path, waits.set):
+            said.append(path.read_text())
+
+    other = threading.Thread(target=look)
+    with made_once(path, lambda: pytest.fail("nobody else is there")):
+        other.start()
+        assert waits.wait(20)
+        path.write_text("made")
+    other.join(20)
+    assert said == ["made"]
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_maker_that_fails_keeps_nobody(tmp_path: Path) -> None:
+    def fail() -> None:
+        with made_once(tmp_path / "file", lambda: None):
+            raise OSError(28, "No space left")
+
+    with pytest.raises(OSError, match="No space"):
+        fail()
+    assert not list(tmp_path.iterdir())
+    with made_once(tmp_path / "file", lambda: pytest.fail("nobody else is there")):
+        pass

@@ -75,13 +75,16 @@ def run(
         return
     c = claimed(local_config(written, output_dir))
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
-    from fedjets_flwr.launch.warm import WarmFlower
+    from fedjets_flwr.launch.warm import WarmFlower, find_room
 
-    resources = Resources(supernodes, cpus_per_client, gpus)
-    with WarmFlower(c.run_dir / "flower.log", resources, console, ray_address) as flower:
+    room = find_room(Resources(supernodes, cpus_per_client, gpus), ray_address, console)
+    with WarmFlower(c.run_dir / "flower.log", room) as flower:
         flower.start()
         _validate(c)
-        summary = flower.run(c)
+        from fedjets_flwr.launch.display import Display
+
+        with Display(console) as display:
+            summary = flower.run(c, display)
         from fedjets_flwr.launch.follow import print_summary
 
         print_summary(summary, c.run_dir, console)
@@ -146,17 +149,20 @@ def compare(
     cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
     gpus: GpusOption = "auto",
     ray_address: RayOption = "",
+    parallel: Annotated[int, typer.Option(metavar="N", help="runs at once, which share this machine's CPUs")] = 1,
 ) -> None:
     """Run presets x seeds, skipping what is done, and write one table and its figures."""
     from fedjets_flwr.compare.experiment import read_experiment, run_experiment
     from fedjets_flwr.launch.simulation import Resources
-    from fedjets_flwr.launch.warm import WarmFlower
+    from fedjets_flwr.launch.warm import WarmFlowers, find_room
 
+    if ray_address and parallel != 1:
+        raise FedjetsError("--parallel shares this machine, and --ray-address is for a cluster; leave one out")
     wanted = read_experiment(experiment, set_ or [], output_dir)
     folder = output or Path("results") / experiment.stem
-    resources = Resources(0, cpus_per_client, gpus)
-    with WarmFlower(wanted.parent / "flower.log", resources, console, ray_address) as flower:
-        run_experiment(wanted, folder, flower.run, console, _validate)
+    room = find_room(Resources(0, cpus_per_client, gpus, parallel), ray_address, console)
+    with WarmFlowers(wanted.parent / "flower.log", room, parallel) as flowers:
+        run_experiment(wanted, folder, flowers.run, console, _validate, parallel, flowers.stop)
 
 
 @cli.command()

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
 from fedjets_flwr.moe.controls import CONTROLS, shown
@@ -40,16 +40,16 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
         FedjetsError: the settings, the connection or the run failed; one line that says why.
     """
     superlink = NamedSuperLink(name)
-    with run_folder(here, console) as folder:
+    with Display(console) as display, run_folder(here, display) as folder:
         launched = superlink.submit(config, folder)
         console.print(f"run {launched.run_id} on the SuperLink {name}")
-        summary = follow_to_the_end(launched, config, console, mirrored=True)
+        summary = follow_to_the_end(launched, config, display, mirrored=True)
         draw_plots(folder)
         return summary
 
 
 @contextmanager
-def run_folder(config: Config, console: Console) -> Iterator[Path]:
+def run_folder(config: Config, display: Display) -> Iterator[Path]:
     """Yield the run folder, without what an earlier run said of its end; note that the run was stopped, if it was."""
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,8 @@ def run_folder(config: Config, console: Console) -> Iterator[Path]:
         make_room(config)
         for path in (folder / "error.json", folder / "progress.json", request_file(folder)):
             path.unlink(missing_ok=True)
-    console.print(Text.assemble((config.strategy.name, "bold"), f" on {config.data.name}: {folder}"), soft_wrap=True)
+    about = Text.assemble((config.strategy.name, "bold"), f" on {config.data.name}: {folder}")
+    display.tell(config.run_name, about)
     try:
         yield folder
     except INTERRUPTS:
@@ -65,7 +66,7 @@ def run_folder(config: Config, console: Console) -> Iterator[Path]:
         if not ended(folder):  # the ServerApp could not tell
             write_json(folder / "error.json", error_facts(Stopped()))
         done = len(read_metrics(folder))
-        console.print(f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
+        display.tell(config.run_name, f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
         raise
     finally:
         with suppress(FedjetsError), RunLock(config, seconds=0):
@@ -73,7 +74,7 @@ def run_folder(config: Config, console: Console) -> Iterator[Path]:
                 put_back(folder)
 
 
-def follow_to_the_end(launched: Launched, config: Config, console: Console, mirrored: bool = False) -> dict[str, Any]:
+def follow_to_the_end(launched: Launched, config: Config, display: Display, mirrored: bool = False) -> dict[str, Any]:
     """Show the progress of a run, keep its log, and return its summary; an interrupt stops it.
 
     Raises:
@@ -82,10 +83,10 @@ def follow_to_the_end(launched: Launched, config: Config, console: Console, mirr
     try:
         with launched.mirrored() if mirrored else nullcontext():
             try:
-                follow(launched, config, console)
+                follow(launched, config, display)
             except INTERRUPTS:
                 launched.stop()
-                console.print("stopping the Flower run")
+                display.tell(config.run_name, "stopping the Flower run")
                 raise
     finally:
         launched.keep_log()
@@ -103,29 +104,31 @@ def check(config: Config) -> None:
         named_common_expert(config)
 
 
-def follow(launched: Launched, config: Config, console: Console) -> None:
-    """Show a run's progress until it ends: a bar at a terminal, a line per evaluation elsewhere."""
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[facts]}", markup=False),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting", total=config.run.rounds, facts="")
-        said, shown = "", 0
+def follow(launched: Launched, config: Config, display: Display) -> None:
+    """Show a run's progress until it ends: a bar at a terminal, of which a line stays; a line per evaluation elsewhere.
+
+    Raises:
+        FedjetsError: Flower does not answer any more.
+    """
+    name, rounds, at_terminal = config.run_name, config.run.rounds, display.console.is_terminal
+    said, shown, at, facts = "", 0, 0, ""
+    with display.bar(display.titled(name, "starting"), rounds) as bar:
         for text, records in launched.watch():
             if text != said and not records:
-                progress.update(task, description=text)
-                if not console.is_terminal:
-                    console.print(text)
+                display.update(bar, description=display.titled(name, text))
+                if not at_terminal:
+                    display.tell(name, text)
                 said = text
             if len(records) > shown:
-                facts = facts_of(records)
-                progress.update(task, description="round", completed=records[-1]["round"], facts=facts)
+                facts, at = facts_of(records), records[-1]["round"]
+                display.update(bar, description=display.titled(name, "round"), completed=at, facts=facts)
                 for position in range(shown, len(records)):
-                    if not console.is_terminal and not COURSES.keys().isdisjoint(records[position]):
-                        facts = facts_of(records[: position + 1])
-                        console.print(f"round {records[position]['round']}/{config.run.rounds} {facts}")
+                    if not at_terminal and not COURSES.keys().isdisjoint(records[position]):
+                        evaluated = facts_of(records[: position + 1])
+                        display.tell(name, f"round {records[position]['round']}/{rounds} {evaluated}")
                 shown = len(records)
+    if at_terminal and shown:
+        display.tell(name, f"round {at}/{rounds} {facts}")
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:

@@ -16,6 +16,7 @@ from fedjets_flwr.data.text import FEDERATED, TEST, documents_of, open_text, spl
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.launch.deployment import Deployment
+from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
 from fedjets_flwr.launch.peers import tell_who_reaches
 from fedjets_flwr.models.pretraining import cached_path, named_common_expert, provide_common_expert
@@ -46,14 +47,18 @@ def rehearse(config: Config, console: Console) -> dict[str, Any]:
         )
     check(config)
     tell_who_reaches(console)
-    with run_folder(config, console) as folder, tempfile.TemporaryDirectory(prefix="fedjets-") as scratch:
+    with (
+        Display(console) as display,
+        run_folder(config, display) as folder,
+        tempfile.TemporaryDirectory(prefix="fedjets-") as scratch,
+    ):
         deployed, sites = as_sites(config, folder / "sites", console)
         with Deployment(Path(scratch), sites) as deployment:
             try:
                 deployment.wait_for_sites()
                 console.print(f"{len(sites)} SuperNodes on 127.0.0.1:{deployment.port}, TLS, registered keys")
                 bound = Config.from_flat(deployed.flat() | {"nodes.roster": str(deployment.roster)})
-                return follow_to_the_end(deployment.submit(bound, folder), bound, console)
+                return follow_to_the_end(deployment.submit(bound, folder), bound, display)
             finally:
                 keep_logs(deployment, folder)
 

@@ -42,20 +42,26 @@ class Resources:
         supernodes: virtual nodes; 0: as many as clients can run at once.
         cpus_per_client: Ray CPUs of a client's process.
         gpus: of a client's process: a number, a fraction of one, or ``auto``: half of one, if there is any.
+        parallel: simulations at once that share this machine, each getting as much of it.
     """
 
     supernodes: int = 0
     cpus_per_client: int = 1
     gpus: str = "auto"
+    parallel: int = 1
 
     def here(self) -> tuple[str, OwnRay]:
         """Return Flower's ``--federation-config`` of a simulation on this machine, and the Ray for it.
 
         Raises:
-            FedjetsError: no client fits the machine.
+            FedjetsError: no client fits the machine, or its share of it.
         """
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share, (at_once,) = self._fit([(cpus, gpu_count())], "here")
+        share, (fitting,) = self._fit([(cpu_count(), gpu_count())], "here")
+        if not 1 <= self.parallel <= fitting:
+            raise FedjetsError(
+                f"--parallel {self.parallel}: give 1 to {fitting}, the clients that fit here at once: a run needs one"
+            )
+        at_once = fitting // self.parallel
         used = at_once * self.cpus_per_client
         return f"{self._words(at_once, share)} init-args-num-cpus={used}", OwnRay(used)
 
@@ -110,6 +116,11 @@ class Resources:
                 f" {where}"
             )
         return share
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_count() -> int:

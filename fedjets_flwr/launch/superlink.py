@@ -149,7 +149,13 @@ class NamedSuperLink(SuperLink):
 
 
 class Launched:
-    """A run that was handed to Flower."""
+    """A run that was handed to Flower.
+
+    Attributes:
+        ask_after: seconds without a round after which Flower is asked for its status.
+    """
+
+    ask_after = 15.0
 
     def __init__(self, superlink: SuperLink, run_id: str, folder: Path) -> None:
         self.superlink, self.run_id, self.folder = superlink, run_id, folder
@@ -171,7 +177,7 @@ class Launched:
                 read, records = size, read_metrics(folder)
                 polled = time.monotonic()  # it lives: no need to ask, which takes a second of a core
             yield _text(folder / "progress.json"), records
-            if time.monotonic() - polled > (1 if ended(folder) else 5 if silent_since else 15):
+            if time.monotonic() - polled > (1 if ended(folder) else 5 if silent_since else self.ask_after):
                 polled = time.monotonic()
                 try:
                     status = str(self.facts()["status"])

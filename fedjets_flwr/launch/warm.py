@@ -1,4 +1,7 @@
-"""A Flower of our own that stays for many runs, or one: SuperLink, Ray and the clients' processes start once."""
+"""A Flower of our own that stays for many runs, or one: SuperLink, Ray and the clients' processes start once.
+
+Several of them do runs at once; a stop from another thread ends a run as a Ctrl-C does in the main one.
+"""
 
 import importlib
 import os
@@ -7,7 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import LifoQueue
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,28 +26,30 @@ from fedjets_flwr.launch.superlink import Launched
 from fedjets_flwr.runs.queue import VARIABLE, RunQueue
 from fedjets_flwr.runs.tracking import read_metrics
 
+if TYPE_CHECKING:  # an engine starts before that is needed
+    from fedjets_flwr.launch.display import Display
+
+Room = tuple[str, OwnRay | Placement]
+"""Flower's ``--federation-config``, and where clients' processes go."""
+
 
 class WarmFlower:
     """Does runs one after the other; a context manager. An engine that ended is followed by another."""
 
-    def __init__(self, log: Path, resources: Resources, console: Console, ray_address: str = "") -> None:
+    def __init__(self, log: Path, room: Room) -> None:
         """Begin; nothing is started before the first run, or :meth:`start`.
 
         Args:
             log: takes what Flower said, in a folder that is there after the first run's start.
-            resources: of every run.
-            console: where progress is shown.
-            ray_address: of a Ray cluster that runs the clients; empty: this machine does.
-
-        Raises:
-            FedjetsError: no client fits, or there is no such cluster.
+            room: for every run, as :func:`find_room` finds it.
         """
-        self._log, self._console = log, console
-        self._federation, self._where = find_room(resources, ray_address, console)
+        self._log = log
+        self._federation, self._where = room
         self._flower: QueueFlower | None = None
         self._engine: Future[Launched]
         self._threads = ThreadPoolExecutor(1)
-        self._since = time.time()
+        self._stopping = Event()
+        self._since: float | None = time.time()
 
     def __enter__(self) -> "WarmFlower":
         return self
@@ -64,33 +71,82 @@ class WarmFlower:
         self._flower.prepare()
         self._engine = self._threads.submit(self._flower.begin, self._federation)
 
-    def run(self, config: Config) -> dict[str, Any]:
+    def stop(self) -> None:
+        """Have the run that another thread waits for end as by Ctrl-C; this returns at once, and no run follows."""
+        self._stopping.set()
+
+    def run(self, config: Config, display: "Display") -> dict[str, Any]:
         """Do a run, draw its pictures and return its summary.
+
+        Args:
+            config: the settings.
+            display: where progress is shown.
 
         Raises:
             FedjetsError: the settings, the data or the run failed; one line that says why.
+            KeyboardInterrupt: it was stopped.
         """
+        heed(self._stopping)
+        since, self._since = self._since or time.time(), None
         self.start()
         # Now, beside the engine's start: these import torch.
         from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
         from fedjets_flwr.report.plots import draw_plots
 
         check(config)
-        with run_folder(config, self._console) as folder:
+        with run_folder(config, display) as folder:
             flower, engine = self._flower, self._engine.result()
             assert flower is not None
             flower.log = self._log
-            queued = Queued(engine, flower.runs, flower.runs.put(config.flat(), self._since), folder)
+            heed(self._stopping)
+            queued = Queued(engine, flower.runs, flower.runs.put(config.flat(), since), folder, self._stopping)
             self._threads.submit(importlib.import_module, "seaborn")  # for the pictures; this process waits anyway
             try:
-                summary = follow_to_the_end(queued, config, self._console)
+                summary = follow_to_the_end(queued, config, display)
             except FedjetsError:
                 if not queued.over:  # the fault of what the runs need
                     self.__exit__()
                 raise
             draw_plots(folder)
-            self._since = time.time()  # of what comes next
             return summary
+
+
+class WarmFlowers:
+    """Several, each of which does a run at a time; a context manager."""
+
+    def __init__(self, log: Path, room: Room, count: int) -> None:
+        """Begin; nothing is started before there is a run for it.
+
+        Args:
+            log: takes what the first one said; those of the others are beside it, with numbers.
+            room: for every run of each, as :func:`find_room` finds it.
+            count: how many.
+        """
+        logs = [log, *(log.with_stem(f"{log.stem}-{number}") for number in range(2, count + 1))]
+        self._all = [WarmFlower(path, room) for path in logs]
+        self._free = LifoQueue[WarmFlower]()  # the last one is warm
+        for flower in reversed(self._all):
+            self._free.put(flower)
+
+    def __enter__(self) -> "WarmFlowers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ThreadPoolExecutor(len(self._all)) as threads:
+            list(threads.map(WarmFlower.__exit__, self._all))
+
+    def run(self, config: Config, display: "Display") -> dict[str, Any]:
+        """Do a run on one that is free, as :meth:`WarmFlower.run` does; wait until there is one."""
+        flower = self._free.get()
+        try:
+            return flower.run(config, display)
+        finally:
+            self._free.put(flower)
+
+    def stop(self) -> None:
+        """Have all runs that other threads wait for end as by Ctrl-C; this returns at once, and no run follows."""
+        for flower in self._all:
+            flower.stop()
 
 
 class QueueFlower(LocalFlower):
@@ -128,9 +184,11 @@ class QueueFlower(LocalFlower):
 class Queued(Launched):
     """A run that waits in a queue, or is done from there."""
 
-    def __init__(self, engine: Launched, queue: RunQueue, number: int, folder: Path) -> None:
+    ask_after = 120.0  # it takes a second of a core, and that the processes live is seen without
+
+    def __init__(self, engine: Launched, queue: RunQueue, number: int, folder: Path, stopping: Event) -> None:
         super().__init__(engine.superlink, engine.run_id, folder)
-        self._queue, self._number = queue, number
+        self._queue, self._number, self._stopping = queue, number, stopping
 
     @property
     def over(self) -> bool:
@@ -140,6 +198,7 @@ class Queued(Launched):
     def watch(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield (what goes on before round 1, the records so far) until the ServerApp calls the run ended."""
         for text, records in super().watch():
+            heed(self._stopping)
             over = self.over
             yield text, read_metrics(self.folder) if over else records
             if over:
@@ -157,8 +216,19 @@ class Queued(Launched):
         """Do nothing: the ServerApp writes it."""
 
 
-def find_room(resources: Resources, ray_address: str, console: Console) -> tuple[str, OwnRay | Placement]:
-    """Return Flower's ``--federation-config``, and where clients' processes go; say who gets in.
+def heed(stopping: Event) -> None:
+    """Raise KeyboardInterrupt once another thread asked for it: signals come to the main one alone."""
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+def find_room(resources: Resources, ray_address: str, console: Console) -> Room:
+    """Return the room for simulations, and say who gets in.
+
+    Args:
+        resources: of each.
+        ray_address: of a Ray cluster that runs the clients; empty: this machine does.
+        console: where it is said.
 
     Raises:
         FedjetsError: no client fits, or there is no such cluster.

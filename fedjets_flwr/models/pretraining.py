@@ -16,7 +16,7 @@ from fedjets_flwr.data.public_text import open_public_text
 from fedjets_flwr.data.text_tokens import digest_of
 from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import StrPath, written
+from fedjets_flwr.files import StrPath, made_once, written
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.calibration import fit_temperature
 from fedjets_flwr.models.common_expert import (
@@ -37,7 +37,7 @@ Progress = Callable[[str], None]
 
 
 def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
-    """Return the common expert that the settings name, or train one and keep it in the cache.
+    """Return the common expert that the settings name, or train one and keep it in the cache, if no other run does.
 
     Raises:
         FedjetsError: the file does not fit the data set, or training never reached the target.
@@ -46,7 +46,9 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
         return named_common_expert(config)
     path = cached_path(config)
     if not path.is_file():
-        save_common_expert(pretrain(config, progress), path)
+        with made_once(path, lambda: progress("waiting for the common expert that another run trains")):
+            if not path.is_file():
+                save_common_expert(pretrain(config, progress), path)
     progress(f"common expert: {path}")
     return load_common_expert(path)
 

@@ -1,6 +1,7 @@
 """Pictures of a run, drawn from its result files alone."""
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from fedjets_flwr.runs.tracking import read_metrics
 
 MOST_NAMED = 40
 """Clients of which a picture tells each by its id."""
+_PYPLOT = threading.Lock()
+"""Of the one thread that draws: pyplot has one list of figures for all."""
 
 
 def draw_plots(folder: StrPath) -> list[Path]:
@@ -22,7 +25,11 @@ def draw_plots(folder: StrPath) -> list[Path]:
 
     Without a label at any client that is scored nothing was measured, and there is nothing to draw.
     """
-    folder = Path(folder)
+    with _PYPLOT:
+        return _draw_plots(Path(folder))
+
+
+def _draw_plots(folder: Path) -> list[Path]:
     summary = json.loads((folder / "summary.json").read_text())
     score = summary.get("score")  # older runs were judged by accuracy alone
     if summary["accuracy"] is None and score is None:

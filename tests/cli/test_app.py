@@ -73,6 +73,13 @@ def test_a_bad_setting_ends_the_command(index: int, tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+def test_runs_at_once_are_for_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call(monkeypatch, "compare", tmp_path / "any.yaml", "--parallel", "2", "--ray-address", "auto")
+    check_error(code, capsys.readouterr().err, "--parallel")
+
+
 def test_partition_draws_and_prints(tmp_path: Path) -> None:
     done = fedjets("partition", "-c", "data.name=digits", "--output", "pictures/split.png", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """Comparisons: each shipped experiment is sound; a small one runs, goes on where it was cut off, and runs once."""
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,9 @@ from fedjets_flwr.compare.experiment import (
 )
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.launch.display import Display
+from fedjets_flwr.launch.follow import check
+from fedjets_flwr.launch.simulation import cpu_count
 from fedjets_flwr.runs.checkpoint import Checkpoints
 from fedjets_flwr.runs.tracking import read_metrics
 from server_app.app import run
@@ -79,13 +84,13 @@ def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: s
     assert "\n" not in str(caught.value)
 
 
-def compare(folder: Path) -> str:
+def compare(folder: Path, *arguments: str) -> str:
     pairs = [*TINY, f"run.cache-dir={folder / 'cache'}"]
     options = [part for pair in pairs for part in ("-c", pair)]
     command = [sys.executable, "-c", "from fedjets_flwr.cli.app import main; main()", "compare"]
     done = subprocess.run(
-        [*command, str(folder / "experiments" / "small.yaml"), *options], cwd=folder, capture_output=True, text=True,
-        timeout=400, check=False,
+        [*command, str(folder / "experiments" / "small.yaml"), *options, *arguments], cwd=folder, capture_output=True,
+        text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -111,6 +116,32 @@ def test_a_comparison_runs_each_row_once(tmp_path: Path) -> None:
     assert (results / "table.md").read_text() == table
 
 
+FOUR = """
+title: small
+preset: digits
+seeds: [1, 2]
+rows:
+  - {name: FedJETs}
+  - {name: "FedJETs, on", start: FedJETs, settings: {train.lr: 0.02}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpu_count() < 2, reason="a client's process for each of two runs needs a CPU")
+def test_runs_at_once_are_those_of_their_own(tmp_path: Path) -> None:
+    """Two rows need one common expert that nobody has trained yet, and two start from them."""
+    small(tmp_path, FOUR)
+    hashes = []
+    for parallel in ("2", "1"):
+        printed = compare(tmp_path, "--parallel", parallel, "--output-dir", parallel)
+        assert printed.count("training a common expert") <= (parallel == "2")  # a look may miss it
+        found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob(f"{parallel}/*/summary.json")}
+        hashes.append({name: summary["weights_hash"] for name, summary in found.items()})
+        assert all(f"{name}: round 2/2" in printed for name in found) == (parallel == "2")
+    assert len(set(hashes[0].values())) == 4
+    assert hashes[0] == hashes[1]
+
+
 def test_a_failed_run_is_named_in_the_table(tmp_path: Path) -> None:
     experiment = read_experiment(small(tmp_path), [], tmp_path / "runs")
     _, (config,) = experiment.rows[0]
@@ -128,7 +159,7 @@ def test_every_row_is_checked_before_the_first_run(tmp_path: Path, monkeypatch: 
     experiment = read_experiment(small(tmp_path, text), [], tmp_path / "runs")
     with pytest.raises(FedjetsError, match="row 'FedJETs': partition.unseen-clients"):
         run_experiment(
-            experiment, tmp_path / "results", lambda _: pytest.fail("a run was started"), Console(), validate
+            experiment, tmp_path / "results", lambda *_: pytest.fail("a run was started"), Console(), validate
         )
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "results").exists()
@@ -147,6 +178,30 @@ def test_a_run_that_dies_before_it_can_say_why_is_failed_in_the_table(
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| FedAvg | 1 | failed |" in table
     assert "FedJETs: Flower's SuperLink did not start" in table
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_row_fails_with_the_one_that_it_starts_from(tmp_path: Path, at_once: int) -> None:
+    """For its own reason: there is nothing to start from. Lines of runs at once begin with their names."""
+    text = SMALL + "  - {name: after, start: FedAvg}\n"
+    experiment = read_experiment(small(tmp_path, text), [], tmp_path / "runs")
+    (_, (first,)), *_ = experiment.rows
+
+    def breaks(config: Config, display: Display) -> None:
+        check(config)
+        raise FedjetsError("broke")
+
+    told = io.StringIO()
+    with pytest.raises(FedjetsError, match="3 of 3 runs failed"):
+        run_experiment(experiment, tmp_path / "results", breaks, Console(file=told), validate, at_once)
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert "FedAvg: broke" in table
+    assert "FedJETs: broke" in table
+    assert "after: run.start-from" in table
+    begins = {1: "", 2: f"{first.run_name}: "}[at_once]
+    assert f"{begins}run 1 of 3\n" in told.getvalue().splitlines(keepends=True)
+    assert f"{begins}failed: broke\n" in told.getvalue().splitlines(keepends=True)
+    assert "run 3 of 3, about 0 minutes left\n" in told.getvalue()
 
 
 PERSONAL = """

@@ -12,6 +12,7 @@ import pytest
 
 from fedjets_flwr.config.sources import parse_pairs
 from fedjets_flwr.federation.aggregation import weights_hash
+from fedjets_flwr.launch.simulation import cpu_count
 from fedjets_flwr.launch.superlink import to_toml
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
 from tests.support.deployed import ONE_EACH, QUICK
@@ -97,15 +98,34 @@ def test_nothing_outlives_a_killed_launcher_by_half_a_minute(tmp_path: Path, gua
     assert resumed["rounds"] == rounds + 1
 
 
+def two_rows(folder: Path, **rounds: int) -> list[str]:
+    """Return the command of a comparison of two rows."""
+    settings = parse_pairs([*TINY, f"run.cache-dir={folder / 'cache'}"])
+    (folder / "folder").mkdir()
+    (folder / "preset.toml").write_text(to_toml(settings))
+    rows = [{"name": k, "settings": {"run.rounds": n, "run.evaluate-every": n}} for k, n in rounds.items()]
+    experiment = {"title": "two", "preset": "preset.toml", "seeds": [1], "rows": rows}
+    (folder / "folder" / "two.yaml").write_text(json.dumps(experiment))
+    return ["compare", "folder/two.yaml", "--output-dir", "runs", "--output", "results"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpu_count() < 2, reason="a client's process for each of two runs needs a CPU")
+def test_all_runs_of_a_stopped_comparison_keep_their_last_round(tmp_path: Path) -> None:
+    process = fedjets(tmp_path, *two_rows(tmp_path, one=100000, other=100001), "--parallel", "2")
+    while len(folders := list(tmp_path.glob("runs/*/config.json"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    for path in folders:
+        wait_for_rounds(process, path.parent, 2)
+    interrupt(process, signal.SIGTERM)
+    for path in folders:
+        check_stopped(path.parent)
+
+
 @pytest.mark.slow
 def test_a_stopped_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
-    settings = parse_pairs([*TINY, f"run.cache-dir={tmp_path / 'cache'}"])
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "preset.toml").write_text(to_toml(settings))
-    rows = [{"name": "short"}, {"name": "long", "settings": {"run.rounds": 200, "run.evaluate-every": 200}}]
-    experiment = {"title": "two", "preset": "preset.toml", "seeds": [1], "rows": rows}
-    (tmp_path / "folder" / "two.yaml").write_text(json.dumps(experiment))
-    command = ["compare", "folder/two.yaml", "--output-dir", "runs", "--output", "results"]
+    command = two_rows(tmp_path, short=2, long=200)
     process = fedjets(tmp_path, *command)
     while not (found := [f for f in tmp_path.glob("runs/*") if _rounds(f) == 200]):
         time.sleep(0.2)

@@ -49,3 +49,35 @@ def test_cpus_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, cpus
     words, ray = Resources(cpus_per_client=3).here()
     assert "num-supernodes=2" in words.split()
     assert ray.cpus == 6
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "at_once"),
+    [
+        (Resources(parallel=2), 0, 4), (Resources(parallel=3), 0, 2), (Resources(parallel=8), 0, 1),
+        (Resources(cpus_per_client=3, parallel=2), 0, 1), (Resources(parallel=2), 1, 1), (Resources(parallel=2), 3, 3),
+    ],
+)  # fmt: skip
+def test_simulations_at_once_share_the_machine(
+    monkeypatch: pytest.MonkeyPatch, resources: Resources, gpus: int, at_once: int
+) -> None:
+    with_gpus(monkeypatch, gpus)
+    words, ray = resources.here()
+    assert f"num-supernodes={at_once}" in words.split()
+    assert ray.cpus == at_once * resources.cpus_per_client
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "most"),
+    [
+        (Resources(parallel=0), 0, 8), (Resources(parallel=-1), 0, 8), (Resources(parallel=9), 0, 8),
+        (Resources(cpus_per_client=3, parallel=3), 0, 2), (Resources(parallel=3), 1, 2),
+    ],
+)  # fmt: skip
+def test_more_simulations_than_fit_are_told(
+    monkeypatch: pytest.MonkeyPatch, resources: Resources, gpus: int, most: int
+) -> None:
+    with_gpus(monkeypatch, gpus)
+    with pytest.raises(FedjetsError, match=f"--parallel {resources.parallel}: give 1 to {most},") as caught:
+        resources.here()
+    assert "\n" not in str(caught.value)

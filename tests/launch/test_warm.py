@@ -3,6 +3,8 @@
 import io
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.config.sources import parse_pairs
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import kill_daemon
+from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.simulation import Resources
-from fedjets_flwr.launch.warm import WarmFlower
+from fedjets_flwr.launch.superlink import Launched, SuperLink
+from fedjets_flwr.launch.warm import Queued, WarmFlower, find_room
 from fedjets_flwr.runs.queue import Asked, RunQueue
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.started import TINY, finish
@@ -23,6 +27,14 @@ from tests.support.started import TINY, finish
 def tiny_run(folder: Path, name: str, *changes: str) -> Config:
     pairs = [*TINY, f"run.name={name}", f"run.cache-dir={folder / 'cache'}", f"run.output-dir={folder}", *changes]
     return Config.from_flat(parse_pairs(pairs))
+
+
+@contextmanager
+def engine_in(folder: Path) -> Iterator[tuple[WarmFlower, Display]]:
+    console = Console(file=io.StringIO())
+    room = find_room(Resources(), "", console)
+    with WarmFlower(folder / "flower.log", room) as flower, Display(console) as display:
+        yield flower, display
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -34,15 +46,14 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.mark.timeout(300)
 def test_runs_of_one_engine_are_those_of_their_own_and_a_failed_one_costs_itself(tmp_path: Path) -> None:
     others = ["strategy.name=fedavg", "partition.clients=7", "run.seed=3", "train.lr=0.01"]
-    console = Console(file=io.StringIO(), width=200)
-    with WarmFlower(tmp_path / "flower.log", Resources(), console) as flower:
-        first = flower.run(tiny_run(tmp_path, "first"))
+    with engine_in(tmp_path) as (flower, display):
+        first = flower.run(tiny_run(tmp_path, "first"), display)
         engine = flower._engine
         with pytest.raises(FedjetsError, match="7 of 7 clients failed"):
-            flower.run(tiny_run(tmp_path, "failed", "train.lr=1e30", "limits.max-failure-share=0.1"))
-        second = flower.run(tiny_run(tmp_path, "second", *others))
+            flower.run(tiny_run(tmp_path, "failed", "train.lr=1e30", "limits.max-failure-share=0.1"), display)
+        second = flower.run(tiny_run(tmp_path, "second", *others), display)
         assert flower._engine is engine
-        again = flower.run(tiny_run(tmp_path, "again"))
+        again = flower.run(tiny_run(tmp_path, "again"), display)
     same(again, first)
     assert first["weights_hash"] != second["weights_hash"]
     alone = [part for change in others for part in ("-c", change)]
@@ -56,16 +67,16 @@ def test_runs_of_one_engine_are_those_of_their_own_and_a_failed_one_costs_itself
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_engine_that_is_killed_fails_its_run_and_is_followed_by_another(tmp_path: Path) -> None:
-    with WarmFlower(tmp_path / "flower.log", Resources(), Console(file=io.StringIO())) as flower:
-        first = flower.run(tiny_run(tmp_path, "first"))
+    with engine_in(tmp_path) as (flower, display):
+        first = flower.run(tiny_run(tmp_path, "first"), display)
         kill(flower)
-        same(flower.run(tiny_run(tmp_path, "again")), first)
+        same(flower.run(tiny_run(tmp_path, "again"), display), first)
         killer = threading.Thread(target=kill_in_round, args=(flower, tmp_path / "killed"))
         killer.start()
         with pytest.raises(FedjetsError, match="Flower ended before the run|stopped"):
-            flower.run(tiny_run(tmp_path, "killed", "run.rounds=100000", "run.evaluate-every=100000"))
+            flower.run(tiny_run(tmp_path, "killed", "run.rounds=100000", "run.evaluate-every=100000"), display)
         killer.join()
-        same(flower.run(tiny_run(tmp_path, "last")), first)
+        same(flower.run(tiny_run(tmp_path, "last"), display), first)
 
 
 def kill(flower: WarmFlower) -> None:
@@ -77,6 +88,16 @@ def kill_in_round(flower: WarmFlower, folder: Path) -> None:
     while not read_metrics(folder):
         time.sleep(0.1)
     kill(flower)
+
+
+def test_a_stop_from_another_thread_is_an_interrupt_of_the_run(tmp_path: Path) -> None:
+    stopping = threading.Event()
+    run = Queued(Launched(SuperLink(), "1", tmp_path), RunQueue(tmp_path), 0, tmp_path, stopping)
+    watched = run.watch()
+    assert next(watched) == ("starting Flower", [])
+    stopping.set()
+    with pytest.raises(KeyboardInterrupt):
+        next(watched)
 
 
 def test_a_queue_hands_out_runs_in_their_order_and_ends_when_it_is_closed(tmp_path: Path) -> None:
