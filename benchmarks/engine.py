@@ -90,7 +90,9 @@ class LateFlower(LocalFlower):
     """Flower starts its Ray, once it has the app: clients' processes find what was added to that, too."""
 
     def switches(self, home: Path) -> dict[str, str]:
-        return super().switches(home) | {"PATH": flower_environment(home)["PATH"]}
+        ours = {"PATH", "PYTHONPATH", "RAY_preload_python_modules"}
+        found = {name: value for name, value in super().switches(home).items() if name not in ours}
+        return flower_environment(home) | found
 
 
 class StockFlower(LateFlower):
@@ -102,7 +104,7 @@ class StockFlower(LateFlower):
 
 @contextmanager
 def ours(config: Config, resources: Resources, extra: Mapping[str, Path] | None = None) -> Iterator[Engine]:
-    """Run this app as ``fedjets run`` does; ``extra`` are files added to the app, by their place in it."""
+    """Run this app in the processes of ``fedjets run``; ``extra`` are files added to the app, by their place in it."""
     (config.run_dir / "app").mkdir(parents=True)
     app = stage_app(config.run_dir / "app" / "fedjets-flwr")
     for place, source in (extra or {}).items():

@@ -27,7 +27,7 @@ from fedjets_flwr.models.flat_model import digest_of
 from fedjets_flwr.models.flops import forward_flops
 from fedjets_flwr.models.pretraining import provide_common_expert, save_common_expert
 from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
-from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.report.plots import draw_or_say
 from fedjets_flwr.runs.callback import Callback, installed_callbacks
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
 from fedjets_flwr.runs.claim import claimed, put_back
@@ -59,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     if (queue := RunQueue.here()) is None:
         config, checkpoints = opened(context.run_config, announce)
         do(grid, context.run_id, config, checkpoints, announce)
-        draw_plots(config.run_dir)
+        draw_or_say(config.run_dir, log.warning)
         return
     for asked in queue:
         reason, told = "", {"settings": json.dumps(asked.settings)}

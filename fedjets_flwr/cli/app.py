@@ -77,6 +77,8 @@ def run(
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
     from fedjets_flwr.launch.warm import WarmFlower, find_room
 
+    if ray_address:
+        _validate(c)  # before the cluster is asked, which may take minutes
     room = find_room(Resources(supernodes, cpus_per_client, gpus), ray_address, console)
     with WarmFlower(c.run_dir / "flower.log", room) as flower:
         flower.start()

@@ -76,4 +76,6 @@ def draw_cohort(
 
 def _others(clients: NDArray[np.int64], without: Collection[int]) -> NDArray[np.int64]:
     """Return those of some clients that are not among others, in their order; of many thousands in every round."""
-    return clients[np.isin(clients, np.fromiter(without, np.int64, len(without)), invert=True, kind="table")]
+    last = clients.max(initial=-1)
+    known = [client for client in without if client <= last]  # a site may claim a client with any number
+    return clients[np.isin(clients, np.array(known, dtype=np.int64), invert=True)]

@@ -66,7 +66,8 @@ def run_folder(config: Config, display: Display) -> Iterator[Path]:
         if not ended(folder):  # the ServerApp could not tell
             write_json(folder / "error.json", error_facts(Stopped()))
         done = len(read_metrics(folder))
-        display.tell(config.run_name, f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
+        if not (folder / "summary.json").is_file():
+            display.tell(config.run_name, f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
         raise
     finally:
         with suppress(FedjetsError), RunLock(config, seconds=0):

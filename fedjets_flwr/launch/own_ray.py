@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedjets_flwr.launch.stand_in import stand_in
-from fedjets_flwr.launch.superlink import APP_ROOT
+from fedjets_flwr.launch.superlink import STAGED
 
 READY, ASK = (Path(__file__).with_name(name) for name in ("ready_simulation.py", "ask_simulation.py"))
 """Not imported: Ray and Flower take seconds."""
@@ -46,8 +46,8 @@ class OwnRay:
             "RAY_ADDRESS": "local",  # whatever the user's own says
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_preload_python_modules": IMPORTED,
-            # The code that Flower gets, whatever else is installed: Flower's own Ray would find it there.
-            "PYTHONPATH": os.pathsep.join([str(APP_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            # The very code that Flower gets, whatever is installed or edited meanwhile.
+            "PYTHONPATH": os.pathsep.join([str(folder / STAGED), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": stand_in(["-I", "-S", str(ASK), str(folder / "ready")], folder, path),
         }  # fmt: skip
 

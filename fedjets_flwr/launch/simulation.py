@@ -26,7 +26,7 @@ from fedjets_flwr.launch.daemons import (
 )
 from fedjets_flwr.launch.own_ray import OwnRay
 from fedjets_flwr.launch.ray_cluster import Placement, RayCluster, interleaved
-from fedjets_flwr.launch.superlink import SuperLink
+from fedjets_flwr.launch.superlink import STAGED, SuperLink, stage_app
 
 SOCKET_FOLDER = 35
 """Characters of a folder below which Ray's sockets have paths that are short enough for every system."""
@@ -160,7 +160,7 @@ class LocalFlower(SuperLink):
         self._prepared = self._over = False
 
     def alive(self) -> bool:
-        return all(daemon.poll() is None for daemon in self.daemons)
+        return bool(self.daemons) and all(daemon.poll() is None for daemon in self.daemons)
 
     def hint(self) -> str:
         return f" (its log: {self.log})" if self.log else ""
@@ -173,26 +173,45 @@ class LocalFlower(SuperLink):
     def __enter__(self) -> "LocalFlower":
         self.prepare()
         try:
-            return self._enter()
+            self.launch()
         except BaseException:
             self.__exit__()
             raise
+        return self
 
     def prepare(self) -> None:
-        """Make the folder, unless that was done."""
+        """Make the folder with the app, unless that was done."""
         if not self._prepared:
             self.folder, self._prepared = private_folder(), True
+            (self.folder / "flower.log").touch()
+            stage_app(self.folder / STAGED)
 
-    def _enter(self) -> "LocalFlower":
+    def staged(self, scratch: Path) -> Path:
+        return self.folder / STAGED
+
+    def keep_log(self, log: Path) -> None:
+        """Have the log lie in a folder, at once if that is on the same disk."""
+        if self.log != log:
+            self.log = log
+            log.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.link(self.folder / "flower.log", log)
+
+    def launch(self) -> None:
+        """Start all.
+
+        Raises:
+            FedjetsError: Flower does not start.
+        """
         self.environment = self.switches(self.folder / "flwr")
         (self.folder / "flwr").mkdir()
         if ahead := self._where.ahead(self.folder, self.environment["PATH"]):
             self._start(ahead)
+            self.ask_after = 120.0  # one is not Flower's, and its end is seen
         for _ in range(5):
             if self._start_superlink():
-                return self
-        said = (self.folder / "flower.log").read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise FedjetsError(f"Flower's SuperLink did not start: {said[-1]}")
+                return
+        raise FedjetsError("Flower's SuperLink did not start")
 
     def _start_superlink(self) -> bool:
         port = free_ports(1)[0]
@@ -222,7 +241,7 @@ class LocalFlower(SuperLink):
         stop_daemons(self.daemons, at_once=True)  # results are elsewhere, and what is here goes
         if not self._prepared:
             return
-        if self.log is not None:
+        if self.log is not None and not self.log.exists():
             with suppress(OSError):  # it was kept before
                 shutil.copyfile(self.folder / "flower.log", self.log)
         shutil.rmtree(self.folder, ignore_errors=True)

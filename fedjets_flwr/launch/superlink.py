@@ -25,15 +25,19 @@ from fedjets_flwr.runs.stopping import StopRequest
 from fedjets_flwr.runs.tracking import read_metrics
 
 APP_ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTION = "fedjets-flwr"
+DISTRIBUTION = STAGED = "fedjets-flwr"
 PATIENCE = 120.0
 """Seconds without an answer after which a SuperLink is given up."""
 PACKAGES = ("fedjets_flwr", "client_app", "server_app", "strategies")
 """What an app for Flower is made of; they lie side by side in a checkout and where a wheel is installed."""
 LOOK = 0.1
 """Seconds between two looks at a run's files."""
-STOP_SECONDS = 4.0
+STOP_SECONDS = 7.0
 """Seconds that a stopped run has to keep its last round: a container gets 10 to end altogether."""
+LEAVE_SECONDS = 2.0
+"""Seconds that a stopped run has before its first round's end."""
+CALL_SECONDS = 120.0
+"""Seconds within which ``flwr`` must answer."""
 
 
 class SuperLink:
@@ -44,12 +48,14 @@ class SuperLink:
         environment: of the ``flwr`` command; its FLWR_HOME holds the configuration.
         folder: where ``flwr`` runs.
         called: the last ``flwr``, which may still run.
+        ask_after: seconds without a round after which it is asked for a run's status, which takes a second of a core.
     """
 
     name: str
     environment: dict[str, str]
     folder: Path
     called: "subprocess.Popen[str] | None" = None
+    ask_after = 15.0
 
     def alive(self) -> bool:
         """Return whether it may still answer."""
@@ -58,6 +64,10 @@ class SuperLink:
     def hint(self) -> str:
         """Return where to look when it does not answer."""
         return ""
+
+    def staged(self, scratch: Path) -> Path:
+        """Return the app, written below a folder unless it lies somewhere."""
+        return stage_app(scratch / STAGED)
 
     def submit(self, config: Config, folder: Path, federation: str = "") -> "Launched":
         """Hand the app and its settings over.
@@ -71,12 +81,11 @@ class SuperLink:
             FedjetsError: Flower refused, or nothing answers.
         """
         with tempfile.TemporaryDirectory(prefix="fedjets-") as scratch:
-            staged, settings = stage_app(Path(scratch) / "fedjets-flwr"), Path(scratch) / "settings.toml"
+            settings = Path(scratch) / "settings.toml"
             settings.write_text(to_toml(config.flat()))
             simulated = ["--federation-config", federation] if federation else []
-            reply = self.cli(
-                "run", str(staged), self.name, "--run-config", str(settings), *simulated, "--format", "json"
-            )
+            app = str(self.staged(Path(scratch)))
+            reply = self.cli("run", app, self.name, "--run-config", str(settings), *simulated, "--format", "json")
         return Launched(self, str(reply["run-id"]), folder)
 
     def stop(self, run_id: str, folder: Path) -> None:
@@ -85,9 +94,11 @@ class SuperLink:
         Flower is not asked: a simulation hears of it 20 seconds later, and this SuperLink ends with its run.
         """
         StopRequest(folder, run_id).make()
-        deadline = time.monotonic() + STOP_SECONDS
-        # Before the first round's end there is nothing to keep.
-        while read_metrics(folder) and not ended(folder) and time.monotonic() < deadline:
+        if not (folder / "progress.json").is_file():
+            return  # the ServerApp has not begun with it
+        # Before the first round's end there is nothing to keep, but shared memory to give back.
+        deadline = time.monotonic() + (STOP_SECONDS if read_metrics(folder) else LEAVE_SECONDS)
+        while not ended(folder) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -98,7 +109,7 @@ class SuperLink:
         ) as process:
             self.called = process
             try:
-                output, errors = process.communicate(timeout=120)
+                output, errors = process.communicate(timeout=CALL_SECONDS)
             finally:
                 process.kill()
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
@@ -109,7 +120,10 @@ class SuperLink:
         Raises:
             FedjetsError: it failed.
         """
-        done = self.call(*arguments)
+        try:
+            done = self.call(*arguments)
+        except subprocess.TimeoutExpired:
+            raise FedjetsError(f"flwr {arguments[0]} gave no answer within {CALL_SECONDS:g} s") from None
         try:
             reply: dict[str, Any] = json.loads(done.stdout)
         except json.JSONDecodeError:
@@ -149,13 +163,7 @@ class NamedSuperLink(SuperLink):
 
 
 class Launched:
-    """A run that was handed to Flower.
-
-    Attributes:
-        ask_after: seconds without a round after which Flower is asked for its status.
-    """
-
-    ask_after = 15.0
+    """A run that was handed to Flower."""
 
     def __init__(self, superlink: SuperLink, run_id: str, folder: Path) -> None:
         self.superlink, self.run_id, self.folder = superlink, run_id, folder
@@ -177,7 +185,7 @@ class Launched:
                 read, records = size, read_metrics(folder)
                 polled = time.monotonic()  # it lives: no need to ask, which takes a second of a core
             yield _text(folder / "progress.json"), records
-            if time.monotonic() - polled > (1 if ended(folder) else 5 if silent_since else self.ask_after):
+            if time.monotonic() - polled > (1 if ended(folder) else 5 if silent_since else self.superlink.ask_after):
                 polled = time.monotonic()
                 try:
                     status = str(self.facts()["status"])
@@ -255,7 +263,7 @@ def stage_app(folder: Path) -> Path:
     """
     folder.mkdir()
     for package in PACKAGES:
-        shutil.copytree(APP_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(APP_ROOT / package, folder / package)  # with what Python has compiled, for who runs it there
     (folder / "pyproject.toml").write_text(app_project())
     return folder
 

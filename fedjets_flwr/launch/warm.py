@@ -3,12 +3,12 @@
 Several of them do runs at once; a stop from another thread ends a run as a Ctrl-C does in the main one.
 """
 
-import importlib
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import LifoQueue
 from threading import Event
@@ -49,21 +49,22 @@ class WarmFlower:
         self._engine: Future[Launched]
         self._threads = ThreadPoolExecutor(1)
         self._stopping = Event()
-        self._since: float | None = time.time()
+        self._since: float | None = None
 
     def __enter__(self) -> "WarmFlower":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._flower is not None:
-            self._flower.__exit__()
+        flower, self._flower = self._flower, None
+        if flower is not None:
+            flower.__exit__()
             with suppress(Exception):  # it was told where it was waited for
                 self._engine.result()
-            self._flower.__exit__()
-            self._flower = None
+            flower.__exit__()
 
     def start(self) -> None:
-        """Have an engine start, unless one runs, beside what this process does next."""
+        """Have an engine start, unless one runs, beside what this process does next: somebody waits from now on."""
+        self._since = self._since or time.time()
         if self._flower is not None and not (self._engine.done() and not self._flower.alive()):
             return
         self.__exit__()
@@ -74,6 +75,8 @@ class WarmFlower:
     def stop(self) -> None:
         """Have the run that another thread waits for end as by Ctrl-C; this returns at once, and no run follows."""
         self._stopping.set()
+        if self._flower is not None and not self._engine.done():
+            self._flower.__exit__()
 
     def run(self, config: Config, display: "Display") -> dict[str, Any]:
         """Do a run, draw its pictures and return its summary.
@@ -87,27 +90,34 @@ class WarmFlower:
             KeyboardInterrupt: it was stopped.
         """
         heed(self._stopping)
-        since, self._since = self._since or time.time(), None
         self.start()
+        since, self._since = self._since, None
+        assert since is not None
         # Now, beside the engine's start: these import torch.
         from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
-        from fedjets_flwr.report.plots import draw_plots
+        from fedjets_flwr.report.plots import draw_or_say, get_ready
 
         check(config)
         with run_folder(config, display) as folder:
-            flower, engine = self._flower, self._engine.result()
+            flower = self._flower
             assert flower is not None
-            flower.log = self._log
+            flower.keep_log(self._log)
+            try:
+                engine = self._engine.result()
+            except FedjetsError as error:
+                self.__exit__()
+                heed(self._stopping)
+                raise FedjetsError(f"{error}{flower.hint()}") from None
             heed(self._stopping)
             queued = Queued(engine, flower.runs, flower.runs.put(config.flat(), since), folder, self._stopping)
-            self._threads.submit(importlib.import_module, "seaborn")  # for the pictures; this process waits anyway
+            self._threads.submit(get_ready)  # for the pictures; this process waits anyway
             try:
                 summary = follow_to_the_end(queued, config, display)
             except FedjetsError:
                 if not queued.over:  # the fault of what the runs need
                     self.__exit__()
                 raise
-            draw_plots(folder)
+            draw_or_say(folder, partial(display.tell, config.run_name))
             return summary
 
 
@@ -167,24 +177,21 @@ class QueueFlower(LocalFlower):
     def begin(self, federation: str) -> Launched:
         """Start all, and return the Flower run that does those of the queue; its own settings are nobody's.
 
+        Whatever comes of it, :meth:`__exit__` ends all.
+
         Args:
             federation: Flower's ``--federation-config``.
 
         Raises:
             FedjetsError: Flower did not start, or refused.
         """
-        self.__enter__()
-        try:
-            return self.submit(Config(), self.folder, federation)
-        except BaseException:
-            self.__exit__()
-            raise
+        self.prepare()
+        self.launch()
+        return self.submit(Config(), self.folder, federation)
 
 
 class Queued(Launched):
     """A run that waits in a queue, or is done from there."""
-
-    ask_after = 120.0  # it takes a second of a core, and that the processes live is seen without
 
     def __init__(self, engine: Launched, queue: RunQueue, number: int, folder: Path, stopping: Event) -> None:
         super().__init__(engine.superlink, engine.run_id, folder)
@@ -205,7 +212,10 @@ class Queued(Launched):
                 return
             if not self.superlink.alive():
                 break
-        raise FedjetsError(f"Flower ended before the run{self.superlink.hint()}")
+        why = ""
+        with suppress(FedjetsError, LookupError):
+            why = f": {self.facts()['status-details']}"
+        raise FedjetsError(f"Flower ended before the run did{why}{self.superlink.hint()}; go on with --resume")
 
     def outcome(self) -> dict[str, Any]:
         if reason := self._queue.answered(self._number):

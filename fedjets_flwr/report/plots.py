@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,23 @@ def draw_plots(folder: StrPath) -> list[Path]:
     """
     with _PYPLOT:
         return _draw_plots(Path(folder))
+
+
+def draw_or_say(folder: StrPath, say: Callable[[str], object]) -> None:
+    """Draw the pictures of a run; what goes wrong is said, since it must not cost what is done."""
+    try:
+        draw_plots(folder)
+    except Exception as error:
+        say(f"no pictures: {type(error).__name__}: {error}; `fedjets report` tries again")
+
+
+def get_ready() -> None:
+    """Import what draws, which takes a second."""
+    with _PYPLOT:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import seaborn  # noqa: F401
 
 
 def _draw_plots(folder: Path) -> list[Path]:

@@ -18,7 +18,6 @@ from fedjets_flwr.runs.stopping import Parent
 VARIABLE = "FEDJETS_QUEUE"
 """The environment variable that names the folder; no setting, since only a simulation of one's own may have it."""
 _LOOK = 0.05
-_CLOSED = "closed"
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,14 @@ class RunQueue:
         self._put += 1
         return self._put - 1
 
-    def close(self) -> None:
-        """Have the ServerApp end as soon as it has done all runs."""
-        self._write(_CLOSED, "")
-
     def __iter__(self) -> Iterator[Asked]:
-        """Yield each run, waiting for the next one, until the queue is closed or its launcher gone."""
+        """Yield each run, waiting for the next one, until the launcher is gone."""
         number, parent = 0, Parent()
         while not parent.gone():
-            path, closed = self._folder / f"{number}.json", (self._folder / _CLOSED).is_file()
+            path = self._folder / f"{number}.json"
             if path.is_file():
                 yield Asked(number, **json.loads(path.read_text()))
                 number += 1
-            elif closed:
-                return
             else:
                 time.sleep(_LOOK)
 

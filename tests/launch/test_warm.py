@@ -1,6 +1,7 @@
 """One engine for many runs: what each does is what it does alone."""
 
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -100,7 +101,9 @@ def test_a_stop_from_another_thread_is_an_interrupt_of_the_run(tmp_path: Path) -
         next(watched)
 
 
-def test_a_queue_hands_out_runs_in_their_order_and_ends_when_it_is_closed(tmp_path: Path) -> None:
+def test_a_queue_hands_out_runs_in_their_order_and_ends_with_its_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queue = RunQueue(tmp_path)
     assert [queue.put({"run.seed": seed}, since=8.5) for seed in (5, 6)] == [0, 1]
     found = iter(RunQueue(tmp_path))
@@ -108,8 +111,8 @@ def test_a_queue_hands_out_runs_in_their_order_and_ends_when_it_is_closed(tmp_pa
     assert queue.answered(0) is None
     RunQueue(tmp_path).answer(0, "why")
     assert queue.answered(0) == "why"
-    queue.close()
     assert next(found) == Asked(1, {"run.seed": 6}, 8.5)
     RunQueue(tmp_path).answer(1)
     assert queue.answered(1) == ""
+    monkeypatch.setattr(os, "getppid", lambda: 0)
     assert list(found) == []
