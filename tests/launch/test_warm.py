@@ -67,12 +67,13 @@ def test_runs_of_one_engine_are_those_of_their_own_and_a_failed_one_costs_itself
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_engine_that_is_killed_fails_its_run_and_is_followed_by_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["simulation", "SuperLink"])
+def test_an_engine_that_is_killed_fails_its_run_and_is_followed_by_another(tmp_path: Path, which: int) -> None:
     with engine_in(tmp_path) as (flower, display):
         first = flower.run(tiny_run(tmp_path, "first"), display)
-        kill(flower)
+        kill(flower, which)
         same(flower.run(tiny_run(tmp_path, "again"), display), first)
-        killer = threading.Thread(target=kill_in_round, args=(flower, tmp_path / "killed"))
+        killer = threading.Thread(target=kill_in_round, args=(flower, which, tmp_path / "killed"))
         killer.start()
         with pytest.raises(FedjetsError, match="Flower ended before the run|stopped"):
             flower.run(tiny_run(tmp_path, "killed", "run.rounds=100000", "run.evaluate-every=100000"), display)
@@ -80,15 +81,15 @@ def test_an_engine_that_is_killed_fails_its_run_and_is_followed_by_another(tmp_p
         same(flower.run(tiny_run(tmp_path, "last"), display), first)
 
 
-def kill(flower: WarmFlower) -> None:
+def kill(flower: WarmFlower, which: int) -> None:
     assert flower._flower is not None
-    kill_daemon(flower._flower.daemons[-1])
+    kill_daemon(flower._flower.daemons[which])
 
 
-def kill_in_round(flower: WarmFlower, folder: Path) -> None:
+def kill_in_round(flower: WarmFlower, which: int, folder: Path) -> None:
     while not read_metrics(folder):
         time.sleep(0.1)
-    kill(flower)
+    kill(flower, which)
 
 
 def test_a_stop_from_another_thread_is_an_interrupt_of_the_run(tmp_path: Path) -> None:
