@@ -23,7 +23,7 @@ class TinyRunner:
     """Starts tiny runs below one folder; they leave no plots."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server_app.app, "draw_plots", lambda folder: [])
+        monkeypatch.setattr(server_app.app, "draw_or_say", lambda folder, say: None)
         self.folder, self.monkeypatch, self.numbers = folder, monkeypatch, itertools.count()
         save_common_expert(common_expert(), folder / "common.safetensors")
 

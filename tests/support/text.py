@@ -89,7 +89,7 @@ def finish_text(factory: pytest.TempPathFactory, **changes: Scalar) -> Path:
     flat = TEXT_SIZE | own | spelled(changes)
     open_runtime.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_app.app, "draw_plots", lambda folder: [])
+        patch.setattr(server_app.app, "draw_or_say", lambda folder, say: None)
         run_in_process(folder, patch, **{k.replace(".", "__", 1): v for k, v in flat.items()}).let_go()
     return folder / "runs" / "run"
 
@@ -102,7 +102,7 @@ def text_run(text_settings: Settings, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def runs_of(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextRun:
     """Return what does runs below one folder; they leave no plots."""
-    monkeypatch.setattr(server_app.app, "draw_plots", lambda folder: [])
+    monkeypatch.setattr(server_app.app, "draw_or_say", lambda folder, say: None)
     numbers = itertools.count()
 
     def start(name: str, grid: type[InProcessGrid] = InProcessGrid, /, **changes: Scalar) -> Finished:
