@@ -82,7 +82,7 @@ def test_a_stopped_run_keeps_its_last_finished_round(
 ) -> None:
     """And goes on to the weights of an unbroken one, although the request may still lie there."""
     monkeypatch.setenv("PARENT", "99")
-    monkeypatch.setattr("server_app.stoppable.os.getppid", lambda: int(os.environ["PARENT"]))
+    monkeypatch.setattr("fedjets_flwr.runs.stopping.os.getppid", lambda: int(os.environ["PARENT"]))
     own, folder = SETTINGS | {"run__name": event.__name__}, run.folder / "runs" / event.__name__
     with pytest.raises(error):
         run.main(once(5, event), **own)
