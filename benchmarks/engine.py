@@ -133,7 +133,8 @@ def _run(
     leftover: Iterable[int] = ()
     try:
         federation, ray = resources.here()
-        with kind(app.parent / "flower.log", ray) as flower:
+        with kind(ray) as flower:
+            flower.keep_log(app.parent / "flower.log")
             reply = flower.cli(
                 "run", str(app), "own", "--run-config", str(chosen), "--federation-config", federation,
                 "--format", "json",

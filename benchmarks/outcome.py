@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedjets_flwr.launch.simulation import cpu_count
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -127,9 +129,7 @@ class Outcome:
         return None
 
 
-def cores() -> int:
-    """Return the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+cores = cpu_count
 
 
 def machine() -> dict[str, Any]:

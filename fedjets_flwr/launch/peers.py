@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:  # no SuperLink waits for that
+    from rich.console import Console
 
 TABLE = Path("/proc/net/tcp")
 ESTABLISHED = "01"
@@ -65,7 +67,7 @@ def _as_listed(address: Address) -> str:
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 
-def tell_who_reaches(console: Console) -> None:
+def tell_who_reaches(console: "Console") -> None:
     """Say so where daemons on this machine cannot keep its other users out."""
     if not can_tell():
         console.print("other users of this machine can reach the run: only Linux tells who connects; be its one user")

@@ -142,20 +142,20 @@ class LocalFlower(SuperLink):
     """A SuperLink of our own, and a simulation that waits for it; they and their folder are gone after the ``with``.
 
     Attributes:
-        log: takes what they said, once they are gone; None: nobody wants it.
+        log: has what they said, once :meth:`keep_log` was told where.
         daemons: guards of their processes.
     """
 
     name = "own"
 
-    def __init__(self, log: Path | None, where: OwnRay | Placement) -> None:
+    def __init__(self, where: OwnRay | Placement) -> None:
         """Begin; nothing is started before the ``with`` block.
 
         Args:
-            log: takes what its processes said, once they are gone.
             where: clients' processes go.
         """
-        self.log, self._where = log, where
+        self.log: Path | None = None
+        self._where = where
         self.daemons: list[subprocess.Popen[bytes]] = []
         self._prepared = self._over = False
 

@@ -68,7 +68,7 @@ class WarmFlower:
         if self._flower is not None and not (self._engine.done() and not self._flower.alive()):
             return
         self.__exit__()
-        self._flower = QueueFlower(None, self._where)
+        self._flower = QueueFlower(self._where)
         self._flower.prepare()
         self._engine = self._threads.submit(self._flower.begin, self._federation)
 

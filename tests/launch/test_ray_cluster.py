@@ -157,12 +157,12 @@ def test_a_folder_from_which_no_command_runs_is_named(tmp_path: Path, monkeypatc
 
 def test_a_run_on_this_machine_starts_a_ray_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert LocalFlower(None, OwnRay(1)).switches(tmp_path / "flwr")["RAY_ADDRESS"] == "local"
+    assert LocalFlower(OwnRay(1)).switches(tmp_path / "flwr")["RAY_ADDRESS"] == "local"
 
 
 def test_a_run_on_a_cluster_brings_the_users_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
-    found = LocalFlower(None, Placement("10.0.0.1:6379", ("a",))).switches(tmp_path / "flwr")
+    found = LocalFlower(Placement("10.0.0.1:6379", ("a",))).switches(tmp_path / "flwr")
     assert found["RAY_AUTH_TOKEN"] == "ours"
     assert "RAY_TMPDIR" not in found
 

@@ -103,7 +103,7 @@ def test_where_no_command_runs_flower_starts_its_own_simulation(
 
 
 def test_an_engine_lives_as_long_as_all_its_daemons(tmp_path: Path) -> None:
-    flower = LocalFlower(None, OwnRay(1))
+    flower = LocalFlower(OwnRay(1))
     assert not flower.alive()  # none has started
     sleeper = ["sleep", "600"]
     flower.daemons = [start_daemon(sleeper, dict(os.environ), tmp_path, tmp_path / "log") for _ in range(2)]
