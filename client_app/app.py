@@ -16,7 +16,7 @@ from client_app.client import ClientContext, Work
 from client_app.node import Node, local_settings, read_node
 from client_app.participants import scored
 from client_app.policy import Refused, policy_of
-from client_app.queries import evaluate, inspect, prepare, route
+from client_app.queries import evaluate, inspect, prepare, route, vouch
 from client_app.runtime import Runtime, common_expert_path, open_runtime, vector_store
 from client_app.site import Site, open_site
 from client_app.state import ADAPTED, TRAINED, ClientState
@@ -140,6 +140,7 @@ def _open(config: Config, node: Node, facts: Mapping[str, str], message: Message
 
 app.query("prepare")(_serve(prepare))
 app.query("route")(_serve(route))
+app.query("vouch")(_serve(vouch))
 app.query("inspect")(_serve(inspect))
 app.evaluate()(_serve(evaluate))
 for _name, _algorithm in algorithms().items():

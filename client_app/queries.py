@@ -1,5 +1,6 @@
 """What clients compute without training: embeddings, expert choice, evaluation."""
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -12,12 +13,14 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.privacy import randomise
 from fedjets_flwr.models.bottleneck import Bottleneck
+from fedjets_flwr.models.calibration import mean_entropy
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.controls import right_by_control
-from fedjets_flwr.moe.gating import chosen_weights, entropy, surest, top_k_experts
+from fedjets_flwr.moe.gating import chosen_weights, entropy, most_familiar, surest, top_k_experts
 from fedjets_flwr.moe.metrics import count_inspection, count_predictions
 from fedjets_flwr.moe.mixture import gate_scores, predict
+from fedjets_flwr.names import MICRO, usual_name
 from fedjets_flwr.tasks.base import Inputs
 from fedjets_flwr.wire.messages import Number
 
@@ -54,19 +57,39 @@ def chosen_experts(context: ClientContext, vectors: Mapping[str, Tensor]) -> tup
     return randomise(chosen, c.moe.experts, c.privacy.route_epsilon, rng)
 
 
+def vouch(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
+    """Tell how sure the anchor's expert is of its samples: the mean entropy of what it answers, in nats."""
+    return Update(numbers={"usual-entropy": float(mean_entropy(expert_probabilities(context, vectors, "own"))[0])})
+
+
 def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
     """Classify every sample with the experts that the client received; labels only score."""
     data, ids = context.data, context.job.experts
     probs = expert_probabilities(context, vectors)
     weights, sample_scores = read_out_weights(context, vectors, probs)
-    answers = [(probs, weights)]
+    answers, own = [(probs, weights)], probs
     if context.experts_have_batch_norm:
         own = expert_probabilities(context, vectors, "own")
         answers.append((own, read_out_weights(context, vectors, own)[0]))
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
     common, samples = data.embedded.logits.softmax(1), data.samples
-    counts = count_predictions(answers, common, ids, samples.targets, samples.columns, context.num_columns)
-    return Update(numbers=numbers | counts)
+    compared = _most_familiar(context, own)
+    familiar = 0 if compared is None else compared
+    counts = count_predictions(answers, common, familiar, ids, samples.targets, samples.columns, context.num_columns)
+    return Update(numbers=numbers | counts | ({} if compared is None else {"familiar": compared}))
+
+
+def _most_familiar(context: ClientContext, own: Tensor) -> int | None:
+    """Return which of the K experts knows the client's samples, K: the common expert; None: not asked.
+
+    ``own``: what the experts answer with batch-norm statistics of these samples, (K, n, C).
+    """
+    told = [context.job.numbers.get(usual_name(k)) for k in range(len(own))]
+    if all(nats is None for nats in told):
+        return None
+    usual = [math.nan if nats is None else nats / MICRO for nats in told]
+    common = context.adapted_logits().softmax(1)
+    return most_familiar(torch.cat([own, common[None]]), [*usual, context.runtime.common.usual_entropy])
 
 
 def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:

@@ -24,7 +24,7 @@ from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
 from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import build_configured_gate, decode_architectures, expert_specs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec, digest_of
-from fedjets_flwr.moe.embedding import Embedded, adapted_logits, embed
+from fedjets_flwr.moe.embedding import Embedded, embed, embed_adapted
 from fedjets_flwr.moe.gating import label_offset
 from fedjets_flwr.names import SHARED_OF
 from fedjets_flwr.tasks import open_task
@@ -192,7 +192,7 @@ class Runtime:
     def adapted_logits(self, data: LocalData) -> Tensor:
         """Return the common expert's logits (n, C) of samples, with their own batch-norm statistics; on the CPU."""
         images = self.task.inputs(data.samples.stored.to(self.device), self.common)
-        return adapted_logits(self.backbone, data.samples.stored, images, self._kept_in)
+        return embed_adapted(self.backbone, data.samples.stored, images, self._kept_in)
 
     @cached_property
     def experts_have_batch_norm(self) -> bool:

@@ -37,6 +37,15 @@ def choice_name(position: int) -> str:
     return f"choice.{position}"
 
 
+MICRO = 10**6
+"""What a job's whole numbers that stand for fractions are told in."""
+
+
+def usual_name(position: int) -> str:
+    """Return the name of how sure an expert usually is, in millionths of a nat, by its place among a client's K."""
+    return f"usual.{position}"
+
+
 def is_choice(name: str) -> bool:
     """Return whether a name is one of :func:`choice_name`."""
     return name.startswith("choice.")

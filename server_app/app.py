@@ -304,11 +304,11 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "common_expert_parameters": method.common.num_parameters,
         "bytes_setup": len(method.common.as_bytes) * len(method.num_samples.keys() | served_apart),
         **method.results(),
-        "serving": serving_of(method).model_dump(mode="json") if serves else None,
+        "serving": serving_of(method, rounds.usual).model_dump(mode="json") if serves else None,
     }
 
 
-def serving_of(method: Strategy) -> Serving:
-    """Return how the method serves a client that never trained."""
+def serving_of(method: Strategy, usual: Mapping[int, float]) -> Serving:
+    """Return how the method serves a client that never trained; ``usual``: of its experts (``Rounds.usual``)."""
     architectures = tuple(kind for kind in method.architectures if isinstance(kind, Architecture))
-    return Serving(read_out=method.read_out, routed=method.routed, architectures=architectures)
+    return Serving(read_out=method.read_out, routed=method.routed, architectures=architectures, usual=dict(usual))

@@ -39,13 +39,13 @@ from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import OtherData, bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
-from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
+from fedjets_flwr.names import MICRO, UNSEEN, VALIDATION, expert_ids, expert_name, usual_name
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
 from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
-from server_app.evaluation import inspect, read_result, score_participants
+from server_app.evaluation import inspect, read_result, score_participants, vouched
 from server_app.preparation import Prepared, prepare
 from strategies.base import Routes, Strategy
 
@@ -75,6 +75,7 @@ class Rounds(FlowerStrategy):
         resting: clients that the current round does not ask, since they were late before.
         last: the last round: ``run.rounds``, or the one that the method said is enough.
         changed: clients whose data is no longer what they were prepared with; the next round begins with that.
+        usual: how sure experts are of what they are made for, by expert; empty: no read-out asks that.
         seconds: of the run's parts so far.
     """
 
@@ -97,6 +98,7 @@ class Rounds(FlowerStrategy):
         self.changed: set[int] = set()
         self._late: Backoff[int] = Backoff()
         self._node_seconds = min(self.config.limits.node_seconds, self.config.limits.exchange_seconds)
+        self.usual: dict[int, float] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.results: dict[int, ClientResult] = {}
         self._judge = _judge(strategy) if self.config.aggregation.rule == "validated" else None
@@ -234,13 +236,22 @@ class Rounds(FlowerStrategy):
         routes = self.route(server_round, [*clients, *coming]) if strategy.routed else {}
         self._ahead = {client: routes[client] for client in coming if client in routes}
         self._served = strategy.serve(clients, routes)
+        if strategy.vouched:
+            with self.clock("select"):
+                self.usual, failed = vouched(self.exchange, server_round, strategy)
+            self.failures |= failed
         jobs = [
-            Job(c, self._served[c], cost=strategy.num_samples[c])
+            Job(c, self._served[c], numbers=self._usual_of(c), cost=strategy.num_samples[c])
             for c in clients
             if c in self._served and c not in self.unlabelled
         ]
         self._pending = self.request("evaluate", server_round, jobs)
         return self._pending.messages
+
+    def _usual_of(self, client: int) -> dict[str, int]:
+        """Return how sure the experts of an unseen client usually are, as its job tells it."""
+        told = enumerate(expert_ids(self._served[client]))
+        return {usual_name(k): round(self.usual[m] * MICRO) for k, m in told if m in self.usual}
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the counts of clients that never train in :attr:`results`; return the method's accuracy."""

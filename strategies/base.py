@@ -43,6 +43,7 @@ class Strategy(ABC):
         sampling: how a cohort is drawn unless ``cohort.sampling`` says otherwise.
         init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.
         routed: whether the gate picks ``moe.top-k`` experts for an unseen client; otherwise it is served all.
+        anchored: whether an anchor may be bound to each of its experts.
         private: whether clipping and noise on the averages protect all that the method keeps.
         serves_unseen: whether a client that never trained can be served.
         keeps_state: whether clients keep tensors of their own between rounds, on their own disks.
@@ -63,6 +64,7 @@ class Strategy(ABC):
     sampling: ClassVar[str] = "uniform"
     init: ClassVar[str] = ""
     routed: ClassVar[bool] = False
+    anchored: ClassVar[bool] = False
     private: ClassVar[bool] = True
     serves_unseen: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = False
@@ -94,6 +96,11 @@ class Strategy(ABC):
             own = builds_own_experts(config, cls.init or config.moe.init)
             by_settings = not config.of_text and (own or not config.common_expert.path)
             check_private(config, cls.private, by_settings)
+        if config.personalize.read_out == "familiar" and not (cls.anchored and config.num_anchors):
+            raise FedjetsError(
+                "personalize.read-out = 'familiar': compares with the experts' anchors, and there are none; choose"
+                " another, or a method and a partition with anchors"
+            )
         if config.early_stopping.check_every and not cls.stops_early:
             raise FedjetsError(
                 f"early-stopping.check-every = {config.early_stopping.check_every}: strategy.name ="
@@ -255,6 +262,11 @@ class Strategy(ABC):
         return self.config.cohort.sampling or self.sampling
 
     @property
+    def vouched(self) -> bool:
+        """Whether anchors tell how sure their experts are, for clients that compare themselves with them."""
+        return self.config.personalize.read_out == "familiar"
+
+    @property
     def reading(self) -> str:
         """What counts as the method's accuracy: read-out, prior correction, statistics (one of ``READINGS``)."""
         how = self.config.personalize
@@ -263,6 +275,8 @@ class Strategy(ABC):
 
 class OfExperts(Strategy):
     """A method of ``moe.experts`` models, to each of which an anchor client may be bound."""
+
+    anchored = True
 
     @classmethod
     def validate(cls, config: Config) -> None:

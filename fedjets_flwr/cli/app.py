@@ -298,7 +298,9 @@ def personalize(
         typer.Option(metavar="SHARE", help="with --text: of all experts, those that may be chosen (default: 0.5)"),
     ] = None,
     experts: Annotated[int, typer.Option(metavar="K", help="experts to choose; 0: as many as in the run")] = 0,
-    read_out: Annotated[str, typer.Option(help="top-1, mixture, blend or mean (default: as in the run)")] = "",
+    read_out: Annotated[
+        str, typer.Option(help="top-1, mixture, blend, mean, surest or familiar (default: as in the run)")
+    ] = "",
     prior: Annotated[str, typer.Option(help="none, em, support or map (default: as in the run)")] = "",
     statistics: Annotated[
         str, typer.Option(help="trained, or own: the experts' batch norm adapts to the images (default: as in the run)")

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fedjets_flwr.moe.mixture import COMMON
 from fedjets_flwr.personalize.bundle import Card
 from fedjets_flwr.personalize.inference import Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser
@@ -31,6 +32,8 @@ def show_personalised(made: Personaliser, folder: Path, console: Console) -> Non
         score = f"{card.gate_scores[m]:.3f}" if card.gated else "no gate"
         table.add_row(str(m), score, str(int((found.experts == m).sum())))
     console.print(table)
+    if card.read_out == COMMON:
+        console.print("the common expert answers: it knows images like these, and no expert does")
     shares = sorted(zip(card.label_prior, card.classes, strict=True), reverse=True)[:_CLASSES]
     shown = ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)
     console.print(f"class shares, an estimate: {shown}")

@@ -39,6 +39,7 @@ class CommonExpert:
     Attributes:
         accuracy: on the samples that stopped its training.
         temperature: by which its logits are as sure as it is right on held-out public samples; 1: nobody measured it.
+        usual_entropy: how sure it is of those samples (``calibration.usual_entropy``); NaN: nobody measured it.
         tokeniser: of a language model, how text becomes the numbers that it reads (``text_tokens.tokens_of``); empty:
             bytes, or a file that lacks it.
     """
@@ -50,12 +51,14 @@ class CommonExpert:
     dataset: str
     accuracy: float
     temperature: float = 1.0
+    usual_entropy: float = math.nan
     tokeniser: str = ""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over weights and preprocessing."""
+        """SHA-256 over weights, preprocessing and how sure it is, if that was measured."""
         hasher = hashlib.sha256(repr((self.architecture, self.mean, self.std)).encode() + self.tokeniser.encode())
+        hasher.update(repr(sorted(self._surety.items())).encode() if self._surety else b"")
         for name, tensor in sorted(self.model.state_dict().items()):
             hasher.update(name.encode())
             hasher.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -72,11 +75,16 @@ class CommonExpert:
         metadata = {f.name: str(getattr(self.architecture, f.name)) for f in kept}
         metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
-        if self.temperature != 1:
-            metadata["temperature"] = repr(self.temperature)
+        metadata |= self._surety
         if self.tokeniser:
             metadata["tokeniser"] = self.tokeniser
         return safetensors.torch.save(self.model.state_dict(), metadata)
+
+    @property
+    def _surety(self) -> dict[str, str]:
+        """What was measured of how sure it is."""
+        told = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
+        return told if math.isnan(self.usual_entropy) else told | {"usual_entropy": repr(self.usual_entropy)}
 
     @property
     def encodes(self) -> bool:
@@ -146,10 +154,13 @@ def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
     temperature = float(metadata.get("temperature", 1.0))
     if not 0.01 <= temperature <= 100:
         raise ValueError("temperature: none from 0.01 to 100")
+    usual = float(metadata.get("usual_entropy", math.nan))
+    if not (math.isnan(usual) or 0 <= usual < math.inf):
+        raise ValueError("usual_entropy: no entropy")
     tokeniser = metadata.get("tokeniser", "") if isinstance(architecture, LanguageArchitecture) else ""
     check_told(tokeniser, architecture.num_classes)
     dataset = metadata["dataset"]
-    return CommonExpert(freeze(model), architecture, mean, std, dataset, accuracy, temperature, tokeniser)
+    return CommonExpert(freeze(model), architecture, mean, std, dataset, accuracy, temperature, usual, tokeniser)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -18,7 +18,7 @@ from fedjets_flwr.data.transforms import AUGMENTATIONS
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath, made_once, written
 from fedjets_flwr.models.architectures import build
-from fedjets_flwr.models.calibration import fit_temperature
+from fedjets_flwr.models.calibration import fit_temperature, usual_entropy
 from fedjets_flwr.models.common_expert import (
     COMMON_EXPERT,
     CommonExpert,
@@ -115,7 +115,7 @@ def cached_path(config: Config) -> Path:
         (k, v) for k, v in sorted(flat.items()) if k.startswith(("model.", "common-expert.")) and k not in unused
     ]
     if config.partition.public_share:
-        decides += [("partition.public-share", config.partition.public_share), ("temperature", "fitted")]
+        decides += [("partition.public-share", config.partition.public_share), ("surety", "measured")]
     digest = derive(0, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 
@@ -140,7 +140,8 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     """Train on ``run.device`` until the accuracy on held-out samples first reaches ``common-expert.target-accuracy``.
 
     With ``partition.public-share`` it sees public samples alone, a fifth of them held out, which fit its temperature
-    too; otherwise it is trained on the train split, which the clients share, and stopped by the test split.
+    and tell how sure it usually is; otherwise it is trained on the train split, which the clients share, and stopped by
+    the test split.
 
     With ``common-expert.max-epochs = 0`` it is the random start itself.
 
@@ -195,11 +196,20 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
                 best = max(best, accuracy)
                 progress(f"epoch {epoch + 1}/{settings.max_epochs}: held-out accuracy {accuracy:.4f}")
                 if accuracy >= settings.target_accuracy:
-                    temperature = 1.0
-                    if config.partition.public_share:
-                        temperature = fit_temperature(logits_of(expert, test.pixels).cpu(), test.labels.cpu())
-                    return replace(expert, model=freeze(model.cpu()), accuracy=accuracy, temperature=temperature)
+                    done = replace(expert, model=freeze(model.cpu()), accuracy=accuracy)
+                    return (
+                        _with_surety(done, Images(test.pixels.cpu(), test.labels.cpu()))
+                        if config.partition.public_share
+                        else done
+                    )
     raise FedjetsError(
         f"common-expert.target-accuracy = {settings.target_accuracy}: the best of {settings.max_epochs} epochs was"
         f" {best:.4f}; lower it, or raise common-expert.max-epochs or model.width"
     )
+
+
+def _with_surety(expert: CommonExpert, held_out: Images) -> CommonExpert:
+    """Return a common expert that tells how sure it may be, and how sure it usually is."""
+    temperature = fit_temperature(logits_of(expert, held_out.pixels), held_out.labels)
+    usual = usual_entropy(expert.model, expert.normalise(held_out.pixels))
+    return replace(expert, temperature=temperature, usual_entropy=usual)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedjets_flwr.kept import keep, kept
 from fedjets_flwr.models.backbone import Backbone
@@ -49,8 +49,8 @@ def embed(backbone: Backbone, pixels: Tensor, layer: str, folder: Path, device: 
     return embedded(entry, layer, backbone), computed
 
 
-def adapted_logits(backbone: Backbone, pixels: Tensor, inputs: Inputs, folder: Path) -> Tensor:
-    """Return the common expert's logits (n, C), on the CPU, with the batch-norm statistics of these samples (AdaBN).
+def embed_adapted(backbone: Backbone, pixels: Tensor, inputs: Inputs, folder: Path) -> Tensor:
+    """Return :func:`adapted_logits` of the common expert and some samples, computed once.
 
     Args:
         backbone: with the common expert.
@@ -61,14 +61,25 @@ def adapted_logits(backbone: Backbone, pixels: Tensor, inputs: Inputs, folder: P
     path = folder / "embeddings" / f"{_key(backbone, pixels)}-adabn.safetensors"
     entry = _read(path)
     if entry is None:
-        model = copy.deepcopy(backbone.common.model).to(inputs(torch.arange(1)).device)
-        adapt_batch_norm(model, inputs, len(pixels))
-        with torch.inference_mode():
-            parts = [model(inputs(rows)).cpu() for rows in torch.arange(len(pixels)).split(256)]
-        keep({"logits": torch.cat(parts).contiguous()}, path)
+        keep({"logits": adapted_logits(backbone.common.model, inputs, len(pixels))}, path)
         entry = _read(path)
         assert entry is not None
     return entry["logits"]
+
+
+def adapted_logits(model: nn.Module, inputs: Inputs, count: int) -> Tensor:
+    """Return the logits (count, C), on the CPU, of a model with the batch-norm statistics of these samples (AdaBN).
+
+    Args:
+        model: in eval mode, is left as it is.
+        inputs: the samples' batches, on the device where to compute.
+        count: how many there are.
+    """
+    own = copy.deepcopy(model).to(inputs(torch.arange(1)).device)
+    adapt_batch_norm(own, inputs, count)
+    with torch.inference_mode():
+        parts = [own(inputs(rows)).cpu() for rows in torch.arange(count).split(256)]
+    return torch.cat(parts).contiguous()
 
 
 def embedded(entry: Mapping[str, Tensor], layer: str, backbone: Backbone) -> Embedded:

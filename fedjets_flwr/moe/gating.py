@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedjets_flwr.models.calibration import mean_entropy
+
 
 def scores(gate_logits: Tensor) -> Tensor:
     """Return the softmax over all M experts, (n, M)."""
@@ -79,13 +81,13 @@ def top_1_of(weights: Tensor) -> Tensor:
     return weights.argmax(dim=1)
 
 
-def read_top_1(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+def read_top_1(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
     """Return each sample's best expert's probabilities (the paper's test rule): (K, n, C), (n, K) -> (n, C)."""
     best = top_1_of(weights)
     return probs[best, torch.arange(best.shape[0], device=best.device)]
 
 
-def read_mixture(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+def read_mixture(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
     """Return the mixture of the K experts by their renormalised gate weights, (n, C); equal ones if all are zero."""
     weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones_like(weights))
     shares = weights / weights.sum(dim=1, keepdim=True)
@@ -93,22 +95,22 @@ def read_mixture(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
     return mixed
 
 
-def read_blend(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+def read_blend(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
     """Return the geometric mean of the mixture and the common expert, (n, C): an expert that every client has.
 
     Not in the paper. The common expert knows all classes, so that a label outside the K experts is not lost.
     """
     tiny = torch.finfo(torch.float32).tiny  # never 0 / 0, however sure the two are of different classes
-    blend = (read_mixture(probs, weights, common).double() * common.double()).sqrt().clamp_min(tiny)
+    blend = (read_mixture(probs, weights, common, familiar).double() * common.double()).sqrt().clamp_min(tiny)
     return (blend / blend.sum(dim=1, keepdim=True)).to(common.dtype)
 
 
-def read_mean(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+def read_mean(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
     """Return the plain mean of the K models' probabilities, (n, C): an ensemble."""
     return probs.mean(dim=0)
 
 
-def read_surest(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
+def read_surest(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
     """Return the probabilities of the one model that is surest of all samples together, (n, C): see :func:`surest`.
 
     Not in the paper. The gate sees what the common expert sees; which of the K experts it chose knows images like these
@@ -117,14 +119,26 @@ def read_surest(probs: Tensor, weights: Tensor, common: Tensor) -> Tensor:
     return probs[int(surest(probs).argmax())]
 
 
-READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+def read_familiar(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
+    """Return the probabilities of the model that knows samples like these, (n, C): see :func:`most_familiar`.
+
+    Not in the paper. It is one of the K experts, or the common expert where none of them was made for such samples.
+    """
+    return common if familiar == len(probs) else probs[familiar]
+
+
+READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
     "top-1": read_top_1,
     "mixture": read_mixture,
     "blend": read_blend,
     "mean": read_mean,
     "surest": read_surest,
+    "familiar": read_familiar,
 }
-"""Read-outs by name: (probabilities of the K (K, n, C), gate weights (n, K), the common expert's (n, C)) -> (n, C)."""
+"""Read-outs by name, -> (n, C).
+
+Of the probabilities of the K experts (K, n, C), their gate weights (n, K), the common expert's probabilities (n, C),
+and which of the K is the most familiar with the samples; K: the common expert is."""
 
 
 def surest(probs: Tensor) -> Tensor:
@@ -132,8 +146,23 @@ def surest(probs: Tensor) -> Tensor:
 
     It is the model whose predictions (K, n, C) have the lowest mean entropy; among equals the first.
     """
-    nats = torch.special.entr(probs.double()).sum(dim=2).mean(dim=1)
-    return torch.nn.functional.one_hot(nats.argmin(), len(probs)).to(probs.dtype)
+    return torch.nn.functional.one_hot(mean_entropy(probs).argmin(), len(probs)).to(probs.dtype)
+
+
+def most_familiar(probs: Tensor, usual: Sequence[float]) -> int:
+    """Return which of some models knows samples like these: the one that is least less sure of them than it usually is.
+
+    How sure a model is does not tell: one that learned blurred images is sure of none, and one that learned sharp ones
+    is surer of blurred ones than that, and wrong. How much less sure than of what it is made for does tell.
+
+    Args:
+        probs: of the models, each with batch-norm statistics of these samples: with trained ones a model may be the
+            surer the less it knows, (models, n, C).
+        usual: mean entropy of each model's answers to samples that it is made for, in nats, as above; NaN: nobody
+            measured it, and the model is left out. Where none is known, and among equals, it is the first.
+    """
+    less_sure = mean_entropy(probs) - torch.tensor(usual, dtype=torch.float64)
+    return int(less_sure.nan_to_num(math.inf).argmin())
 
 
 def entropy(sample_scores: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
 def count_predictions(
     answers: Sequence[tuple[Tensor, Tensor]],
     common: Tensor,
+    familiar: int,
     experts: Sequence[int],
     labels: Tensor,
     columns: Tensor,
@@ -68,6 +69,7 @@ def count_predictions(
         answers: probabilities (K, n, C) of the K experts and their weights (n, K); where the experts have batch norm,
             the same once more with the client's own statistics.
         common: the common expert's probabilities, (n, C).
+        familiar: which of the K is the most familiar with the samples; K: the common expert is.
         experts: their ids.
         labels: (n,), for scoring.
         columns: what experts may specialise in, (n,): the classes or the domains of the samples.
@@ -77,11 +79,11 @@ def count_predictions(
         ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, column), flat;
         ``answered-right``: the right ones among them; ``classes``: samples by column.
     """
-    right = [_right_by_read_out(probs, weights, common, labels) for probs, weights in answers]
+    right = [_right_by_read_out(probs, weights, common, familiar, labels) for probs, weights in answers]
     probs, weights = answers[0]
     best = top_1_of(weights)
     cells = best * num_columns + columns
-    hit = READ_OUTS["top-1"](probs, weights, common).argmax(1) == labels
+    hit = READ_OUTS["top-1"](probs, weights, common, familiar).argmax(1) == labels
     size = len(experts) * num_columns
     return {
         "right": [*right[0], *right[-1]],
@@ -91,11 +93,11 @@ def count_predictions(
     }
 
 
-def _right_by_read_out(probs: Tensor, weights: Tensor, common: Tensor, labels: Tensor) -> list[int]:
+def _right_by_read_out(probs: Tensor, weights: Tensor, common: Tensor, familiar: int, labels: Tensor) -> list[int]:
     """Return how many samples every read-out gets right with each of :data:`PRIORS`; one expert makes some the same."""
     found: list[tuple[Tensor, list[int]]] = []
     for read in READ_OUTS.values():
-        mixed = read(probs, weights, common)
+        mixed = read(probs, weights, common, familiar)
         same = next((counts for other, counts in found if torch.equal(other, mixed)), None)
         found.append((mixed, same or right_predictions(mixed, labels)))
     return [count for _, counts in found for count in counts]
@@ -109,7 +111,11 @@ def count_inspection(probs: Tensor, labels: Tensor, columns: Tensor, num_columns
 
 @dataclass(frozen=True)
 class ClientResult:
-    """The counts of one unseen client (see :func:`count_predictions`); ``experts`` are those it received."""
+    """The counts of one unseen client (see :func:`count_predictions`).
+
+    ``experts`` are those it received; ``kept_common``: that none of them is as familiar with its samples as the common
+    expert.
+    """
 
     experts: tuple[int, ...]
     samples: int
@@ -118,6 +124,7 @@ class ClientResult:
     answered_right: Tensor
     classes: Tensor
     gate_entropy: float
+    kept_common: bool
 
 
 def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: int, gated: bool) -> dict[str, object]:
@@ -141,6 +148,7 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
         "expert_load": load.tolist(),
         "gate_entropy": sum(r.gate_entropy for r in results.values()) / len(results),
         "chosen": {client: list(r.experts) for client, r in results.items()},
+        "kept_common": [client for client, r in results.items() if r.kept_common],
         "collapsed": gated and num_experts > 1 and float(load.max()) > 0.95,
     }
 

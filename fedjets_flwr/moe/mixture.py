@@ -10,6 +10,9 @@ from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, scores, top_1_of
 from fedjets_flwr.tasks.base import Inputs
 
+COMMON = "common"
+"""The read-out of a client whose samples no expert knows: the common expert answers (``gating.read_familiar``)."""
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -19,7 +22,7 @@ class Mixture:
         experts: the K models.
         ids: theirs among the M.
         gate: over all M, or the scores (M,) that all samples share where there is none.
-        read_out: how they answer, a key of ``gating.READ_OUTS``.
+        read_out: how they answer, a key of ``gating.READ_OUTS``, or :data:`COMMON`.
     """
 
     experts: Sequence[FlatModel]
@@ -43,15 +46,19 @@ def sample_scores(gate: nn.Module | Tensor, embedding: Tensor) -> Tensor:
 def read(probs: Tensor, all_scores: Tensor, ids: Sequence[int], common: Tensor, read_out: str) -> tuple[Tensor, Tensor]:
     """Return the mixture's class probabilities, (n, C), and the id of each sample's best expert, (n,) int64.
 
+    Where the common expert answers, the id is -1.
+
     Args:
         probs: of the K experts, (K, n, C).
         all_scores: of all M experts, (n, M).
         ids: of the K experts among the M.
         common: the common expert's probabilities, (n, C).
-        read_out: a key of ``gating.READ_OUTS``.
+        read_out: a key of ``gating.READ_OUTS``, or :data:`COMMON`.
     """
     weights = chosen_weights(all_scores, ids, renormalise=False)
-    return READ_OUTS[read_out](probs, weights, common), torch.tensor(ids)[top_1_of(weights)]
+    if read_out == COMMON:
+        return common, torch.full_like(common[:, 0], -1, dtype=torch.int64)
+    return READ_OUTS[read_out](probs, weights, common, 0), torch.tensor(ids)[top_1_of(weights)]
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.moe.embedding import Embedded, compute, embedded
-from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict, read
+from fedjets_flwr.moe.mixture import COMMON, Mixture, gate_scores, predict, read
 
 _FORMULA = ("=", "+", "-", "@")
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -29,7 +29,8 @@ class Predictions:
     Attributes:
         probabilities: (n, C) float32.
         classes: index of the likeliest class, (n,) int64.
-        experts: id of the expert that the gate trusts most with each image, (n,) int64; under ``top-1`` it answered.
+        experts: id of the expert that the gate trusts most with each image, (n,) int64; under ``top-1`` it answered;
+            -1: the common expert did.
         names: names of the C classes.
         files: the images' files, relative to their folder; empty for pixels.
         labels: (n,) int64 where class folders tell them, for scoring alone.
@@ -64,6 +65,8 @@ class Predictions:
     def csv(self) -> bytes:
         """Return the table ``file,class,probability,expert`` in UTF-8; pixels are numbered instead of named.
 
+        Where the common expert answered, ``expert`` is ``common``.
+
         Names of files and classes are text alone (:func:`cell`).
         """
         text = io.StringIO()
@@ -71,7 +74,8 @@ class Predictions:
         table.writerow(("file", "class", "probability", "expert"))
         files = self.files or tuple(map(str, range(len(self))))
         top = self.probabilities.gather(1, self.classes[:, None]).flatten()
-        rows = zip(files, self.classes.tolist(), top.tolist(), self.experts.tolist(), strict=True)
+        experts = [COMMON if m < 0 else m for m in self.experts.tolist()]
+        rows = zip(files, self.classes.tolist(), top.tolist(), experts, strict=True)
         table.writerows(
             (cell(file), cell(self.names[answer]), f"{share:.6f}", expert) for file, answer, share, expert in rows
         )

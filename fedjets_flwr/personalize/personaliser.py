@@ -7,6 +7,7 @@
 Experts are chosen, and answer, as in the run's own evaluation: by the same functions, in the same batches.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -25,10 +26,11 @@ from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
-from fedjets_flwr.moe.gating import READ_OUTS, surest, top_k_experts
+from fedjets_flwr.moe.embedding import adapted_logits
+from fedjets_flwr.moe.gating import READ_OUTS, most_familiar, surest, top_k_experts
 from fedjets_flwr.moe.label_prior import ESTIMATES, estimates, with_prior
 from fedjets_flwr.moe.metrics import STATISTICS
-from fedjets_flwr.moe.mixture import Mixture, gate_scores, predict
+from fedjets_flwr.moe.mixture import COMMON, Mixture, gate_scores, predict
 from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize import bundle
 from fedjets_flwr.personalize.bundle import Card, MixtureCard
@@ -159,6 +161,10 @@ def personalise(
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
     scores = gate_scores(gate.module if gate else _surest(run, chunks, where), embedding, where)
     models = {m: _trained(run, m, where) for m in _choose(run, scores, experts, read_out)}
+    if read_out == "familiar":
+        best = _most_familiar(run, tuple(models), chunks, where)
+        read_out = "top-1" if best in models else COMMON
+        models = {m: model for m, model in models.items() if m == best} or dict(list(models.items())[:1])
     if statistics == "own" or read_out == "surest":
         inputs = _inputs(run, chunks, where)
         if statistics == "own":
@@ -173,6 +179,30 @@ def personalise(
     card = unread.card.model_copy(update={"label_prior": tuple(shares.clamp(0, 1).tolist())})
     made = replace(unread, card=card)
     return replace(made, predictions=made._predictions(probs, answered, pictures))
+
+
+def _most_familiar(run: TrainedRun, experts: Sequence[int], chunks: Sequence[Chunk], where: torch.device) -> int:
+    """Return which of some experts knows the images, -1: the common expert (``gating.most_familiar``).
+
+    Raises:
+        FedjetsError: the run did not ask how sure experts usually are.
+    """
+    if not run.serving.usual:
+        raise FedjetsError(
+            f"{run.folder}: its anchors were not asked how sure their experts usually are, which the read-out familiar"
+            " compares with; train with personalize.read-out = 'familiar', or choose another --read-out"
+        )
+    usual = [run.serving.usual.get(m, math.nan) for m in experts]
+    if all(map(math.isnan, usual)):
+        return experts[0]
+    inputs = _inputs(run, chunks, where)
+    own = [_trained(run, m, where) for m in experts]
+    for model in own:
+        adapt_batch_norm(model.module, inputs.__getitem__, len(inputs))
+    pixels = torch.cat([chunk.pixels for chunk in chunks])
+    adapted = adapted_logits(run.common.model, run.common.normalise(pixels).to(where).__getitem__, len(pixels))
+    probs = torch.cat([predict(own, inputs.__getitem__, len(inputs)), adapted.softmax(1)[None]])
+    return (*experts, -1)[most_familiar(probs, [*usual, run.common.usual_entropy])]
 
 
 def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device) -> Tensor:
@@ -255,10 +285,13 @@ def card_of(
         else f"by its labels: the model of the federated run {run.folder.name} ({c.strategy.name} on {dataset}), mixed"
         f" with a specialist that was trained on {len(scores)} images and never sent."
     )
+    answering = (
+        f"The experts answer by {read_out}" if read_out != COMMON else "No expert knows them: the common one answers"
+    )
     about = (
         f"An image classifier personalised for one site {made}"
         f" It tells {len(spec.classes)} classes apart on images of {spec.shape[0]} channels and {spec.shape[1]} x"
-        f" {spec.shape[2]} pixels. The experts answer by {read_out};"
+        f" {spec.shape[2]} pixels. {answering};"
         f" {'nothing' if prior == 'none' else 'label_prior'} corrects their probabilities."
         " Use it with `fedjets predict`, `fedjets export` or fedjets_flwr.personalize.personaliser."
     )

@@ -135,7 +135,7 @@ def _of_client(
     labels = data.images.labels[: len(predictions)]
     rows = ((predictions.classes == labels) == wanted).nonzero().flatten()
     order = torch.randperm(len(rows), generator=torch_generator(run.config.run.seed, "report", 0, data.client))
-    named = run.num_experts > 1 and read_out != "mean"
+    named = run.num_experts > 1 and read_out != "mean" and not bool((predictions.experts < 0).any())
     for row in rows[order].tolist():
         answer = int(predictions.classes[row])
         yield Sample(

@@ -55,13 +55,15 @@ class Serving(BaseModel):
         read_out: how its experts answer (a key of ``gating.READ_OUTS``) unless the settings say otherwise.
         routed: whether the gate picks ``moe.top-k`` experts; otherwise it is served all.
         architectures: of every expert, or of the model whose tail it is.
+        usual: mean entropy of an expert's answers to its anchor's samples, in nats, by expert; empty: nobody asked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    read_out: Literal["top-1", "mixture", "blend", "mean", "surest"]
+    read_out: Literal["top-1", "mixture", "blend", "mean", "surest", "familiar"]
     routed: bool
     architectures: tuple[Architecture, ...]
+    usual: dict[int, Annotated[float, Field(ge=0)]] = {}
 
 
 _UNTOLD: dict[str, tuple[Literal["top-1", "mixture", "mean"], bool, str]] = {

@@ -1,5 +1,7 @@
-"""Temperature scaling against a classifier whose right temperature is known."""
+"""Temperature scaling against a classifier whose right temperature is known, and how sure models usually are."""
 
+import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_dataset, open_public
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import build
-from fedjets_flwr.models.calibration import fit_temperature
+from fedjets_flwr.models.calibration import fit_temperature, mean_entropy, usual_entropy
 from fedjets_flwr.models.common_expert import accuracy_of, load_common_expert, logits_of
 from fedjets_flwr.models.pretraining import pretrain, save_common_expert
+from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.seeds import derive
 
 
@@ -45,9 +48,46 @@ def test_a_common_expert_of_public_samples_knows_its_temperature_and_any_other_h
     save_common_expert(expert, tmp_path / "fitted.safetensors")
     assert load_common_expert(tmp_path / "fitted.safetensors").temperature == expert.temperature
     assert pretrain(Config.from_flat(few), lambda text: None).temperature == 1.0
-    save_common_expert(replace(expert, temperature=1e9), tmp_path / "absurd.safetensors")
-    with pytest.raises(FedjetsError, match="temperature"):
-        load_common_expert(tmp_path / "absurd.safetensors")
+    absurd = [("temperature", 1e9), ("usual_entropy", -0.1), ("usual_entropy", math.inf)]
+    for number, (name, value) in enumerate(absurd):
+        path = tmp_path / f"absurd-{number}.safetensors"
+        save_common_expert(replace(expert, **{name: value}), path)  # type: ignore[arg-type]
+        with pytest.raises(FedjetsError, match=name):
+            load_common_expert(path)
+
+
+def test_it_also_knows_how_sure_it_usually_is_of_those_samples_with_their_own_statistics(tmp_path: Path) -> None:
+    config = Config.from_flat(
+        {"common-expert.target-accuracy": 0.5, "run.device": "cpu", "partition.public-share": 0.3}
+    )
+    expert, public = pretrain(config, lambda text: None), open_public(config)
+    pixels = expert.normalise(public.pixels[: len(public) // 5])
+    own = copy.deepcopy(expert.model)
+    adapt_batch_norm(own, pixels.__getitem__, len(pixels))
+    p = own(pixels).softmax(1).double()
+    assert expert.usual_entropy == pytest.approx(float(-(p * p.log()).sum(1).mean()), rel=0.02)  # a variance of n - 1
+    save_common_expert(expert, tmp_path / "measured.safetensors")
+    assert load_common_expert(tmp_path / "measured.safetensors").usual_entropy == expert.usual_entropy
+
+
+def test_two_that_differ_in_how_sure_they_are_have_different_digests() -> None:
+    """A site that has one keeps it by its digest, and must not take it for the other."""
+    expert = pretrain(Config.from_flat({"common-expert.max-epochs": 0}), lambda text: None)
+    assert math.isnan(expert.usual_entropy)
+    made = [expert, replace(expert, temperature=1.5), replace(expert, usual_entropy=1.5)]
+    assert len({one.digest for one in made}) == 3
+
+
+def test_mean_and_usual_entropy_by_hand() -> None:
+    """ln 2 and 0 nats; the batch norm of a batch of 1 and 3 has outputs -1 and 1, whatever the model learned."""
+    assert mean_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]])).item() == pytest.approx(math.log(2) / 2)
+    norm = torch.nn.BatchNorm1d(2, eps=1e-12, affine=False)
+    norm.running_mean = torch.tensor([50.0, -50.0])
+    p = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).softmax(1)
+    found = usual_entropy(norm, torch.tensor([[3.0, 1.0], [1.0, 3.0]]))
+    assert found == pytest.approx(float(-(p * p.log()).sum(1).mean()))
+    assert norm.running_mean.tolist() == [50.0, -50.0]
+    assert usual_entropy(norm.eval(), torch.tensor([[3.0, 1.0]])) == pytest.approx(0, abs=1e-6)  # of one there are none
 
 
 def test_without_an_epoch_a_common_expert_is_its_random_start(tmp_path: Path) -> None:

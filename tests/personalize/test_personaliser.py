@@ -67,7 +67,7 @@ def check_like_the_run(run: TrainedRun, folder: Path) -> None:
         images = open_client(run.config, int(client)).images
         made = personalise(run, images.pixels)
         assert made.predictions is not None
-        one = run.config.personalize.read_out == "surest" or (
+        one = run.config.personalize.read_out in ("surest", "familiar") or (
             "gate" not in run.vectors and made.card.read_out == "top-1"
         )
         served = made.predictions.experts.unique().tolist() if one else run.summary["chosen"][client]
@@ -113,9 +113,21 @@ def test_tails_answer_as_in_their_run(
         {"personalize__prior": "map", "personalize__statistics": "own", "moe__trainable": "stage"},
         {"personalize__read_out": "surest"},
         {"personalize__read_out": "surest", "personalize__statistics": "own", "moe__top_k": 3},
+        {"personalize__read_out": "familiar", "moe__top_k": 3},
+        {"personalize__read_out": "familiar", "personalize__statistics": "own", "personalize__prior": "em"},
         {"transport__dtype": "float16", "moe__init": "common", "moe__top_k": 5},
     ],
-    ids=["em", "fedmix-em", "support-adabn", "map-adabn", "surest", "surest-adabn", "float16"],
+    ids=[
+        "em",
+        "fedmix-em",
+        "support-adabn",
+        "map-adabn",
+        "surest",
+        "surest-adabn",
+        "familiar",
+        "familiar-adabn",
+        "float16",
+    ],
 )
 def test_other_settings_answer_as_in_their_run(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: dict[str, Any]

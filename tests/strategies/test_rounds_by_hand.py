@@ -259,6 +259,7 @@ def readings_by_hand(method: Finished, state: Vectors, client: int) -> tuple[lis
         "blend": np.sqrt(mixture * by_hand.softmax(samples.h)),
         "mean": p.mean(axis=0),
         "surest": p[surest],
+        "familiar": p[0],  # nobody asked how sure experts usually are
     }
     read["blend"] /= read["blend"].sum(axis=1, keepdims=True)
     right = {}
