@@ -1,6 +1,5 @@
 """What clients compute without training: embeddings, expert choice, evaluation."""
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -58,7 +57,7 @@ def chosen_experts(context: ClientContext, vectors: Mapping[str, Tensor]) -> tup
 
 
 def vouch(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-    """Tell how sure the anchor's expert is of its samples: the mean entropy of what it answers, in nats."""
+    """Tell how sure the anchor's expert is of what it trains on: the mean entropy of its answers, in nats."""
     return Update(numbers={"usual-entropy": float(mean_entropy(expert_probabilities(context, vectors, "own"))[0])})
 
 
@@ -84,12 +83,11 @@ def _most_familiar(context: ClientContext, own: Tensor) -> int | None:
 
     ``own``: what the experts answer with batch-norm statistics of these samples, (K, n, C).
     """
-    told = [context.job.numbers.get(usual_name(k)) for k in range(len(own))]
-    if all(nats is None for nats in told):
+    told = context.job.numbers
+    if usual_name(0) not in told:
         return None
-    usual = [math.nan if nats is None else nats / MICRO for nats in told]
-    common = context.adapted_logits().softmax(1)
-    return most_familiar(torch.cat([own, common[None]]), [*usual, context.runtime.common.usual_entropy])
+    usual = [told[usual_name(k)] / MICRO for k in range(len(own) + 1)]
+    return most_familiar(torch.cat([own, context.adapted_logits().softmax(1)[None]]), usual)
 
 
 def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:

@@ -42,7 +42,10 @@ MICRO = 10**6
 
 
 def usual_name(position: int) -> str:
-    """Return the name of how sure an expert usually is, in millionths of a nat, by its place among a client's K."""
+    """Return the name of how sure an expert usually is, in millionths of a nat, by its place among a client's K.
+
+    After them comes the common expert.
+    """
     return f"usual.{position}"
 
 

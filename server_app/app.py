@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -154,6 +155,7 @@ def run(
     checkpoints.common = common.digest
     method = wanted(config, common, open_task(config, common))
     check_noise(method)
+    check_surety(method)
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     audit = Audit(config, common.digest)
     callbacks = [tracker, checkpoints, audit, *own, *installed_callbacks(config)]
@@ -196,6 +198,15 @@ def check_noise(method: Strategy) -> None:
     """Raise FedjetsError if noise would fall on running statistics, once the experts are known."""
     if method.config.privacy.noise_multiplier > 0:
         check_noise_fits(method.config, any(spec.size > spec.trained for spec in method.specs.values()))
+
+
+def check_surety(method: Strategy) -> None:
+    """Raise FedjetsError if clients are to compare experts with a common expert that does not tell how sure it is."""
+    if method.vouched and math.isnan(method.common.usual_entropy):
+        raise FedjetsError(
+            "personalize.read-out = 'familiar': the common expert does not tell how sure it usually is; have one"
+            " trained with partition.public-share above 0, or choose another read-out"
+        )
 
 
 def private_facts(method: Strategy, found: Checkpoint | None, checkpoints: Checkpoints) -> dict[str, str]:
@@ -304,11 +315,11 @@ def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
         "common_expert_parameters": method.common.num_parameters,
         "bytes_setup": len(method.common.as_bytes) * len(method.num_samples.keys() | served_apart),
         **method.results(),
-        "serving": serving_of(method, rounds.usual).model_dump(mode="json") if serves else None,
+        "serving": serving_of(method).model_dump(mode="json") if serves else None,
     }
 
 
-def serving_of(method: Strategy, usual: Mapping[int, float]) -> Serving:
-    """Return how the method serves a client that never trained; ``usual``: of its experts (``Rounds.usual``)."""
+def serving_of(method: Strategy) -> Serving:
+    """Return how the method serves a client that never trained."""
     architectures = tuple(kind for kind in method.architectures if isinstance(kind, Architecture))
-    return Serving(read_out=method.read_out, routed=method.routed, architectures=architectures, usual=dict(usual))
+    return Serving(read_out=method.read_out, routed=method.routed, architectures=architectures)

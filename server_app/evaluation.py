@@ -16,8 +16,12 @@ from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import Strategy
 
 
-def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: int, most: int) -> ClientResult:
+def read_result(
+    reply: Reply, experts: tuple[int, ...], samples: int, classes: int, most: int, compared: bool = False
+) -> ClientResult:
     """Return the counts of an unseen client that was served ``experts`` and prepared with ``samples``.
+
+    ``compared``: whether it was told how sure experts usually are.
 
     Raises:
         BadReply: the counts do not add up.
@@ -38,7 +42,7 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
     right = reply.integers("right", len(READINGS), samples)
     if right[READINGS.index("top-1/none")] != int(answered_right.sum()):
         raise BadReply("right and answered-right do not add up")
-    familiar = reply.count("familiar", len(experts)) if "familiar" in reply.numbers else 0
+    familiar = reply.count("familiar", len(experts)) if compared else None
     entropy = reply.number("gate-entropy")
     if not -1e-6 <= entropy <= 1 + 1e-6:
         raise BadReply("gate-entropy: expected a number from 0 to 1")
@@ -50,31 +54,18 @@ def read_result(reply: Reply, experts: tuple[int, ...], samples: int, classes: i
         answered_right=answered_right,
         classes=held,
         gate_entropy=entropy,
-        kept_common=familiar == len(experts),
+        kept_common=None if familiar is None else familiar == len(experts),
     )
 
 
-def vouched(exchange: Exchange, server_round: int, strategy: Strategy) -> tuple[dict[int, float], dict[int, str]]:
-    """Ask every anchor how sure its expert is of its samples.
+def read_entropy(reply: Reply, classes: int) -> float:
+    """Return how sure an anchor's expert is of its samples, in nats.
 
-    Returns the mean entropy of what it answers, in nats, by expert, and why clients failed.
+    Raises:
+        BadReply: that is no mean entropy of answers about so many classes.
     """
-    bound = [(m, client) for m, client in enumerate(strategy.anchors) if client in strategy.num_samples]
-    bound = [(m, client) for m, client in bound if m < strategy.num_experts and client not in strategy.opted_out]
-    jobs = [Job(client, (expert_name(m),), cost=strategy.num_samples[client]) for m, client in bound]
-    pending = exchange.request("query.vouch", server_round, jobs, strategy.vectors, len)
-    expert_of, usual = {client: m for m, client in bound}, {}
-    for reply in pending.replies():
-        try:
-            usual[expert_of[reply.client]] = _nats_of(reply, "usual-entropy", len(strategy.task.spec.classes))
-        except BadReply as error:
-            pending.reject(reply.client, str(error))
-    return dict(sorted(usual.items())), pending.failures
-
-
-def _nats_of(reply: Reply, name: str, classes: int) -> float:
-    if not 0 <= (nats := reply.number(name)) <= math.log(classes) + 1e-6:
-        raise BadReply(f"{name}: expected the entropy of {classes} classes")
+    if not 0 <= (nats := reply.number("usual-entropy")) <= math.log(classes) + 1e-6:
+        raise BadReply(f"usual-entropy: expected the entropy of {classes} classes")
     return nats
 
 

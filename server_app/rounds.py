@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -45,7 +46,7 @@ from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_A
 from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
-from server_app.evaluation import inspect, read_result, score_participants, vouched
+from server_app.evaluation import inspect, read_entropy, read_result, score_participants
 from server_app.preparation import Prepared, prepare
 from strategies.base import Routes, Strategy
 
@@ -75,7 +76,7 @@ class Rounds(FlowerStrategy):
         resting: clients that the current round does not ask, since they were late before.
         last: the last round: ``run.rounds``, or the one that the method said is enough.
         changed: clients whose data is no longer what they were prepared with; the next round begins with that.
-        usual: how sure experts are of what they are made for, by expert; empty: no read-out asks that.
+        usual: how sure experts are of their anchors' samples, by expert; empty: no read-out asks, or nobody told.
         seconds: of the run's parts so far.
     """
 
@@ -237,9 +238,7 @@ class Rounds(FlowerStrategy):
         self._ahead = {client: routes[client] for client in coming if client in routes}
         self._served = strategy.serve(clients, routes)
         if strategy.vouched:
-            with self.clock("select"):
-                self.usual, failed = vouched(self.exchange, server_round, strategy)
-            self.failures |= failed
+            self._vouch(server_round)
         jobs = [
             Job(c, self._served[c], numbers=self._usual_of(c), cost=strategy.num_samples[c])
             for c in clients
@@ -248,10 +247,33 @@ class Rounds(FlowerStrategy):
         self._pending = self.request("evaluate", server_round, jobs)
         return self._pending.messages
 
+    def _vouch(self, server_round: int) -> None:
+        """Ask every anchor how sure its expert is of its samples; of one that fails what it last told still counts."""
+        strategy, classes = self.strategy, len(self.strategy.task.spec.classes)
+        bound = dict(zip(strategy.anchors, range(strategy.num_experts), strict=False))
+        asked = [c for c in bound if c in strategy.num_samples and not self._late.resting(c, server_round)]
+        jobs = [Job(c, (expert_name(bound[c]),), cost=strategy.num_samples[c]) for c in asked]
+        with self.clock("select"):
+            pending = self.request("query.vouch", server_round, jobs, served=True)
+            for reply in pending.replies():
+                try:
+                    self.usual[bound[reply.client]] = read_entropy(reply, classes)
+                except BadReply as error:
+                    pending.reject(reply.client, str(error))
+        self.failures |= pending.failures
+        self._note_late(server_round, pending)
+
     def _usual_of(self, client: int) -> dict[str, int]:
-        """Return how sure the experts of an unseen client usually are, as its job tells it."""
-        told = enumerate(expert_ids(self._served[client]))
-        return {usual_name(k): round(self.usual[m] * MICRO) for k, m in told if m in self.usual}
+        """Return how sure the experts of an unseen client usually are, as its job tells it, and the common expert.
+
+        An expert of which nobody told stands in the middle of the others.
+        """
+        if not self.usual:
+            return {}
+        middle = median(self.usual.values())
+        usual = [self.usual.get(m, middle) for m in expert_ids(self._served[client])]
+        told = [*usual, self.strategy.common.usual_entropy]
+        return {usual_name(k): round(nats * MICRO) for k, nats in enumerate(told)}
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the counts of clients that never train in :attr:`results`; return the method's accuracy."""
@@ -260,7 +282,12 @@ class Rounds(FlowerStrategy):
             try:
                 samples, columns = self.strategy.num_samples[reply.client], len(self.strategy.task.spec.columns)
                 self.results[reply.client] = read_result(
-                    reply, expert_ids(self._served[reply.client]), samples, columns, self.config.limits.max_samples
+                    reply,
+                    expert_ids(self._served[reply.client]),
+                    samples,
+                    columns,
+                    self.config.limits.max_samples,
+                    compared=bool(self.usual),
                 )
             except BadReply as error:
                 self._reject(reply.client, error)
@@ -364,6 +391,8 @@ class Rounds(FlowerStrategy):
         messages = self.configure_evaluate(server_round, arrays, settings, grid)
         with self.clock("evaluate"):
             self.aggregate_evaluate(server_round, self.exchange.stream(messages))
+        if self.usual:
+            found["usual"] = dict(sorted(self.usual.items()))
         if self.unlabelled:
             found["served"] = {c: list(expert_ids(n)) for c, n in self._served.items() if c in self.unlabelled}
         if not self.results:
@@ -439,8 +468,11 @@ class Rounds(FlowerStrategy):
                 self._late.answered(client)
 
     def _asked_in(self, server_round: int) -> list[int]:
-        """Return the clients that a round asks, unseen ones where it evaluates."""
-        return [*self.cohort.clients, *(self._scored_in(server_round) if self._evaluates(server_round) else [])]
+        """Return the clients that a round asks, where it evaluates unseen ones and anchors that vouch for experts."""
+        if not self._evaluates(server_round):
+            return list(self.cohort.clients)
+        vouching = self.strategy.anchors if self.strategy.vouched else ()
+        return [*self.cohort.clients, *self._scored_in(server_round), *vouching]
 
     def _evaluates(self, server_round: int) -> bool:
         """Return whether a round scores clients that never train."""

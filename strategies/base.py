@@ -43,7 +43,6 @@ class Strategy(ABC):
         sampling: how a cohort is drawn unless ``cohort.sampling`` says otherwise.
         init: how experts start, ``random`` or ``common``; empty: as ``moe.init`` says.
         routed: whether the gate picks ``moe.top-k`` experts for an unseen client; otherwise it is served all.
-        anchored: whether an anchor may be bound to each of its experts.
         private: whether clipping and noise on the averages protect all that the method keeps.
         serves_unseen: whether a client that never trained can be served.
         keeps_state: whether clients keep tensors of their own between rounds, on their own disks.
@@ -64,7 +63,6 @@ class Strategy(ABC):
     sampling: ClassVar[str] = "uniform"
     init: ClassVar[str] = ""
     routed: ClassVar[bool] = False
-    anchored: ClassVar[bool] = False
     private: ClassVar[bool] = True
     serves_unseen: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = False
@@ -96,16 +94,38 @@ class Strategy(ABC):
             own = builds_own_experts(config, cls.init or config.moe.init)
             by_settings = not config.of_text and (own or not config.common_expert.path)
             check_private(config, cls.private, by_settings)
-        if config.personalize.read_out == "familiar" and not (cls.anchored and config.num_anchors):
-            raise FedjetsError(
-                "personalize.read-out = 'familiar': compares with the experts' anchors, and there are none; choose"
-                " another, or a method and a partition with anchors"
-            )
+        if config.personalize.read_out == "familiar":
+            cls._check_familiar(config)
         if config.early_stopping.check_every and not cls.stops_early:
             raise FedjetsError(
                 f"early-stopping.check-every = {config.early_stopping.check_every}: strategy.name ="
                 f" {config.strategy.name!r} ends with its last round; set it to 0"
             )
+
+    @classmethod
+    def _check_familiar(cls, config: Config) -> None:
+        """Raise FedjetsError if unseen clients cannot compare experts with what anchors tell of them."""
+        rules = [
+            (
+                cls.leads(config),
+                "no anchor leads an expert; set cohort.sampling to 'anchored' and cohort.anchors to 1 or more, with a"
+                " method that binds them",
+            ),
+            (config.partition.test_share == 0, "is for clients that never train; set partition.test-share to 0"),
+            (
+                config.privacy.noise_multiplier == 0 and config.privacy.route_epsilon == 0,
+                "anchors tell without noise how sure their experts are, and clients what they keep; set"
+                " privacy.noise-multiplier and privacy.route-epsilon to 0",
+            ),
+        ]
+        for holds, why in rules:
+            if not holds:
+                raise FedjetsError(f"personalize.read-out = 'familiar': {why}, or choose another read-out")
+
+    @classmethod
+    def leads(cls, config: Config) -> bool:
+        """Return whether anchors take part as such, each training the expert that it is bound to and no other."""
+        return False
 
     @property
     def num_experts(self) -> int:
@@ -276,8 +296,6 @@ class Strategy(ABC):
 class OfExperts(Strategy):
     """A method of ``moe.experts`` models, to each of which an anchor client may be bound."""
 
-    anchored = True
-
     @classmethod
     def validate(cls, config: Config) -> None:
         """Where anchors take part as such, every one needs an expert of its own."""
@@ -287,6 +305,11 @@ class OfExperts(Strategy):
                 f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
                 " lower it, or set cohort.sampling to 'uniform'"
             )
+
+    @classmethod
+    def leads(cls, config: Config) -> bool:
+        """Return whether some anchors are drawn beside the normal clients."""
+        return (config.cohort.sampling or cls.sampling) == "anchored" and config.cohort.anchors > 0
 
     @property
     def num_experts(self) -> int:

@@ -33,8 +33,7 @@ class FedJets(OfExperts):
     def validate(cls, config: Config) -> None:
         """A gate that learns from anchors needs some that take part as such."""
         super().validate(config)
-        anchored = (config.cohort.sampling or cls.sampling) == "anchored" and config.cohort.anchors > 0
-        if config.gate.learns_from == "anchors" and not anchored:
+        if config.gate.learns_from == "anchors" and not cls.leads(config):
             raise FedjetsError(
                 "gate.learns-from = 'anchors': no anchor takes part; set cohort.sampling to 'anchored' and"
                 " cohort.anchors to 1 or more, or gate.learns-from to 'all'"

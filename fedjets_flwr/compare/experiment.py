@@ -124,6 +124,10 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
                 configs.append(_named(absolute_paths(shared | own | final | no_rounds)))
             except FedjetsError as error:
                 raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
+            if configs[-1].personalize.read_out != "familiar" and any(
+                Reading.of(r).read_out == "familiar" for r in row.readings
+            ):
+                raise FedjetsError(f"{path}, row {row.name!r}: readings: familiar needs personalize.read-out: familiar")
             above[row.name, seed] = configs[-1]
         rows.append((row, tuple(configs)))
     names = {row.name for row in file.rows}

@@ -56,9 +56,8 @@ class CommonExpert:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over weights, preprocessing and how sure it is, if that was measured."""
+        """SHA-256 over weights and preprocessing."""
         hasher = hashlib.sha256(repr((self.architecture, self.mean, self.std)).encode() + self.tokeniser.encode())
-        hasher.update(repr(sorted(self._surety.items())).encode() if self._surety else b"")
         for name, tensor in sorted(self.model.state_dict().items()):
             hasher.update(name.encode())
             hasher.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -75,16 +74,13 @@ class CommonExpert:
         metadata = {f.name: str(getattr(self.architecture, f.name)) for f in kept}
         metadata |= {"mean": _join(self.mean), "std": _join(self.std)}
         metadata |= {"dataset": self.dataset, "test_accuracy": f"{self.accuracy:.6f}"}
-        metadata |= self._surety
+        if self.temperature != 1:
+            metadata["temperature"] = repr(self.temperature)
+        if not math.isnan(self.usual_entropy):
+            metadata["usual_entropy"] = repr(self.usual_entropy)
         if self.tokeniser:
             metadata["tokeniser"] = self.tokeniser
         return safetensors.torch.save(self.model.state_dict(), metadata)
-
-    @property
-    def _surety(self) -> dict[str, str]:
-        """What was measured of how sure it is."""
-        told = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
-        return told if math.isnan(self.usual_entropy) else told | {"usual_entropy": repr(self.usual_entropy)}
 
     @property
     def encodes(self) -> bool:

@@ -122,7 +122,8 @@ def read_surest(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -
 def read_familiar(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
     """Return the probabilities of the model that knows samples like these, (n, C): see :func:`most_familiar`.
 
-    Not in the paper. It is one of the K experts, or the common expert where none of them was made for such samples.
+    Not in the paper. It is one of the K experts, or the common expert, which answers as it is, whatever statistics the
+    experts have: it is kept where samples are like its own.
     """
     return common if familiar == len(probs) else probs[familiar]
 
@@ -158,11 +159,11 @@ def most_familiar(probs: Tensor, usual: Sequence[float]) -> int:
     Args:
         probs: of the models, each with batch-norm statistics of these samples: with trained ones a model may be the
             surer the less it knows, (models, n, C).
-        usual: mean entropy of each model's answers to samples that it is made for, in nats, as above; NaN: nobody
-            measured it, and the model is left out. Where none is known, and among equals, it is the first.
+        usual: mean entropy of each model's answers to samples that it is made for, in nats, as above.
+
+    Among equals it is the first.
     """
-    less_sure = mean_entropy(probs) - torch.tensor(usual, dtype=torch.float64)
-    return int(less_sure.nan_to_num(math.inf).argmin())
+    return int((mean_entropy(probs) - torch.tensor(usual, dtype=torch.float64)).argmin())
 
 
 def entropy(sample_scores: Tensor) -> Tensor:

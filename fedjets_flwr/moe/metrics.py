@@ -113,8 +113,8 @@ def count_inspection(probs: Tensor, labels: Tensor, columns: Tensor, num_columns
 class ClientResult:
     """The counts of one unseen client (see :func:`count_predictions`).
 
-    ``experts`` are those it received; ``kept_common``: that none of them is as familiar with its samples as the common
-    expert.
+    ``experts`` are those it received; ``kept_common``: whether the common expert is more familiar with its samples than
+    all of them, None if it was not asked to compare.
     """
 
     experts: tuple[int, ...]
@@ -124,7 +124,7 @@ class ClientResult:
     answered_right: Tensor
     classes: Tensor
     gate_entropy: float
-    kept_common: bool
+    kept_common: bool | None
 
 
 def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: int, gated: bool) -> dict[str, object]:
@@ -134,8 +134,12 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
     """
     position = READINGS.index(reading)
     per_client = {client: r.right[position] / r.samples for client, r in results.items()}
+    compared = all(r.kept_common is not None for r in results.values())
+    measured = compared or Reading.of(reading).read_out == "familiar"  # if no anchor told anything, the first answers
     means = {
-        name: sum(r.right[i] / r.samples for r in results.values()) / len(results) for i, name in enumerate(READINGS)
+        name: sum(r.right[i] / r.samples for r in results.values()) / len(results)
+        for i, name in enumerate(READINGS)
+        if measured or Reading.of(name).read_out != "familiar"
     }
     load = torch.zeros(num_experts)
     for r in results.values():
@@ -148,8 +152,8 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
         "expert_load": load.tolist(),
         "gate_entropy": sum(r.gate_entropy for r in results.values()) / len(results),
         "chosen": {client: list(r.experts) for client, r in results.items()},
-        "kept_common": [client for client, r in results.items() if r.kept_common],
         "collapsed": gated and num_experts > 1 and float(load.max()) > 0.95,
+        **({"kept_common": [client for client, r in results.items() if r.kept_common]} if compared else {}),
     }
 
 

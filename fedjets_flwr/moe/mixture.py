@@ -11,7 +11,7 @@ from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, scores, top_1_of
 from fedjets_flwr.tasks.base import Inputs
 
 COMMON = "common"
-"""The read-out of a client whose samples no expert knows: the common expert answers (``gating.read_familiar``)."""
+"""The read-out where the common expert answers, to which samples are the most familiar (``gating.most_familiar``)."""
 
 
 @dataclass(frozen=True)

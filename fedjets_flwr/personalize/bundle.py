@@ -66,8 +66,8 @@ class Card(BaseModel):
         experts: ids of the K experts, in the order in which the read-out sees them.
         gated: whether a gate weighs the experts for each image; without one ``gate_scores`` do for all.
         gate_scores: mean score of each of the run's M experts on the site's images; without a gate 1 for the surest.
-        read_out: how the K experts answer (a key of ``gating.READ_OUTS``); ``common``: the common expert does, since
-            none of them knows such images.
+        read_out: how the K experts answer (a key of ``gating.READ_OUTS``); ``common``: the common expert does, to
+            which such images are more familiar.
         prior: how ``label_prior`` was estimated, by which probabilities are corrected; ``none``: they are not.
         label_prior: class shares of the site's images, estimated, or counted where labels made a mixture.
         images: how many images that were.

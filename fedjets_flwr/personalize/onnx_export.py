@@ -40,7 +40,10 @@ class Graph(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class probabilities (n, C) float32 and expert ids (n,) int64 for uint8 images (n, c, h, w)."""
+        """Return class probabilities (n, C) float32 and expert ids (n,) int64 for uint8 images (n, c, h, w).
+
+        The id is -1 where the common expert answers.
+        """
         card, pixels = self.card, self.common.normalise(images)
         seen = self.backbone.see(pixels, (self.trunk, self.neck, self.head))
         probs = probabilities(list(self.experts), self.backbone.expert_input(pixels, seen))

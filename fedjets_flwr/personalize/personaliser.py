@@ -7,11 +7,11 @@
 Experts are chosen, and answer, as in the run's own evaluation: by the same functions, in the same batches.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import safetensors.torch
 import torch
@@ -187,14 +187,16 @@ def _most_familiar(run: TrainedRun, experts: Sequence[int], chunks: Sequence[Chu
     Raises:
         FedjetsError: the run did not ask how sure experts usually are.
     """
-    if not run.serving.usual:
+    usual = run.usual
+    if not usual and run.config.personalize.read_out == "familiar":
+        return experts[0]  # no anchor answered, and the run did so
+    if not usual:
         raise FedjetsError(
             f"{run.folder}: its anchors were not asked how sure their experts usually are, which the read-out familiar"
             " compares with; train with personalize.read-out = 'familiar', or choose another --read-out"
         )
-    usual = [run.serving.usual.get(m, math.nan) for m in experts]
-    if all(map(math.isnan, usual)):
-        return experts[0]
+    middle = median(usual.values())
+    told = [*(usual.get(m, middle) for m in experts), run.common.usual_entropy]
     inputs = _inputs(run, chunks, where)
     own = [_trained(run, m, where) for m in experts]
     for model in own:
@@ -202,7 +204,7 @@ def _most_familiar(run: TrainedRun, experts: Sequence[int], chunks: Sequence[Chu
     pixels = torch.cat([chunk.pixels for chunk in chunks])
     adapted = adapted_logits(run.common.model, run.common.normalise(pixels).to(where).__getitem__, len(pixels))
     probs = torch.cat([predict(own, inputs.__getitem__, len(inputs)), adapted.softmax(1)[None]])
-    return (*experts, -1)[most_familiar(probs, [*usual, run.common.usual_entropy])]
+    return (*experts, -1)[most_familiar(probs, told)]
 
 
 def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device) -> Tensor:
@@ -286,7 +288,9 @@ def card_of(
         f" with a specialist that was trained on {len(scores)} images and never sent."
     )
     answering = (
-        f"The experts answer by {read_out}" if read_out != COMMON else "No expert knows them: the common one answers"
+        f"The experts answer by {read_out}"
+        if read_out != COMMON
+        else "The common expert, to which they are the most familiar, answers"
     )
     about = (
         f"An image classifier personalised for one site {made}"

@@ -99,7 +99,8 @@ def _samples(run: TrainedRun, clients: list[int]) -> Samples:
     told = "Drawn at random among the wrong and the right answers, client by client: no measure of accuracy."
     if run.num_experts > 1:
         verb = "answered" if read_out == "top-1" else "weighs most"
-        told += f" The numbered chip is the expert that {verb}." if read_out != "mean" else ""
+        if any(sample.expert is not None for sample in drawn):
+            told += f" The numbered chip is the expert that {verb}."
     if not whole:
         told += f" Experts were chosen here for the first {most} images of a client, not for all."
     return Samples(tuple(drawn), told)

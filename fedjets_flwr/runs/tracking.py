@@ -155,6 +155,7 @@ def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **_measured(records),
         "validation": _validated(records),
         "participants": next((r["participants"] for r in reversed(records) if "participants" in r), {}),
+        "usual": next((r["usual"] for r in reversed(records) if "usual" in r), {}),
         "score": best_of(records),
         "client_rounds": sum(len(r["cohort"]) for r in records),
         **{name: sum(r.get(name, 0) for r in records) for name in BYTES},
@@ -182,6 +183,7 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "routing": {"expert_load": last["expert_load"]},
         "gate_entropy": last["gate_entropy"],
         "gate_collapsed": last["collapsed"],
+        "kept_common": last.get("kept_common", []),
     }
     for inspection in [r["inspection"] for r in records if "inspection" in r][-1:]:  # none before its time
         measured["routing"] = inspection["routing"] | measured["routing"]

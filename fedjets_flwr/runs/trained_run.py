@@ -21,7 +21,7 @@ from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.names import expert_ids, expert_name
 from fedjets_flwr.reading import one_line
 from fedjets_flwr.runs.checkpoint import newest_vectors
-from fedjets_flwr.runs.records import SETTINGS_TOLD, Count, SummaryTold, read_told
+from fedjets_flwr.runs.records import SETTINGS_TOLD, ClientId, Count, SummaryTold, read_told
 
 SUMMARY = "summary.json"
 
@@ -46,6 +46,7 @@ class TrainedTold(SummaryTold):
     weights_hash: str
     classes: Annotated[list[str], Field(min_length=1), AfterValidator(_different)]
     image_shape: Annotated[list[Count], AfterValidator(_image)]
+    usual: dict[ClientId, Annotated[float, Field(ge=0, le=100)]] = {}
 
 
 class Serving(BaseModel):
@@ -55,7 +56,6 @@ class Serving(BaseModel):
         read_out: how its experts answer (a key of ``gating.READ_OUTS``) unless the settings say otherwise.
         routed: whether the gate picks ``moe.top-k`` experts; otherwise it is served all.
         architectures: of every expert, or of the model whose tail it is.
-        usual: mean entropy of an expert's answers to its anchor's samples, in nats, by expert; empty: nobody asked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -63,7 +63,6 @@ class Serving(BaseModel):
     read_out: Literal["top-1", "mixture", "blend", "mean", "surest", "familiar"]
     routed: bool
     architectures: tuple[Architecture, ...]
-    usual: dict[int, Annotated[float, Field(ge=0)]] = {}
 
 
 _UNTOLD: dict[str, tuple[Literal["top-1", "mixture", "mean"], bool, str]] = {
@@ -97,6 +96,11 @@ class TrainedRun:
     common: CommonExpert
     spec: Spec
     serving: Serving
+
+    @property
+    def usual(self) -> dict[int, float]:
+        """How sure experts are of their anchors' samples, in nats of mean entropy, by expert; empty: nobody told."""
+        return {int(expert): nats for expert, nats in self.summary.get("usual", {}).items()}
 
     @property
     def num_experts(self) -> int:

@@ -66,6 +66,7 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
         (SMALL.replace("strategy.name: fedavg", "strategy.nme: fedavg"), "row 'FedAvg'"),
         (SMALL.replace("preset: digits", "preset: configs/nope.toml"), "nope.toml"),
         (SMALL.replace("readings:", "reading:"), "rows"),
+        (SMALL.replace("blend/em", "familiar/em"), "readings: familiar needs personalize.read-out"),
         (SMALL.replace("blend/em", "blend/magic"), "blend/magic"),
         (
             SMALL.replace("name: FedAvg", "name: FedAvg, start: FedJETs"),

@@ -70,14 +70,6 @@ def test_it_also_knows_how_sure_it_usually_is_of_those_samples_with_their_own_st
     assert load_common_expert(tmp_path / "measured.safetensors").usual_entropy == expert.usual_entropy
 
 
-def test_two_that_differ_in_how_sure_they_are_have_different_digests() -> None:
-    """A site that has one keeps it by its digest, and must not take it for the other."""
-    expert = pretrain(Config.from_flat({"common-expert.max-epochs": 0}), lambda text: None)
-    assert math.isnan(expert.usual_entropy)
-    made = [expert, replace(expert, temperature=1.5), replace(expert, usual_entropy=1.5)]
-    assert len({one.digest for one in made}) == 3
-
-
 def test_mean_and_usual_entropy_by_hand() -> None:
     """ln 2 and 0 nats; the batch norm of a batch of 1 and 3 has outputs -1 and 1, whatever the model learned."""
     assert mean_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]])).item() == pytest.approx(math.log(2) / 2)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def client(experts: tuple[int, ...], answered: list[list[int]], right: int, entr
         answered_right=torch.zeros_like(table),
         classes=table.sum(dim=0),
         gate_entropy=entropy,
-        kept_common=False,
+        kept_common=None,
     )
 
 
@@ -93,6 +94,16 @@ def results() -> dict[int, ClientResult]:
     }
 
 
+def test_of_clients_that_compared_it_tells_who_kept_the_common_expert() -> None:
+    compared = {c: replace(r, kept_common=c == 21) for c, r in results().items()}
+    found = summarise(compared, "familiar/none", 3, True)
+    assert found["kept_common"] == [21]
+    assert found["accuracy"] == pytest.approx(0.75)
+    assert isinstance(found["readings"], dict)
+    assert set(found["readings"]) == set(READINGS)
+    assert summarise(results(), "familiar/none", 3, True)["accuracy"] == pytest.approx(0.75)  # no anchor told anything
+
+
 def test_summarise_is_the_mean_over_clients() -> None:
     """Client 20: 4 of 8 right, half answered by each of experts 2 and 0; client 21: 2 of 2, by experts 1 and 2."""
     found = summarise(results(), "top-1/none", 3, True)
@@ -101,11 +112,11 @@ def test_summarise_is_the_mean_over_clients() -> None:
     assert found["expert_load"] == pytest.approx([0.25, 0.25, 0.5])
     assert found["gate_entropy"] == pytest.approx(0.4)
     assert found["chosen"] == {20: [2, 0], 21: [1, 2]}
-    assert found["kept_common"] == []
+    assert "kept_common" not in found
     assert found["collapsed"] is False
     readings = found["readings"]
     assert isinstance(readings, dict)
-    assert set(readings) == set(READINGS)
+    assert set(readings) == {name for name in READINGS if not name.startswith("familiar")}
     assert readings["mean/none"] == 0
     assert summarise(results(), "mean/none", 3, False)["accuracy"] == 0
 

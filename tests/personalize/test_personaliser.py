@@ -38,6 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return finish(tmp_path_factory)
 
 
+FAMILIAR = {"personalize__read_out": "familiar", "partition__public_share": 0.3}
+
+
 @pytest.fixture(scope="module")
 def held(run: TrainedRun) -> Images:
     return open_client(run.config, UNSEEN).images
@@ -113,8 +116,8 @@ def test_tails_answer_as_in_their_run(
         {"personalize__prior": "map", "personalize__statistics": "own", "moe__trainable": "stage"},
         {"personalize__read_out": "surest"},
         {"personalize__read_out": "surest", "personalize__statistics": "own", "moe__top_k": 3},
-        {"personalize__read_out": "familiar", "moe__top_k": 3},
-        {"personalize__read_out": "familiar", "personalize__statistics": "own", "personalize__prior": "em"},
+        {**FAMILIAR, "moe__top_k": 3},
+        {**FAMILIAR, "personalize__statistics": "own", "personalize__prior": "em"},
         {"transport__dtype": "float16", "moe__init": "common", "moe__top_k": 5},
     ],
     ids=[

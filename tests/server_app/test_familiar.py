@@ -13,17 +13,17 @@ from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.pretraining import save_common_expert
+from fedjets_flwr.personalize.onnx_export import export_onnx
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.runs.trained_run import open_run
 from fedjets_flwr.wire.messages import Reply
-from server_app.evaluation import vouched
 from strategies import strategy
 from tests.support import by_hand
 from tests.support.by_hand import Array
 from tests.support.in_process import Finished
 from tests.support.runs import TinyRunner, tiny_run
-from tests.support.tiny import CLASSES, EXPERTS, CannedExchange, common_expert, samples_of, tiny
+from tests.support.tiny import CLASSES, EXPERTS, TinyMethod, common_expert, samples_of, tiny, tiny_method
 
 __all__ = ["tiny_run"]
 
@@ -73,8 +73,12 @@ def right(run: Finished, p: Array, client: int) -> float:
     return float((p.argmax(axis=1) == samples_of(run.config, client).y).mean())
 
 
+NEVER = 0.0
+"""A usual entropy with which a common expert that nobody trained is kept by nobody."""
+
+
 def test_the_expert_answers_that_is_the_least_less_sure_than_of_its_anchors_samples(tiny_run: TinyRunner) -> None:
-    run = tiny_run("fedjets", **FAMILIAR)
+    run = tiny_run("fedjets", **with_usual(tiny_run, NEVER))
     record = read_metrics(run.config.run_dir)[-1]["evaluation"]
     accuracies = {}
     for client in UNSEEN:
@@ -83,13 +87,13 @@ def test_the_expert_answers_that_is_the_least_less_sure_than_of_its_anchors_samp
         accuracies[str(client)] = right(run, answers(run, min(found, key=found.__getitem__), client), client)
     assert record["per_client_accuracy"] == pytest.approx(accuracies)
     assert record["kept_common"] == []
-    usual = json.loads((run.config.run_dir / "summary.json").read_text())["serving"]["usual"]
+    usual = json.loads((run.config.run_dir / "summary.json").read_text())["usual"]
     assert usual == pytest.approx({str(m): entropy(answers(run, m, run.strategy.anchors[m])) for m in range(EXPERTS)})
 
 
 def test_the_common_expert_answers_clients_that_it_knows_better_than_every_expert_does(tiny_run: TinyRunner) -> None:
     """Its usual entropy lies between those at which it is kept by both unseen clients, and by none."""
-    run = tiny_run("fedjets", **FAMILIAR)
+    run = tiny_run("fedjets", **with_usual(tiny_run, NEVER))
     edges = {c: common_less_sure(run, c, 0.0) - min(less_sure(run, c).values()) for c in UNSEEN}
     low, high = sorted(UNSEEN, key=edges.__getitem__)
     for usual, kept in (
@@ -100,6 +104,7 @@ def test_the_common_expert_answers_clients_that_it_knows_better_than_every_exper
         again = tiny_run("fedjets", **with_usual(tiny_run, usual))
         record = read_metrics(again.config.run_dir)[-1]["evaluation"]
         assert sorted(record["kept_common"]) == kept
+        assert json.loads((again.config.run_dir / "summary.json").read_text())["kept_common"] == record["kept_common"]
         for client in kept:
             p = by_hand.softmax(samples_of(run.config, client).h)
             assert record["per_client_accuracy"][str(client)] == pytest.approx(right(run, p, client))
@@ -117,12 +122,13 @@ def test_a_site_keeps_the_common_expert_as_in_the_run_and_in_its_bundle(tiny_run
     torch.testing.assert_close(found.probabilities, expected.detach())
     assert found.experts.tolist() == [-1] * len(images)
     assert {line.split(",")[-1] for line in found.csv().decode().splitlines()[1:]} == {"common"}
+    assert export_onnx(made, tiny_run.folder / "site.onnx", images.pixels[:5]) < 1e-4
     accuracy = int((found.classes == images.labels).sum()) / len(images)
     assert accuracy == pytest.approx(run.summary["per_client_accuracy"][str(UNSEEN[0])])
 
 
 def test_a_site_gets_the_expert_that_answers_in_the_run(tiny_run: TinyRunner) -> None:
-    finished = tiny_run("fedjets", **FAMILIAR)
+    finished = tiny_run("fedjets", **with_usual(tiny_run, NEVER))
     run = open_run(finished.config.run_dir)
     for client in UNSEEN:
         found = less_sure(finished, client)
@@ -130,32 +136,78 @@ def test_a_site_gets_the_expert_that_answers_in_the_run(tiny_run: TinyRunner) ->
         assert (list(made.experts), made.card.read_out) == ([min(found, key=found.__getitem__)], "top-1")
 
 
+def test_a_resumed_run_with_nothing_left_to_do_tells_it_all_the_same(tiny_run: TinyRunner) -> None:
+    """As after a kill between the last checkpoint and the summary."""
+    settings = with_usual(tiny_run, NEVER) | {"run__name": "same"}
+    before = open_run(tiny_run("fedjets", **settings).config.run_dir)
+    (before.folder / "summary.json").unlink()
+    again = open_run(tiny_run("fedjets", **settings, run__resume=True).config.run_dir)
+    assert again.usual == before.usual
+    assert list(again.usual) == list(range(EXPERTS))
+
+
 def test_what_it_needs_is_said(tiny_run: TinyRunner) -> None:
     run = open_run(tiny_run("fedjets").config.run_dir)
     with pytest.raises(FedjetsError, match=r"its anchors were not asked .* train with personalize.read-out"):
         personalise(run, open_client(run.config, UNSEEN[0]).images.pixels, read_out="familiar")
-    for name, changes in (("fedavg", {}), ("ensembles", {})):
-        with pytest.raises(
-            FedjetsError, match=r"personalize.read-out = 'familiar': compares with the experts' anchors"
-        ):
-            strategy(name).validate(tiny(strategy__name=name, **FAMILIAR, **changes))
+    with pytest.raises(FedjetsError, match=r"does not tell how sure it usually is.* partition.public-share above 0"):
+        tiny_run("fedjets", **FAMILIAR)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "why"),
+    [
+        ("fedavg", {}, "no anchor leads an expert"),
+        ("ensembles", {"cohort__sampling": "anchored"}, "no anchor leads an expert"),
+        ("fedmix", {"cohort__sampling": "anchored"}, "no anchor leads an expert"),
+        ("ifca", {}, "set cohort.sampling to 'anchored'"),
+        ("fedjets", {"cohort__anchors": 0}, "cohort.anchors to 1"),
+        ("fedjets", {"partition__test_share": 0.2}, "set partition.test-share to 0"),
+        ("fedjets", {"privacy__route_epsilon": 1.0}, "set privacy.noise-multiplier and privacy.route-epsilon to 0"),
+    ],
+)
+def test_settings_with_which_nothing_could_be_compared_are_refused(
+    name: str, changes: dict[str, Scalar], why: str
+) -> None:
+    with pytest.raises(FedjetsError, match=f"personalize.read-out = 'familiar': .*{why}"):
+        strategy(name).validate(tiny(strategy__name=name, **FAMILIAR | changes))
     strategy("fedjets").validate(tiny(**FAMILIAR))
+    strategy("ifca").validate(tiny(strategy__name="ifca", cohort__sampling="anchored", **FAMILIAR))
 
 
-def test_anchors_that_tell_no_entropy_are_refused_and_those_that_opted_out_not_asked(tiny_run: TinyRunner) -> None:
-    method = tiny_run("fedjets", **FAMILIAR).strategy
-    method.opted_out = frozenset({method.anchors[0]})
-    told = (math.log(CLASSES) + 0.01, -0.01)
-    exchange = CannedExchange(
-        [Reply(c, {}, {"usual-entropy": nats}) for c, nats in zip(method.anchors[1:], told, strict=True)]
-    )
-    usual, failed = vouched(exchange, 3, method)  # type: ignore[arg-type]
-    assert usual == {}
-    assert set(failed) == set(method.anchors[1:])
-    ((kind, _, jobs),) = exchange.asked
+def vouching(told: dict[int, float]) -> TinyMethod:
+    """Return a method before its first round, whose anchors tell how sure their experts are."""
+    return tiny_method("fedjets", entropies(told), **FAMILIAR)
+
+
+def entropies(told: dict[int, float]) -> list[Reply]:
+    return [Reply(client, {}, {"usual-entropy": nats}) for client, nats in told.items()]
+
+
+def test_every_anchor_is_asked_for_its_own_expert() -> None:
+    method = vouching({0: 0.5, 1: 0.25, 2: 1.0})
+    method.rounds._vouch(2)
+    assert method.rounds.usual == {0: 0.5, 1: 0.25, 2: 1.0}
+    ((kind, _, jobs),) = method.exchange.asked
     assert kind == "query.vouch"
-    assert [(job.client, tuple(job.vectors)) for job in jobs] == [
-        (client, (f"expert.{m}",)) for m, client in enumerate(method.anchors) if m > 0
-    ]
-    exchange.given = [Reply(method.anchors[2], {}, {"usual-entropy": 0.5})]
-    assert vouched(exchange, 3, method)[0] == {2: 0.5}  # type: ignore[arg-type]
+    assert [(job.client, tuple(job.vectors)) for job in jobs] == [(m, (f"expert.{m}",)) for m in range(EXPERTS)]
+    assert method.exchange.served == [True]
+
+
+def test_an_anchor_that_tells_no_entropy_is_refused_and_its_last_one_counts() -> None:
+    method = vouching({0: 0.5, 1: 0.25})
+    method.rounds._vouch(2)
+    method.exchange.given = entropies({0: math.log(CLASSES) + 0.01, 1: -0.01})
+    method.rounds._vouch(4)
+    assert method.rounds.usual == {0: 0.5, 1: 0.25}
+
+
+def test_an_expert_of_which_nobody_told_stands_in_the_middle() -> None:
+    told, silent = vouching({0: 0.5, 1: 0.25}), vouching({})
+    found = []
+    for method in (told, silent):
+        method.strategy.common = replace(common_expert(), usual_entropy=0.75)
+        method.rounds._served = {7: ("expert.2", "expert.0", "gate")}
+        method.rounds._vouch(2)
+        found.append(method.rounds._usual_of(7))
+    assert found == [{"usual.0": 375_000, "usual.1": 500_000, "usual.2": 750_000}, {}]
