@@ -265,19 +265,17 @@ class Line:
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
-    """Return the table's lines of all finished runs: the controls, if all rows share them, then rows and readings."""
+    """Return the table's lines of all finished runs: rows and readings, and before them the controls that they share."""
     finished = {c.run_dir: s for _, configs in experiment.rows for c in configs if (s := done(c.run_dir))}
     if not finished:
         return []
-    seeds = {s["seed"]: s["controls"] for s in finished.values()}
-    shared = all(s["controls"] == seeds[s["seed"]] for s in finished.values())
-    shared = shared and all(value is not None for controls in seeds.values() for value in controls.values())
-    lines = _controls(list(seeds.values())) if shared else []
+    controls, lines = _controls_by_row(experiment, finished), list[Line]()
     gains = _gains(experiment, finished)
     for row, configs in experiment.rows:
         runs = [(finished[c.run_dir], read_metrics(c.run_dir)) for c in configs if c.run_dir in finished]
         if not runs:
             continue
+        lines += controls.get(row.name, [])
         if runs[0][0]["accuracy"] is None:
             line = Line(row.name, [], [], [], [], [], _facts(runs), reached=_reached(runs, gains))
             lines.append(replace(line, **_personal(runs)))
@@ -287,6 +285,28 @@ def lines_of(experiment: Experiment) -> list[Line]:
         for reading in [own, *(r for r in row.readings if r != own)]:
             lines.append(_line(_named_by(row, reading, own) + CHOSEN * (reading == chosen), reading, runs))
     return lines
+
+
+def _controls_by_row(experiment: Experiment, finished: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Line]]:
+    """Return the lines of controls by the name of the row that they stand before.
+
+    Rows of the same unseen clients and common expert share them. Where not all do, a line names the first row that does.
+    """
+    groups: list[tuple[str, dict[int, Mapping[str, float]]]] = []
+    for row, configs in experiment.rows:
+        own = {s["seed"]: s["controls"] for c in configs if (s := finished.get(c.run_dir))}
+        if not own or any(value is None for controls in own.values() for value in controls.values()):
+            continue
+        for _, held in groups:
+            if own.keys() & held and all(held.get(seed, controls) == controls for seed, controls in own.items()):
+                held |= own
+                break
+        else:
+            groups.append((row.name, own))
+    lines = {name: _controls(list(held.values())) for name, held in groups}
+    if len(groups) == 1:
+        return lines
+    return {name: [replace(line, name=f"{name}: {line.name}") for line in some] for name, some in lines.items()}
 
 
 def _named_by(row: Row, reading: str, own: str) -> str:

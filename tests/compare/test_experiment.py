@@ -256,6 +256,14 @@ def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatc
     assert hashes[4] not in hashes[:4]
     table = (tmp_path / "results" / "table.md").read_text()
     assert all(f"| {name} |" in table for name in ("FedJETs", "FedJETs, 30 images", "FedJETs, on"))
+    held = {line.name: line for line in lines_of(experiment) if line.name.endswith(": common expert + EM")}
+    assert list(held) == [
+        "FedJETs: common expert + EM",
+        "FedJETs, 30 images: common expert + EM",
+    ]  # the third has the first's
+    for name, line in held.items():
+        (configs,) = (cs for row, cs in experiment.rows if name.startswith(f"{row.name}: "))
+        assert line.last == [summary["controls"]["common_expert_em"] for c in configs if (summary := done(c.run_dir))]
     assert {path.name for path in (tmp_path / "results").glob("*.png")} == {"accuracy.png", "bytes.png"}
     elsewhere = read_experiment(tmp_path / "experiments" / "small.yaml", extra, tmp_path / "other")
     assert [c.run.name for _, cs in elsewhere.rows for c in cs] == [c.run.name for _, cs in experiment.rows for c in cs]
