@@ -257,10 +257,8 @@ def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatc
     table = (tmp_path / "results" / "table.md").read_text()
     assert all(f"| {name} |" in table for name in ("FedJETs", "FedJETs, 30 images", "FedJETs, on"))
     held = {line.name: line for line in lines_of(experiment) if line.name.endswith(": common expert + EM")}
-    assert list(held) == [
-        "FedJETs: common expert + EM",
-        "FedJETs, 30 images: common expert + EM",
-    ]  # the third has the first's
+    # The third row has the controls of the first.
+    assert list(held) == ["FedJETs: common expert + EM", "FedJETs, 30 images: common expert + EM"]
     for name, line in held.items():
         (configs,) = (cs for row, cs in experiment.rows if name.startswith(f"{row.name}: "))
         assert line.last == [summary["controls"]["common_expert_em"] for c in configs if (summary := done(c.run_dir))]
