@@ -265,7 +265,7 @@ class Line:
 
 
 def lines_of(experiment: Experiment) -> list[Line]:
-    """Return the table's lines of all finished runs: rows and readings, and before them the controls that they share."""
+    """Return the table's lines of all finished runs: rows and readings, each after the controls that it shares."""
     finished = {c.run_dir: s for _, configs in experiment.rows for c in configs if (s := done(c.run_dir))}
     if not finished:
         return []
@@ -290,7 +290,7 @@ def lines_of(experiment: Experiment) -> list[Line]:
 def _controls_by_row(experiment: Experiment, finished: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Line]]:
     """Return the lines of controls by the name of the row that they stand before.
 
-    Rows of the same unseen clients and common expert share them. Where not all do, a line names the first row that does.
+    Rows of the same unseen clients and common expert share them. Where not all do, a line names the first that does.
     """
     groups: list[tuple[str, dict[int, Mapping[str, float]]]] = []
     for row, configs in experiment.rows:
