@@ -62,7 +62,8 @@ def as_received(context: ClientContext, vectors: Mapping[str, Tensor]) -> Adapte
         probs = expert_probabilities(at, vectors, reading.statistics)
         weights, _ = read_out_weights(at, vectors, probs)
         common = at.data.embedded.logits.softmax(1)
-        return readings(READ_OUTS[reading.read_out](probs, weights, common, 0), at.data.samples.targets)[reading.prior]
+        answers = READ_OUTS[reading.read_out](probs, weights, common, False)
+        return readings(answers, at.data.samples.targets)[reading.prior]
 
     return Adapted(probabilities)
 

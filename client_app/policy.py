@@ -26,7 +26,7 @@ THINGS: Mapping[str, Thing] = {
     "usual-entropy": "loss",
     "experts": "routes",
     "mass": "routes",
-    "familiar": "routes",
+    "kept-common": "routes",
     "answered": "class-counts",
     "answered-right": "class-counts",
     "classes": "class-counts",

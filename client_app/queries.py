@@ -16,10 +16,10 @@ from fedjets_flwr.models.calibration import mean_entropy
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.controls import right_by_control
-from fedjets_flwr.moe.gating import chosen_weights, entropy, most_familiar, surest, top_k_experts
+from fedjets_flwr.moe.gating import chosen_weights, entropy, keeps_common, surest, top_k_experts
 from fedjets_flwr.moe.metrics import count_inspection, count_predictions
 from fedjets_flwr.moe.mixture import gate_scores, predict
-from fedjets_flwr.names import MICRO, usual_name
+from fedjets_flwr.names import MICRO, USUAL
 from fedjets_flwr.tasks.base import Inputs
 from fedjets_flwr.wire.messages import Number
 
@@ -72,22 +72,21 @@ def evaluate(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         answers.append((own, read_out_weights(context, vectors, own)[0]))
     numbers: dict[str, Number] = {"num-examples": len(data), "gate-entropy": float(entropy(sample_scores).mean())}
     common, samples = data.embedded.logits.softmax(1), data.samples
-    compared = _most_familiar(context, own)
-    familiar = 0 if compared is None else compared
-    counts = count_predictions(answers, common, familiar, ids, samples.targets, samples.columns, context.num_columns)
-    return Update(numbers=numbers | counts | ({} if compared is None else {"familiar": compared}))
+    keep = _keeps_common(context, own[0])
+    counts = count_predictions(answers, common, bool(keep), ids, samples.targets, samples.columns, context.num_columns)
+    return Update(numbers=numbers | counts | ({} if keep is None else {"kept-common": int(keep)}))
 
 
-def _most_familiar(context: ClientContext, own: Tensor) -> int | None:
-    """Return which of the K experts knows the client's samples, K: the common expert; None: not asked.
+def _keeps_common(context: ClientContext, own: Tensor) -> bool | None:
+    """Return whether the client's samples are more familiar to the common expert; None: not asked to compare.
 
-    ``own``: what the experts answer with batch-norm statistics of these samples, (K, n, C).
+    ``own``: what the gate's first choice answers with batch-norm statistics of these samples, (n, C).
     """
     told = context.job.numbers
-    if usual_name(0) not in told:
+    if not told.keys() >= set(USUAL):
         return None
-    usual = [told[usual_name(k)] / MICRO for k in range(len(own) + 1)]
-    return most_familiar(torch.cat([own, context.adapted_logits().softmax(1)[None]]), usual)
+    expert, common = (told[name] / MICRO for name in USUAL)
+    return keeps_common(own, context.adapted_logits().softmax(1), (expert, common))
 
 
 def inspect(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:

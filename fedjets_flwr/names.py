@@ -41,12 +41,8 @@ MICRO = 10**6
 """What a job's whole numbers that stand for fractions are told in."""
 
 
-def usual_name(position: int) -> str:
-    """Return the name of how sure an expert usually is, in millionths of a nat, by its place among a client's K.
-
-    After them comes the common expert.
-    """
-    return f"usual.{position}"
+USUAL = ("usual.expert", "usual.common")
+"""Numbers of a job: how sure the gate's first choice and the common expert usually are, in millionths of a nat."""
 
 
 def is_choice(name: str) -> bool:

@@ -21,7 +21,7 @@ def read_result(
 ) -> ClientResult:
     """Return the counts of an unseen client that was served ``experts`` and prepared with ``samples``.
 
-    ``compared``: whether it was told how sure experts usually are.
+    ``compared``: whether it was told how sure its experts usually are.
 
     Raises:
         BadReply: the counts do not add up.
@@ -42,7 +42,7 @@ def read_result(
     right = reply.integers("right", len(READINGS), samples)
     if right[READINGS.index("top-1/none")] != int(answered_right.sum()):
         raise BadReply("right and answered-right do not add up")
-    familiar = reply.count("familiar", len(experts)) if compared else None
+    kept_common = bool(reply.count("kept-common", 1)) if compared else None
     entropy = reply.number("gate-entropy")
     if not -1e-6 <= entropy <= 1 + 1e-6:
         raise BadReply("gate-entropy: expected a number from 0 to 1")
@@ -54,7 +54,7 @@ def read_result(
         answered_right=answered_right,
         classes=held,
         gate_entropy=entropy,
-        kept_common=None if familiar is None else familiar == len(experts),
+        kept_common=kept_common,
     )
 
 

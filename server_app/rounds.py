@@ -40,7 +40,7 @@ from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, release_of
 from fedjets_flwr.federation.reply_checks import OtherData, bounded_mean, read_experts, stop_if_too_many_failed
 from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.moe.metrics import ClientResult, summarise
-from fedjets_flwr.names import MICRO, UNSEEN, VALIDATION, expert_ids, expert_name, usual_name
+from fedjets_flwr.names import MICRO, UNSEEN, USUAL, VALIDATION, expert_ids, expert_name
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
 from fedjets_flwr.wire.backoff import Backoff
@@ -264,16 +264,16 @@ class Rounds(FlowerStrategy):
         self._note_late(server_round, pending)
 
     def _usual_of(self, client: int) -> dict[str, int]:
-        """Return how sure the experts of an unseen client usually are, as its job tells it, and the common expert.
+        """Return how sure an unseen client's first expert, and the common expert, usually are, as its job tells it.
 
         An expert of which nobody told stands in the middle of the others.
         """
         if not self.usual:
             return {}
-        middle = median(self.usual.values())
-        usual = [self.usual.get(m, middle) for m in expert_ids(self._served[client])]
-        told = [*usual, self.strategy.common.usual_entropy]
-        return {usual_name(k): round(nats * MICRO) for k, nats in enumerate(told)}
+        first = expert_ids(self._served[client])[0]
+        expert = self.usual.get(first, median(self.usual.values()))
+        told = zip(USUAL, (expert, self.strategy.common.usual_entropy), strict=True)
+        return {name: round(nats * MICRO) for name, nats in told}
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the counts of clients that never train in :attr:`results`; return the method's accuracy."""

@@ -107,9 +107,9 @@ class Strategy(ABC):
         """Raise FedjetsError if unseen clients cannot compare experts with what anchors tell of them."""
         rules = [
             (
-                cls.leads(config),
-                "no anchor leads an expert; set cohort.sampling to 'anchored' and cohort.anchors to 1 or more, with a"
-                " method that binds them",
+                cls.routed and cls.leads(config),
+                "compares a gate's choice with what its anchor tells; set strategy.name to 'fedjets', cohort.sampling"
+                " to 'anchored' and cohort.anchors to 1 or more",
             ),
             (config.partition.test_share == 0, "is for clients that never train; set partition.test-share to 0"),
             (
@@ -124,8 +124,8 @@ class Strategy(ABC):
 
     @classmethod
     def leads(cls, config: Config) -> bool:
-        """Return whether anchors take part as such, each training the expert that it is bound to and no other."""
-        return False
+        """Return whether some anchors are drawn beside the normal clients, each bound to an expert."""
+        return (config.cohort.sampling or cls.sampling) == "anchored" and config.cohort.anchors > 0
 
     @property
     def num_experts(self) -> int:
@@ -305,11 +305,6 @@ class OfExperts(Strategy):
                 f"partition.anchors = {config.num_anchors}: more than moe.experts = {config.moe.experts};"
                 " lower it, or set cohort.sampling to 'uniform'"
             )
-
-    @classmethod
-    def leads(cls, config: Config) -> bool:
-        """Return whether some anchors are drawn beside the normal clients."""
-        return (config.cohort.sampling or cls.sampling) == "anchored" and config.cohort.anchors > 0
 
     @property
     def num_experts(self) -> int:

@@ -35,11 +35,6 @@ class FedMix(FedJets):
             raise FedjetsError("moe.mix = 'logits': FedMix mixes probabilities; set it to 'probs' or leave it out")
         super().validate(config)
 
-    @classmethod
-    def leads(cls, config: Config) -> bool:
-        """Return False: anchors, too, train all experts."""
-        return False
-
     @property
     def experts_served(self) -> int:
         """All."""

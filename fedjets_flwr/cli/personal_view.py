@@ -33,7 +33,7 @@ def show_personalised(made: Personaliser, folder: Path, console: Console) -> Non
         table.add_row(str(m), score, str(int((found.experts == m).sum())))
     console.print(table)
     if card.read_out == COMMON:
-        console.print("the common expert answers: images like these are more familiar to it than to any expert")
+        console.print("the common expert answers: the images are more familiar to it than to the gate's choice")
     shares = sorted(zip(card.label_prior, card.classes, strict=True), reverse=True)[:_CLASSES]
     shown = ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)
     console.print(f"class shares, an estimate: {shown}")

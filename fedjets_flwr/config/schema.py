@@ -613,8 +613,8 @@ class Personalize(Section):
     read_out: Literal["", "top-1", "mixture", "blend", "mean", "surest", "familiar"] = Field(
         "",
         description="how K experts answer; blend: mixture x common expert; surest: the one whose answers to all of a"
-        " client's images are surest; familiar: the one, or the common expert, that is less sure of them by the"
-        " least than it is of what it was made for; empty: the method's own way",
+        " client's images are surest; familiar: the best, or the common expert where it is less sure of them than"
+        " usual by less; empty: the method's own way",
     )
     prior: Literal["none", "em", "support", "map"] = Field(
         "none",

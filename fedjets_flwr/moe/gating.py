@@ -81,13 +81,13 @@ def top_1_of(weights: Tensor) -> Tensor:
     return weights.argmax(dim=1)
 
 
-def read_top_1(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
+def read_top_1(probs: Tensor, weights: Tensor, common: Tensor, keep: bool) -> Tensor:
     """Return each sample's best expert's probabilities (the paper's test rule): (K, n, C), (n, K) -> (n, C)."""
     best = top_1_of(weights)
     return probs[best, torch.arange(best.shape[0], device=best.device)]
 
 
-def read_mixture(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
+def read_mixture(probs: Tensor, weights: Tensor, common: Tensor, keep: bool) -> Tensor:
     """Return the mixture of the K experts by their renormalised gate weights, (n, C); equal ones if all are zero."""
     weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones_like(weights))
     shares = weights / weights.sum(dim=1, keepdim=True)
@@ -95,22 +95,22 @@ def read_mixture(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) 
     return mixed
 
 
-def read_blend(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
+def read_blend(probs: Tensor, weights: Tensor, common: Tensor, keep: bool) -> Tensor:
     """Return the geometric mean of the mixture and the common expert, (n, C): an expert that every client has.
 
     Not in the paper. The common expert knows all classes, so that a label outside the K experts is not lost.
     """
     tiny = torch.finfo(torch.float32).tiny  # never 0 / 0, however sure the two are of different classes
-    blend = (read_mixture(probs, weights, common, familiar).double() * common.double()).sqrt().clamp_min(tiny)
+    blend = (read_mixture(probs, weights, common, keep).double() * common.double()).sqrt().clamp_min(tiny)
     return (blend / blend.sum(dim=1, keepdim=True)).to(common.dtype)
 
 
-def read_mean(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
+def read_mean(probs: Tensor, weights: Tensor, common: Tensor, keep: bool) -> Tensor:
     """Return the plain mean of the K models' probabilities, (n, C): an ensemble."""
     return probs.mean(dim=0)
 
 
-def read_surest(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
+def read_surest(probs: Tensor, weights: Tensor, common: Tensor, keep: bool) -> Tensor:
     """Return the probabilities of the one model that is surest of all samples together, (n, C): see :func:`surest`.
 
     Not in the paper. The gate sees what the common expert sees; which of the K experts it chose knows images like these
@@ -119,16 +119,16 @@ def read_surest(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -
     return probs[int(surest(probs).argmax())]
 
 
-def read_familiar(probs: Tensor, weights: Tensor, common: Tensor, familiar: int) -> Tensor:
-    """Return the probabilities of the model that knows samples like these, (n, C): see :func:`most_familiar`.
+def read_familiar(probs: Tensor, weights: Tensor, common: Tensor, keep: bool) -> Tensor:
+    """Return what the best expert says, as in :func:`read_top_1`, or the common expert if it is to be kept, (n, C).
 
-    Not in the paper. It is one of the K experts, or the common expert, which answers as it is, whatever statistics the
-    experts have: it is kept where samples are like its own.
+    Not in the paper. See :func:`keeps_common`. The common expert answers as it is, whatever statistics the experts
+    have: it is kept where samples are like its own.
     """
-    return common if familiar == len(probs) else probs[familiar]
+    return common if keep else read_top_1(probs, weights, common, keep)
 
 
-READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
     "top-1": read_top_1,
     "mixture": read_mixture,
     "blend": read_blend,
@@ -139,7 +139,7 @@ READ_OUTS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
 """Read-outs by name, -> (n, C).
 
 Of the probabilities of the K experts (K, n, C), their gate weights (n, K), the common expert's probabilities (n, C),
-and which of the K is the most familiar with the samples; K: the common expert is."""
+and whether the common expert is to be kept."""
 
 
 def surest(probs: Tensor) -> Tensor:
@@ -150,20 +150,21 @@ def surest(probs: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(mean_entropy(probs).argmin(), len(probs)).to(probs.dtype)
 
 
-def most_familiar(probs: Tensor, usual: Sequence[float]) -> int:
-    """Return which of some models knows samples like these: the one that is least less sure of them than it usually is.
+def keeps_common(expert: Tensor, common: Tensor, usual: tuple[float, float]) -> bool:
+    """Return whether samples are more familiar to the common expert than to the expert that the gate chose for them.
 
-    How sure a model is does not tell: one that learned blurred images is sure of none, and one that learned sharp ones
-    is surer of blurred ones than that, and wrong. How much less sure than of what it is made for does tell.
+    They are where it is less sure than usual by less. How sure a model is does not tell: one that learned blurred
+    images is sure of none, and one that learned sharp ones is surer of blurred ones than that, and wrong. Nor can this
+    choose among experts: those that are never sure are the least less sure of anything.
 
     Args:
-        probs: of the models, each with batch-norm statistics of these samples: with trained ones a model may be the
-            surer the less it knows, (models, n, C).
-        usual: mean entropy of each model's answers to samples that it is made for, in nats, as above.
-
-    Among equals it is the first.
+        expert: the probabilities of the gate's first choice with batch-norm statistics of these samples, (n, C): with
+            trained ones a model may be the surer the less it knows.
+        common: the common expert's, likewise, (n, C).
+        usual: mean entropy of the answers of either to samples that it is made for, in nats, as above.
     """
-    return int((mean_entropy(probs) - torch.tensor(usual, dtype=torch.float64)).argmin())
+    less_sure = [float(mean_entropy(probs)) - nats for probs, nats in zip((expert, common), usual, strict=True)]
+    return less_sure[1] < less_sure[0]
 
 
 def entropy(sample_scores: Tensor) -> Tensor:

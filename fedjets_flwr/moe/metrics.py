@@ -57,7 +57,7 @@ def right_predictions(probs: Tensor, labels: Tensor) -> list[int]:
 def count_predictions(
     answers: Sequence[tuple[Tensor, Tensor]],
     common: Tensor,
-    familiar: int,
+    keep: bool,
     experts: Sequence[int],
     labels: Tensor,
     columns: Tensor,
@@ -69,7 +69,7 @@ def count_predictions(
         answers: probabilities (K, n, C) of the K experts and their weights (n, K); where the experts have batch norm,
             the same once more with the client's own statistics.
         common: the common expert's probabilities, (n, C).
-        familiar: which of the K is the most familiar with the samples; K: the common expert is.
+        keep: whether the samples are more familiar to the common expert.
         experts: their ids.
         labels: (n,), for scoring.
         columns: what experts may specialise in, (n,): the classes or the domains of the samples.
@@ -79,11 +79,11 @@ def count_predictions(
         ``right``: right predictions by :data:`READINGS`; ``answered``: samples by (position among the K, column), flat;
         ``answered-right``: the right ones among them; ``classes``: samples by column.
     """
-    right = [_right_by_read_out(probs, weights, common, familiar, labels) for probs, weights in answers]
+    right = [_right_by_read_out(probs, weights, common, keep, labels) for probs, weights in answers]
     probs, weights = answers[0]
     best = top_1_of(weights)
     cells = best * num_columns + columns
-    hit = READ_OUTS["top-1"](probs, weights, common, familiar).argmax(1) == labels
+    hit = READ_OUTS["top-1"](probs, weights, common, keep).argmax(1) == labels
     size = len(experts) * num_columns
     return {
         "right": [*right[0], *right[-1]],
@@ -93,11 +93,11 @@ def count_predictions(
     }
 
 
-def _right_by_read_out(probs: Tensor, weights: Tensor, common: Tensor, familiar: int, labels: Tensor) -> list[int]:
+def _right_by_read_out(probs: Tensor, weights: Tensor, common: Tensor, keep: bool, labels: Tensor) -> list[int]:
     """Return how many samples every read-out gets right with each of :data:`PRIORS`; one expert makes some the same."""
     found: list[tuple[Tensor, list[int]]] = []
     for read in READ_OUTS.values():
-        mixed = read(probs, weights, common, familiar)
+        mixed = read(probs, weights, common, keep)
         same = next((counts for other, counts in found if torch.equal(other, mixed)), None)
         found.append((mixed, same or right_predictions(mixed, labels)))
     return [count for _, counts in found for count in counts]
@@ -113,8 +113,8 @@ def count_inspection(probs: Tensor, labels: Tensor, columns: Tensor, num_columns
 class ClientResult:
     """The counts of one unseen client (see :func:`count_predictions`).
 
-    ``experts`` are those it received; ``kept_common``: whether the common expert is more familiar with its samples than
-    all of them, None if it was not asked to compare.
+    ``experts`` are those it received; ``kept_common``: whether its samples are more familiar to the common
+    expert than to the first of them, None if it was not asked to compare.
     """
 
     experts: tuple[int, ...]
@@ -135,7 +135,7 @@ def summarise(results: Mapping[int, ClientResult], reading: str, num_experts: in
     position = READINGS.index(reading)
     per_client = {client: r.right[position] / r.samples for client, r in results.items()}
     compared = all(r.kept_common is not None for r in results.values())
-    measured = compared or Reading.of(reading).read_out == "familiar"  # if no anchor told anything, the first answers
+    measured = compared or Reading.of(reading).read_out == "familiar"  # also if no anchor told anything
     means = {
         name: sum(r.right[i] / r.samples for r in results.values()) / len(results)
         for i, name in enumerate(READINGS)

@@ -11,7 +11,7 @@ from fedjets_flwr.moe.gating import READ_OUTS, chosen_weights, scores, top_1_of
 from fedjets_flwr.tasks.base import Inputs
 
 COMMON = "common"
-"""The read-out where the common expert answers, to which samples are the most familiar (``gating.most_familiar``)."""
+"""The read-out where the common expert answers, to which the samples are more familiar (``gating.keeps_common``)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read(probs: Tensor, all_scores: Tensor, ids: Sequence[int], common: Tensor, 
     weights = chosen_weights(all_scores, ids, renormalise=False)
     if read_out == COMMON:
         return common, torch.full_like(common[:, 0], -1, dtype=torch.int64)
-    return READ_OUTS[read_out](probs, weights, common, 0), torch.tensor(ids)[top_1_of(weights)]
+    return READ_OUTS[read_out](probs, weights, common, False), torch.tensor(ids)[top_1_of(weights)]
 
 
 @torch.inference_mode()

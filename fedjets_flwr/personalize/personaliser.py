@@ -7,6 +7,7 @@
 Experts are chosen, and answer, as in the run's own evaluation: by the same functions, in the same batches.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adabn import adapt_batch_norm
 from fedjets_flwr.moe.embedding import adapted_logits
-from fedjets_flwr.moe.gating import READ_OUTS, most_familiar, surest, top_k_experts
+from fedjets_flwr.moe.gating import READ_OUTS, keeps_common, surest, top_k_experts
 from fedjets_flwr.moe.label_prior import ESTIMATES, estimates, with_prior
 from fedjets_flwr.moe.metrics import STATISTICS
 from fedjets_flwr.moe.mixture import COMMON, Mixture, gate_scores, predict
@@ -162,9 +163,9 @@ def personalise(
     scores = gate_scores(gate.module if gate else _surest(run, chunks, where), embedding, where)
     models = {m: _trained(run, m, where) for m in _choose(run, scores, experts, read_out)}
     if read_out == "familiar":
-        best = _most_familiar(run, tuple(models), chunks, where)
-        read_out = "top-1" if best in models else COMMON
-        models = {m: model for m, model in models.items() if m == best} or dict(list(models.items())[:1])
+        first = next(iter(models))
+        keep = _keeps_common(run, first, chunks, where)
+        read_out, models = (COMMON, {first: models[first]}) if keep else ("top-1", models)
     if statistics == "own" or read_out == "surest":
         inputs = _inputs(run, chunks, where)
         if statistics == "own":
@@ -181,30 +182,26 @@ def personalise(
     return replace(made, predictions=made._predictions(probs, answered, pictures))
 
 
-def _most_familiar(run: TrainedRun, experts: Sequence[int], chunks: Sequence[Chunk], where: torch.device) -> int:
-    """Return which of some experts knows the images, -1: the common expert (``gating.most_familiar``).
+def _keeps_common(run: TrainedRun, expert: int, chunks: Sequence[Chunk], where: torch.device) -> bool:
+    """Return whether the images are more familiar to the common expert than to the gate's first choice.
 
     Raises:
         FedjetsError: the run did not ask how sure experts usually are.
     """
-    usual = run.usual
+    usual, common = run.usual, run.common
     if not usual and run.config.personalize.read_out == "familiar":
-        return experts[0]  # no anchor answered, and the run did so
-    if not usual:
+        return False  # no anchor answered, and the run's own clients kept none either
+    if not usual or math.isnan(common.usual_entropy):
         raise FedjetsError(
             f"{run.folder}: its anchors were not asked how sure their experts usually are, which the read-out familiar"
             " compares with; train with personalize.read-out = 'familiar', or choose another --read-out"
         )
-    middle = median(usual.values())
-    told = [*(usual.get(m, middle) for m in experts), run.common.usual_entropy]
-    inputs = _inputs(run, chunks, where)
-    own = [_trained(run, m, where) for m in experts]
-    for model in own:
-        adapt_batch_norm(model.module, inputs.__getitem__, len(inputs))
+    inputs, own = _inputs(run, chunks, where), _trained(run, expert, where)
+    adapt_batch_norm(own.module, inputs.__getitem__, len(inputs))
     pixels = torch.cat([chunk.pixels for chunk in chunks])
-    adapted = adapted_logits(run.common.model, run.common.normalise(pixels).to(where).__getitem__, len(pixels))
-    probs = torch.cat([predict(own, inputs.__getitem__, len(inputs)), adapted.softmax(1)[None]])
-    return (*experts, -1)[most_familiar(probs, told)]
+    adapted = adapted_logits(common.model, common.normalise(pixels).to(where).__getitem__, len(pixels))
+    told = (usual.get(expert, median(usual.values())), common.usual_entropy)
+    return keeps_common(predict([own], inputs.__getitem__, len(inputs))[0], adapted.softmax(1), told)
 
 
 def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device) -> Tensor:
@@ -290,7 +287,7 @@ def card_of(
     answering = (
         f"The experts answer by {read_out}"
         if read_out != COMMON
-        else "The common expert, to which they are the most familiar, answers"
+        else "The common expert, to which they are more familiar, answers"
     )
     about = (
         f"An image classifier personalised for one site {made}"

@@ -10,9 +10,9 @@ from fedjets_flwr.moe.gating import (
     anchor_gate_loss,
     chosen_weights,
     entropy,
+    keeps_common,
     label_offset,
     mixture_loss,
-    most_familiar,
     read_blend,
     read_familiar,
     read_mean,
@@ -157,7 +157,7 @@ def test_top_1_is_the_best_of_the_k() -> None:
     ],
 )
 def test_read_outs(read: object, expected: list[list[float]]) -> None:
-    found: Tensor = read(PROBS, WEIGHTS, COMMON, 0)  # type: ignore[operator]
+    found: Tensor = read(PROBS, WEIGHTS, COMMON, False)  # type: ignore[operator]
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
@@ -178,12 +178,12 @@ def test_entropy_is_between_zero_and_one(rows: list[list[float]]) -> None:
 
 
 def test_only_a_sample_without_weight_reads_equal_ones() -> None:
-    found = read_mixture(PROBS, torch.tensor([[0.0, 0.0], [0.0, 0.5]]), COMMON, 0)
+    found = read_mixture(PROBS, torch.tensor([[0.0, 0.0], [0.0, 0.5]]), COMMON, False)
     torch.testing.assert_close(found, torch.tensor([[0.55, 0.45], [0.3, 0.7]]))
 
 
 def test_mixture_without_weight_is_a_distribution() -> None:
-    found = read_mixture(PROBS, torch.zeros(2, 2), COMMON, 0)
+    found = read_mixture(PROBS, torch.zeros(2, 2), COMMON, False)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
 
 
@@ -209,21 +209,23 @@ def test_the_surest_model_has_the_lowest_mean_entropy_over_all_samples() -> None
 def test_the_surest_expert_answers_all_samples_whatever_the_gate_says() -> None:
     probs = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.8, 0.2], [0.2, 0.8]]])
     for weights in (torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.2, 0.8], [0.9, 0.1]])):
-        assert torch.equal(read_surest(probs, weights, torch.ones(2, 2) / 2, 0), probs[1])
-    assert torch.equal(read_surest(probs[:1], torch.ones(2, 1), torch.ones(2, 2) / 2, 0), probs[0])
+        assert torch.equal(read_surest(probs, weights, torch.ones(2, 2) / 2, False), probs[1])
+    assert torch.equal(read_surest(probs[:1], torch.ones(2, 1), torch.ones(2, 2) / 2, False), probs[0])
 
 
-def test_the_most_familiar_model_is_less_sure_than_usual_by_the_least() -> None:
-    """Entropies are .693, .325 and 0 nats: whoever is the surest, what counts is how much above the usual they are."""
-    half, sure, most = [0.5, 0.5], [1.0, 0.0], [0.9, 0.1]
-    probs = torch.tensor([[half, half], [most, most], [sure, sure]])
-    assert most_familiar(probs[:2], [0.6, 0.1]) == 0
-    assert most_familiar(probs[:2], [0.1, 0.1]) == 1
-    assert most_familiar(probs, [0.6, 0.1, 0.0]) == 2
-    assert most_familiar(probs, [0.6, 0.5, 0.0]) == 1
-    assert most_familiar(probs[1:2].expand(3, 2, 2), [0.1, 0.2, 0.2]) == 1  # a tie: the first
+def test_the_common_expert_is_kept_where_it_is_less_sure_than_usual_by_less() -> None:
+    """Entropies are .693 and .325 nats: whoever is the surer, what counts is how much above the usual they are."""
+    half, most = torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    for expert, common, usual, kept in (
+        (half, most, (0.6, 0.1), False),
+        (half, most, (0.1, 0.1), True),
+        (most, half, (0.1, 0.6), True),
+        (most, half, (0.3, 0.6), False),
+        (most, most, (0.2, 0.2), False),  # a tie
+    ):
+        assert keeps_common(expert, common, usual) is kept
 
 
-def test_the_common_expert_answers_where_it_is_the_most_familiar() -> None:
-    for familiar, expected in ((0, PROBS[0]), (1, PROBS[1]), (2, COMMON)):
-        assert torch.equal(read_familiar(PROBS, WEIGHTS, COMMON, familiar), expected)
+def test_the_best_expert_answers_unless_the_common_one_is_kept() -> None:
+    assert torch.equal(read_familiar(PROBS, WEIGHTS, COMMON, False), read_top_1(PROBS, WEIGHTS, COMMON, False))
+    assert torch.equal(read_familiar(PROBS, WEIGHTS, COMMON, True), COMMON)

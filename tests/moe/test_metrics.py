@@ -34,15 +34,13 @@ def test_count_predictions_by_hand() -> None:
     (3/4, 1/4): sample 2 is (.25, .3, .45) -> 2, sample 3 is (.425, .475, .1) -> 1, so 0, 1 and 3 are right. The mean:
     sample 0 is (.45, .45, .1), a tie that goes to class 0; samples 1 and 3 are right, sample 2 says 2.
     """
-    found = count_predictions([(PROBS, WEIGHTS)], COMMON, 2, (5, 2), LABELS, LABELS, 3)
+    found = count_predictions([(PROBS, WEIGHTS)], COMMON, True, (5, 2), LABELS, LABELS, 3)
     right = dict(zip(READINGS, found["right"], strict=True))
     assert right["top-1/none"] == 2
     assert right["mixture/none"] == 3
     assert right["blend/none"] == 3  # a common expert that knows nothing changes no answer
     assert right["mean/none"] == 3
-    assert right["familiar/none"] == int(
-        (COMMON.argmax(1) == LABELS).sum()
-    )  # neither of the two, but the common expert
+    assert right["familiar/none"] == int((COMMON.argmax(1) == LABELS).sum())  # which is to be kept
     assert found["answered"] == [1, 2, 0, 0, 1, 0]
     assert found["answered-right"] == [1, 0, 0, 0, 1, 0]
     assert found["classes"] == [1, 3, 0]
@@ -54,7 +52,11 @@ def test_a_mask_takes_away_the_classes_that_are_absent() -> None:
     The mixture of sample 2 is (.25, .3, .45): masked it says 1, which is right.
     """
     right = dict(
-        zip(READINGS, count_predictions([(PROBS, WEIGHTS)], COMMON, 2, (5, 2), LABELS, LABELS, 3)["right"], strict=True)
+        zip(
+            READINGS,
+            count_predictions([(PROBS, WEIGHTS)], COMMON, True, (5, 2), LABELS, LABELS, 3)["right"],
+            strict=True,
+        )
     )
     assert right["top-1/masked"] == 2
     assert right["mixture/masked"] == 4
