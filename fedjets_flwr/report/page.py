@@ -192,6 +192,7 @@ def _activation(r: Mapping[str, Any]) -> list[list[tuple[str, list[float]]]]:
 def _clients(r: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each unseen client, those without labels among them."""
     own, common, chosen = (r.get(k) or {} for k in ("per_client_accuracy", "common_expert_per_client", "chosen"))
+    kept = {str(client) for client in r.get("kept_common") or ()}
     rows = []
     for client in sorted({*own, *chosen}, key=int):
         accuracy, before = own.get(client), common.get(client)
@@ -201,6 +202,7 @@ def _clients(r: Mapping[str, Any]) -> list[dict[str, Any]]:
             "common": before,
             "gain": accuracy - before if accuracy is not None and before is not None else None,
             "experts": chosen.get(client, []),
+            "kept": client in kept,
         })  # fmt: skip
     return rows
 

@@ -162,6 +162,7 @@ class SummaryTold(Told):
     expert_class_accuracy: Table | None = None
     gate_entropy: Number | None = None
     gate_collapsed: bool | None = None
+    kept_common: list[Count] = []
     participants: ParticipantsTold | None = None
     score: BestTold | None = None
     client_rounds: Count | None = None

@@ -207,6 +207,13 @@ def test_clients_that_train_are_shown_with_their_own_tests(
     assert {path.name for path in draw_plots(recorded)} == wanted
 
 
+def test_who_kept_the_common_expert_is_told(folder: Path) -> None:
+    clients = sorted(map(int, json.loads((folder / "summary.json").read_text())["per_client_accuracy"]))
+    assert "kept the common expert" not in page(folder).text
+    change(folder / "summary.json", kept_common=clients[:1])
+    assert page(folder).text.count("kept the common expert") == 1
+
+
 def test_privacy_is_told_if_on(folder: Path) -> None:
     spent = {"epsilon_normal": 12.345, "epsilon_normal_secret_cohorts": 3.21, "epsilon_anchor": 20.0}
     change(folder / "summary.json", privacy=spent | {"releases": 7, "delta": 0.001, "route_epsilon": 0.0})
