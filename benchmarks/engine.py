@@ -76,8 +76,8 @@ class Engine(Paced):
         """Process that runs the ServerApp and drives the simulation, 0 before it is there."""
         if not self._server:
             programs = ("ready_simulation.py", "flwr-simulation")
-            found = (pid for pid, words in self.processes().items() if any(name in words for name in programs))
-            self._server = next(found, 0)
+            found = [pid for pid, words in self.processes().items() if any(name in words for name in programs)]
+            self._server = found[-1] if found else 0  # what starts and guards it, above it, has its command, too
         return self._server
 
     @property
