@@ -17,6 +17,7 @@ from fedjets_flwr.federation.anchors import SELECTIONS
 from fedjets_flwr.models.architectures import BUILDERS, tail_start
 from fedjets_flwr.moe.gating import MIXES, READ_OUTS
 from fedjets_flwr.moe.metrics import PRIORS, STATISTICS
+from fedjets_flwr.moe.mixture import COMMON
 from fedjets_flwr.moe.representation import FORMS
 from fedjets_flwr.moe.specialist import MIXES as MIXTURES
 from fedjets_flwr.moe.specialist import TRAINED
@@ -80,8 +81,9 @@ def test_a_bundle_allows_what_the_settings_allow() -> None:
         ("read_out", "personalize.read-out"), ("prior", "personalize.prior"), ("trainable", "moe.trainable"),
         ("embedding", "common-expert.embedding"),
     ):  # fmt: skip
-        # Which expert is surest is settled when a bundle is made.
-        assert set(get_args(Card.model_fields[field].annotation)) == set(settings[setting]) - {"", "surest"}
+        # Which expert is surest, and whether the common one is kept, is settled when a bundle is made.
+        allowed_here = set(get_args(Card.model_fields[field].annotation)) - {COMMON}
+        assert allowed_here == set(settings[setting]) - {"", "surest", "familiar"}
 
 
 def test_switches_that_a_table_decides() -> None:
