@@ -23,6 +23,8 @@ from fedjets_flwr.wire.messages import BadReply, Job
 log = logging.getLogger("flwr")
 
 MEAN = "mean-embedding"
+AT_ONCE = 10_000
+"""Clients that are asked together: the messages of all would take the server's memory."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Prepared:
     means: dict[int, Tensor] = field(default_factory=dict)
     computed: int = 0
     failures: dict[int, str] = field(default_factory=dict)
-    late: Sequence[int] = ()
+    late: list[int] = field(default_factory=list)
     measured: Sequence[str] = tuple(CONTROLS)
     opted_out: frozenset[int] = frozenset()
 
@@ -130,28 +132,32 @@ def prepare(
     groups = groups_held(config, len(task.spec.classes))[0] if known else []
     prepared = Prepared(measured=measured(exchange.common.temperature, groups))
     means = Job(-1, returns=(MEAN,), numbers={MEAN: 1}) if with_means else Job(-1)
-    jobs = [replace(means if client < training else Job(-1), client=client) for client in clients]
     sizes = {MEAN: gate_inputs(exchange.common, config.common_expert.embedding)} if with_means else {}
-    pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
-    for reply in pending.replies():
-        try:
-            count = reply.count("num-examples", most_samples(config, reply.client))
-            if count == 0:
-                raise BadReply("num-examples = 0")
-            computed = reply.count("computed", 1)
-            if reply.count("labelled", 1) and reply.client >= training:
-                prepared.right[reply.client] = reply.integers("common-right", len(CONTROLS), count)
-            if (mean := reply.vectors.get(MEAN)) is not None:
-                if not all_finite(mean):
-                    raise BadReply(f"{MEAN} is not finite")
-                prepared.means[reply.client] = mean.clone()  # its memory is the exchange's
-        except BadReply as error:
-            pending.reject(reply.client, str(error))
-            continue
-        prepared.num_samples[reply.client] = count
-        prepared.computed += computed
-        if len(prepared.num_samples) % 10 == 0:
-            what = "embedded the data of" if task.classifies else "found the text of"
-            say(f"{what} {len(prepared.num_samples)} clients")
-    prepared.failures, prepared.late = pending.failures, pending.late
+    asked = list(clients)
+    for start in range(0, len(asked), AT_ONCE):
+        some = asked[start : start + AT_ONCE]
+        jobs = [replace(means if client < training else Job(-1), client=client) for client in some]
+        pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
+        for reply in pending.replies():
+            try:
+                count = reply.count("num-examples", most_samples(config, reply.client))
+                if count == 0:
+                    raise BadReply("num-examples = 0")
+                computed = reply.count("computed", 1)
+                if reply.count("labelled", 1) and reply.client >= training:
+                    prepared.right[reply.client] = reply.integers("common-right", len(CONTROLS), count)
+                if (mean := reply.vectors.get(MEAN)) is not None:
+                    if not all_finite(mean):
+                        raise BadReply(f"{MEAN} is not finite")
+                    prepared.means[reply.client] = mean.clone()  # its memory is the exchange's
+            except BadReply as error:
+                pending.reject(reply.client, str(error))
+                continue
+            prepared.num_samples[reply.client] = count
+            prepared.computed += computed
+            if len(prepared.num_samples) % 10 == 0:
+                what = "embedded the data of" if task.classifies else "found the text of"
+                say(f"{what} {len(prepared.num_samples)} clients")
+        prepared.failures |= pending.failures
+        prepared.late += pending.late
     return prepared
