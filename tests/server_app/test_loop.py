@@ -120,6 +120,21 @@ def test_anchors_are_drawn_from_the_seed_of_the_run(tiny_run: TinyRunner, monkey
 # Clients that fail ----------------------------------------------------------------------------------------------------
 
 
+def test_clients_that_are_prepared_in_parts_are_those_prepared_at_once(
+    tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine clients, four at a time: their sizes, the anchors by their mean embeddings, the controls, all bits."""
+    found = []
+    for at_once in (9, 4):
+        monkeypatch.setattr(server_app.preparation, "AT_ONCE", at_once)
+        run = tiny_run("fedjets", cohort__anchor_selection="farthest")
+        summary = json.loads((run.config.run_dir / "summary.json").read_text())
+        told = [summary[name] for name in ("controls", "common_expert_per_client", "weights_hash", "anchors")]
+        found.append((run.strategy.num_samples, told))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 9
+
+
 def test_a_client_that_could_not_be_prepared_is_prepared_when_it_is_drawn(tiny_run: TinyRunner) -> None:
     """It embeds its data late, and the run ends with the bits of one in which it was there from the start."""
     first = iter([True])
