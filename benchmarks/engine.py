@@ -82,8 +82,10 @@ class Engine(Paced):
 
     @property
     def nodes(self) -> list[int]:
-        """Processes that run the ClientApp."""
-        return [pid for pid, command in self.processes().items() if command.startswith("ray::ClientAppActor")]
+        """Processes that run the ClientApp; Ray does not always manage to name them after it."""
+        workers = {pid: words for pid, words in self.processes().items() if "raylet/raylet" not in words}
+        named = [pid for pid, words in workers.items() if words.startswith("ray::ClientAppActor")]
+        return named or [pid for pid, words in workers.items() if "workers/default_worker.py" in words]
 
 
 class LateFlower(LocalFlower):

@@ -277,6 +277,7 @@ def draw(points: Sequence[Mapping[str, Any]]) -> "Figure":
     matplotlib.use("Agg")
     import seaborn
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     seaborn.set_theme(style="whitegrid", context="notebook")
     names, sides = _distinct(points, "series"), _distinct(points, "side")
@@ -292,6 +293,7 @@ def draw(points: Sequence[Mapping[str, Any]]) -> "Figure":
         column[1].set_xlabel(name)
     for axis in axes.flat:
         axis.set(xscale="log", yscale="log")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # labels of a short axis would lie on each other
     axes[0, 0].set_ylabel("seconds a round")
     axes[1, 0].set_ylabel("server's peak memory, MB")
     handles, labels = axes[0, 0].get_legend_handles_labels()
