@@ -10,7 +10,6 @@ ServerApp and hands out the simulation. Every point is a run of its own, but for
 rounds alternate.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -36,8 +35,6 @@ PATIENCE = 120.0
 """Seconds, its start included, after which a point of stock Flower is left out."""
 COMPARED = (1_000, 100_000)
 """Clients of the partitions that the bounds are about."""
-SEARCH = 20.0
-"""Seconds in which the processes of clients are found."""
 WARM = 2
 """Rounds of a run before those that count."""
 
@@ -244,13 +241,8 @@ def _watched(engine: Engine, rounds: int, patience: float = 600.0) -> Seen:
 
 
 def _memory(engine: Engine) -> tuple[float, float]:
-    """Return MB of the server and of the largest client process; processes that come and go are looked at again."""
-    deadline = time.monotonic() + SEARCH
-    while not (nodes := engine.nodes):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no process of clients among {sorted(engine.processes().values())}")
-        time.sleep(0.1)
-    return memory(engine.server, "VmHWM"), max(memory(node, "VmHWM") for node in nodes)
+    """Return MB of the server and of the largest client process."""
+    return memory(engine.server, "VmHWM"), max(memory(node, "VmHWM") for node in engine.nodes)
 
 
 def _sizes(plan: Plan, series: Series) -> tuple[int, ...]:

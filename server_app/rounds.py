@@ -251,7 +251,8 @@ class Rounds(FlowerStrategy):
         """Ask every anchor how sure its expert is of its samples; of one that fails what it last told still counts."""
         strategy, classes = self.strategy, len(self.strategy.task.spec.classes)
         bound = dict(zip(strategy.anchors, range(strategy.num_experts), strict=False))
-        asked = [c for c in bound if c in strategy.num_samples and not self._late.resting(c, server_round)]
+        present = strategy.num_samples.keys() - strategy.opted_out
+        asked = [c for c in bound if c in present and not self._late.resting(c, server_round)]
         jobs = [Job(c, (expert_name(bound[c]),), cost=strategy.num_samples[c]) for c in asked]
         with self.clock("select"):
             pending = self.request("query.vouch", server_round, jobs, served=True)

@@ -178,6 +178,14 @@ def test_every_anchor_is_asked_for_its_own_expert() -> None:
     assert method.exchange.served == [True]
 
 
+def test_an_anchor_that_opted_out_is_not_asked() -> None:
+    method = vouching({1: 0.25, 2: 1.0})
+    method.strategy.opted_out = frozenset({0})
+    method.rounds._vouch(2)
+    ((_, _, jobs),) = method.exchange.asked
+    assert [job.client for job in jobs] == [1, 2]
+
+
 def test_an_anchor_that_tells_no_entropy_is_refused_and_its_last_one_counts() -> None:
     method = vouching({0: 0.5, 1: 0.25})
     method.rounds._vouch(2)
