@@ -1,7 +1,7 @@
 """Having every client embed its data: sizes, the controls, and what anchors are chosen by."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -17,8 +17,8 @@ from fedjets_flwr.moe.controls import CONTROLS, measured
 from fedjets_flwr.names import UNSEEN
 from fedjets_flwr.seeds import derive
 from fedjets_flwr.tasks import open_task
-from fedjets_flwr.wire.exchange import Exchange
-from fedjets_flwr.wire.messages import BadReply, Job
+from fedjets_flwr.wire.exchange import Exchange, PendingExchange
+from fedjets_flwr.wire.messages import BadReply, Job, Reply
 
 log = logging.getLogger("flwr")
 
@@ -134,30 +134,35 @@ def prepare(
     means = Job(-1, returns=(MEAN,), numbers={MEAN: 1}) if with_means else Job(-1)
     sizes = {MEAN: gate_inputs(exchange.common, config.common_expert.embedding)} if with_means else {}
     asked = list(clients)
-    for start in range(0, len(asked), AT_ONCE):
-        some = asked[start : start + AT_ONCE]
-        jobs = [replace(means if client < training else Job(-1), client=client) for client in some]
-        pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
-        for reply in pending.replies():
-            try:
-                count = reply.count("num-examples", most_samples(config, reply.client))
-                if count == 0:
-                    raise BadReply("num-examples = 0")
-                computed = reply.count("computed", 1)
-                if reply.count("labelled", 1) and reply.client >= training:
-                    prepared.right[reply.client] = reply.integers("common-right", len(CONTROLS), count)
-                if (mean := reply.vectors.get(MEAN)) is not None:
-                    if not all_finite(mean):
-                        raise BadReply(f"{MEAN} is not finite")
-                    prepared.means[reply.client] = mean.clone()  # its memory is the exchange's
-            except BadReply as error:
-                pending.reject(reply.client, str(error))
-                continue
-            prepared.num_samples[reply.client] = count
-            prepared.computed += computed
-            if len(prepared.num_samples) % 10 == 0:
-                what = "embedded the data of" if task.classifies else "found the text of"
-                say(f"{what} {len(prepared.num_samples)} clients")
-        prepared.failures |= pending.failures
-        prepared.late += pending.late
+
+    def answers() -> Iterator[tuple[PendingExchange, Reply]]:
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked[start : start + AT_ONCE]
+            jobs = [replace(means if client < training else Job(-1), client=client) for client in some]
+            pending = exchange.request("query.prepare", 0, jobs, {}, sizes.__getitem__)
+            for reply in pending.replies():
+                yield pending, reply
+            prepared.failures |= pending.failures
+            prepared.late += pending.late
+
+    for pending, reply in answers():
+        try:
+            count = reply.count("num-examples", most_samples(config, reply.client))
+            if count == 0:
+                raise BadReply("num-examples = 0")
+            computed = reply.count("computed", 1)
+            if reply.count("labelled", 1) and reply.client >= training:
+                prepared.right[reply.client] = reply.integers("common-right", len(CONTROLS), count)
+            if (mean := reply.vectors.get(MEAN)) is not None:
+                if not all_finite(mean):
+                    raise BadReply(f"{MEAN} is not finite")
+                prepared.means[reply.client] = mean.clone()  # its memory is the exchange's
+        except BadReply as error:
+            pending.reject(reply.client, str(error))
+            continue
+        prepared.num_samples[reply.client] = count
+        prepared.computed += computed
+        if len(prepared.num_samples) % 10 == 0:
+            what = "embedded the data of" if task.classifies else "found the text of"
+            say(f"{what} {len(prepared.num_samples)} clients")
     return prepared
