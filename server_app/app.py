@@ -298,13 +298,13 @@ def request_facts(method: Strategy) -> dict[str, str]:
 def facts_of(method: Strategy, rounds: Rounds) -> dict[str, object]:
     """Return what ``summary.json`` says of a method besides its results."""
     served, config = method.experts_served, method.config
-    served_apart = method.opted_out.intersection(rounds.participants)
+    served_apart = method.opted_out.intersection(rounds.clients.participants)
     p, whole = config.privacy, method.task.sample_input()
     sample = Backbone(method.common, config.moe.trainable).sample_input(whole)
     serves = method.serves_unseen and method.task.classifies
     shape = method.task.spec.shape
     return {
-        "privacy": spent(*rounds.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
+        "privacy": spent(*rounds.clients.ledger.read(), p.delta) if p.noise_multiplier or p.route_epsilon else {},
         "classes": list(method.task.spec.classes),
         "kinds": list(method.task.spec.kinds),
         **({"context": shape[0]} if config.of_text else {"image_shape": list(shape)}),

@@ -1,8 +1,9 @@
 """Comparisons: rows x seeds, each run once, one Markdown table and its figures.
 
-An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all rows, and ``rows``, a list of ``name``,
-``settings``, and optionally ``seeds``, ``readings``, the read-outs of the same run that get a line each, and ``start``,
-the name of a row above from whose models it starts (``run.start-from``); with ``run.rounds = 0`` it only scores them.
+An experiment is a YAML file: ``preset`` (TOML), ``seeds``, ``settings`` for all rows, optionally ``by-seed``, settings
+with a value for each of the seeds (a common expert of its own, say), and ``rows``: ``name``, ``settings``, and
+optionally ``seeds``, ``readings``, the read-outs of the same run that get a line each, and ``start``, the name of a row
+above from whose models it starts (``run.start-from``); with ``run.rounds = 0`` it only scores them.
 On text ``gain`` may name two rows, ``before`` and ``after``: every line then tells its rounds to shares of what lies
 between their bits per byte.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from rich.console import Console
 from rich.text import Text
 
@@ -74,8 +75,23 @@ class File(BaseModel):
     preset: str
     seeds: list[int] = Field(min_length=1)
     settings: dict[str, str | int | float | bool] = {}
+    by_seed: dict[str, list[str | int | float | bool]] = Field({}, alias="by-seed")
     rows: list[Row] = Field(min_length=1)
     gain: Gain | None = None
+
+    @model_validator(mode="after")
+    def _a_value_each(self) -> "File":
+        for key, values in self.by_seed.items():
+            if len(values) != len(self.seeds):
+                raise ValueError(f"by-seed: {key}: {len(values)} values, but seeds has {len(self.seeds)}")
+        for row in self.rows:
+            if self.by_seed and (strangers := set(row.seeds) - set(self.seeds)):
+                raise ValueError(f"by-seed: no value for seed {min(strangers)} of row {row.name!r}")
+        return self
+
+    def of_seed(self, seed: int) -> Settings:
+        """Return the settings that runs of a seed share, beside the seed."""
+        return {key: values[self.seeds.index(seed)] for key, values in self.by_seed.items()}
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,9 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
         file = File.model_validate(read(path, YAML))
     except ValidationError as error:
         first = error.errors()[0]
-        raise FedjetsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        why = first["msg"].removeprefix("Value error, ")
+        parts = (str(path), ".".join(map(str, first["loc"])), why[:1].lower() + why[1:])
+        raise FedjetsError(": ".join(filter(None, parts))) from None
     shared = _preset(file.preset, path) | file.settings
     parent = (output_dir or Path("runs") / path.stem).expanduser().absolute()
     shared |= {"run.output-dir": str(parent)}
@@ -114,7 +132,7 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
     for row in file.rows:
         configs = []
         for seed in row.seeds or file.seeds:
-            own = {**row.settings, "run.seed": seed}
+            own = file.of_seed(seed) | row.settings | {"run.seed": seed}
             if row.start:
                 if (row.start, seed) not in above:
                     raise FedjetsError(f"{path}, row {row.name!r}: start: no row {row.start!r} of seed {seed} above it")

@@ -63,6 +63,12 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
     [
         ("title: [", "experiment.yaml"),
         (SMALL.replace("seeds: [1]", "seeds: []"), "seeds"),
+        (SMALL + "by-seed: {common-expert.seed: [1, 2]}", "by-seed: common-expert.seed: 2 values, but seeds has 1"),
+        (SMALL + "by-seed: {common-expert.sed: [1]}", "row 'FedAvg': .*common-expert.sed"),
+        (
+            SMALL.replace("name: FedAvg", "name: FedAvg, seeds: [1, 3]") + "by-seed: {common-expert.seed: [1]}",
+            "by-seed: no value for seed 3 of row 'FedAvg'",
+        ),
         (SMALL.replace("strategy.name: fedavg", "strategy.nme: fedavg"), "row 'FedAvg'"),
         (SMALL.replace("preset: digits", "preset: configs/nope.toml"), "nope.toml"),
         (SMALL.replace("readings:", "reading:"), "rows"),
@@ -83,6 +89,20 @@ def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: s
     with pytest.raises(FedjetsError, match=word) as caught:
         read_experiment(path, [], None)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_by_seed_follow_the_seeds_of_each_row(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    text = SMALL.replace("seeds: [1]", "seeds: [4, 5]\nby-seed: {common-expert.seed: [7, 8], moe.top-k: [1, 2]}")
+    text += "  - {name: one, seeds: [5]}\n  - {name: its own, settings: {moe.top-k: 3, run.seed: 9}}\n"
+    path.write_text(text)
+    found = {
+        row.name: [(c.run.seed, c.common_expert.seed, c.moe.top_k) for c in configs]
+        for row, configs in read_experiment(path, [], None).rows
+    }
+    assert found["FedJETs"] == [(4, 7, 1), (5, 8, 2)]
+    assert found["one"] == [(5, 8, 2)]
+    assert found["its own"] == [(4, 7, 3), (5, 8, 3)]  # a row's own word counts more, but for the seed
 
 
 def compare(folder: Path, *arguments: str) -> str:

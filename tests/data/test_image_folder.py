@@ -112,7 +112,7 @@ def test_sites_train_on_their_own_images(sites: Path, tmp_path: Path, monkeypatc
     method, grid = deploy(sites, tmp_path, monkeypatch)
     records = read_metrics(method.config.run_dir)
     assert [record["failures"] for record in records] == [{}, {}, {}]
-    assert (method.rounds.unseen, method.rounds.unlabelled) == ([6], [7])
+    assert (method.rounds.clients.unseen, method.rounds.clients.unlabelled) == ([6], [7])
     assert list(records[-1]["evaluation"]["per_client_accuracy"]) == ["6"]
     assert len(records[-1]["served"]["7"]) == 2
     # A normal client got the gate when it chose: it is not sent again with the experts.
@@ -342,7 +342,7 @@ def test_a_run_without_any_label_ends_well_and_draws_nothing(
         path.rmdir()
     method, _ = deploy(flat, tmp_path, monkeypatch, run__rounds=1)
     summary = json.loads((method.config.run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["accuracy"], method.rounds.unseen) == ("completed", None, [])
+    assert (summary["status"], summary["accuracy"], method.rounds.clients.unseen) == ("completed", None, [])
     assert set(summary["chosen"]) == {"6", "7"}
     assert draw_plots(method.config.run_dir) == []
 

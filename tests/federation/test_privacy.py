@@ -433,8 +433,8 @@ def test_randomised_expert_ids_reach_the_run(run: Runner) -> None:
 def test_every_question_for_expert_ids_is_counted(run: Runner) -> None:
     """Unseen clients answer at each of three evaluations, a normal client whenever it is asked, also ahead of time."""
     found = run(strategy__name="fedjets", privacy__route_epsilon=0.5, run__evaluate_every=1)
-    _, routes = found.rounds.ledger.read()
-    assert [routes[client] for client in found.rounds.unseen] == [1.5] * 3
+    _, routes = found.rounds.clients.ledger.read()
+    assert [routes[client] for client in found.rounds.clients.unseen] == [1.5] * 3
     summary = json.loads((found.config.run_dir / "summary.json").read_text())
     assert summary["privacy"]["route_epsilon"] == max(routes.values()) >= 1.5
     asked = [client for record in read_metrics(found.config.run_dir) for client in record["cohort"] if client >= 5]

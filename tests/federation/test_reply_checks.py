@@ -441,7 +441,7 @@ def check_left_out(run: Runner, strategy: str, client: int, change: Change) -> N
     records = read_metrics(found.config.run_dir)
     assert [r["round"] for r in records] == [1, 2, 3]
     for record in records:
-        asked = [*record["cohort"], *(found.rounds.participants if "participants" in record else [])]
+        asked = [*record["cohort"], *(found.rounds.clients.participants if "participants" in record else [])]
         part = found.config.partition
         asked += range(part.clients, part.all_clients) if "evaluation" in record else []
         assert set(record["failures"]) == {str(client)} & set(map(str, asked))

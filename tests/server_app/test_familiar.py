@@ -170,8 +170,8 @@ def entropies(told: dict[int, float]) -> list[Reply]:
 
 def test_every_anchor_is_asked_for_its_own_expert() -> None:
     method = vouching({0: 0.5, 1: 0.25, 2: 1.0})
-    method.rounds._vouch(2)
-    assert method.rounds.usual == {0: 0.5, 1: 0.25, 2: 1.0}
+    method.rounds.scoring.vouch(2)
+    assert method.rounds.scoring.usual == {0: 0.5, 1: 0.25, 2: 1.0}
     ((kind, _, jobs),) = method.exchange.asked
     assert kind == "query.vouch"
     assert [(job.client, tuple(job.vectors)) for job in jobs] == [(m, (f"expert.{m}",)) for m in range(EXPERTS)]
@@ -181,17 +181,17 @@ def test_every_anchor_is_asked_for_its_own_expert() -> None:
 def test_an_anchor_that_opted_out_is_not_asked() -> None:
     method = vouching({1: 0.25, 2: 1.0})
     method.strategy.opted_out = frozenset({0})
-    method.rounds._vouch(2)
+    method.rounds.scoring.vouch(2)
     ((_, _, jobs),) = method.exchange.asked
     assert [job.client for job in jobs] == [1, 2]
 
 
 def test_an_anchor_that_tells_no_entropy_is_refused_and_its_last_one_counts() -> None:
     method = vouching({0: 0.5, 1: 0.25})
-    method.rounds._vouch(2)
+    method.rounds.scoring.vouch(2)
     method.exchange.given = entropies({0: math.log(CLASSES) + 0.01, 1: -0.01})
-    method.rounds._vouch(4)
-    assert method.rounds.usual == {0: 0.5, 1: 0.25}
+    method.rounds.scoring.vouch(4)
+    assert method.rounds.scoring.usual == {0: 0.5, 1: 0.25}
 
 
 def test_an_expert_of_which_nobody_told_stands_in_the_middle() -> None:
@@ -199,7 +199,7 @@ def test_an_expert_of_which_nobody_told_stands_in_the_middle() -> None:
     found = []
     for method in (told, silent):
         method.strategy.common = replace(common_expert(), usual_entropy=0.75)
-        method.rounds._served = {7: ("expert.2", "expert.0", "gate")}
-        method.rounds._vouch(2)
-        found.append(method.rounds._usual_of(7))
+        method.rounds.scoring.served = {7: ("expert.2", "expert.0", "gate")}
+        method.rounds.scoring.vouch(2)
+        found.append(method.rounds.scoring.usual_of(7))
     assert found == [{"usual.expert": 375_000, "usual.common": 750_000}, {}]

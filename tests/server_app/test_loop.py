@@ -60,7 +60,7 @@ def test_the_seconds_of_a_round_are_those_of_its_parts(tiny_run: TinyRunner) -> 
         assert seconds["round"] > seconds["train"] > seconds["aggregate"]
         assert seconds["round"] > seconds.get("evaluate", 0.0) + seconds.get("inspect", 0.0)
     for part in parts - {"round"}:
-        assert sum(seconds[part] for seconds in found) == pytest.approx(method.rounds.seconds[part])
+        assert sum(seconds[part] for seconds in found) == pytest.approx(method.rounds.clients.seconds[part])
 
 
 def test_bytes_of_a_round_are_counted_from_its_start(tiny_run: TinyRunner) -> None:
@@ -232,7 +232,7 @@ def test_a_client_that_holds_other_data_by_now_is_prepared_anew_before_the_next_
     assert prepared[-1] == changed
     last = len(asked) - 1 - asked[::-1].index(("query.prepare", changed))
     assert asked[last - 1][0] == "evaluate"  # between two rounds
-    assert run.rounds.changed == set()
+    assert run.rounds.clients.changed == set()
 
 
 def test_all_unseen_clients_may_be_prepared_anew_but_after_the_last_round(tiny_run: TinyRunner) -> None:
@@ -284,8 +284,8 @@ def test_experts_are_chosen_for_unseen_clients_without_labels_too(tiny_run: Tiny
         return None
 
     method, whole = tiny_run("fedjets", tampering(tamper)), tiny_run("fedjets")
-    assert (method.rounds.unseen, method.rounds.unlabelled) == ([7], [8])
-    assert (whole.rounds.unseen, whole.rounds.unlabelled) == ([7, 8], [])
+    assert (method.rounds.clients.unseen, method.rounds.clients.unlabelled) == ([7], [8])
+    assert (whole.rounds.clients.unseen, whole.rounds.clients.unlabelled) == ([7, 8], [])
     for record, wanted in zip(records(method)[1:], records(whole)[1:], strict=True):
         chosen = wanted["evaluation"]["chosen"]
         assert record["served"] == {"8": chosen["8"]}

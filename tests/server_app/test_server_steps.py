@@ -322,7 +322,7 @@ def test_an_anchor_trains_its_expert_and_a_normal_client_those_of_the_gate(mode:
     asked = [Job(client, ("gate",), cost=SAMPLES[client]) for client in (0, 6)]
     assert method.exchange.asked == [("query.route", 1, asked)]
     assert method.exchange.sent.keys() == method.vectors.keys()
-    assert method.rounds.seconds["select"] > 0
+    assert method.rounds.clients.seconds["select"] > 0
 
 
 def test_without_normal_clients_nobody_is_asked() -> None:
@@ -335,9 +335,9 @@ def test_without_normal_clients_nobody_is_asked() -> None:
 def test_a_choice_that_is_none_is_refused_and_the_others_count(experts: Any) -> None:
     bad = reply(0, experts=experts) if experts is not None else reply(0)
     method = tiny_method("fedjets", [bad, reply(3, experts=[0, 2])])
-    assert method.rounds.route(1, [0, 3]) == {3: (0, 2)}
-    assert set(method.rounds.failures) == {0}
-    assert "experts" in method.rounds.failures[0]
+    assert method.rounds.clients.route(1, [0, 3]) == {3: (0, 2)}
+    assert set(method.rounds.clients.failures) == {0}
+    assert "experts" in method.rounds.clients.failures[0]
     assert [job.client for job in method.planned(1, [], [0, 3])] == [3]
 
 
@@ -380,7 +380,7 @@ def test_unseen_clients_receive_all_that_there_is(name: str, names: tuple[str, .
 def test_unseen_clients_receive_what_the_gate_chose_and_the_next_cohort_is_asked_along() -> None:
     """Then the next round asks only those of whom it does not know; what it learned serves that round alone."""
     method = tiny_method("fedjets")
-    method.rounds.unseen = [7, 8]
+    method.rounds.clients.unseen = [7, 8]
     cohort = method.strategy.cohort(2)
     absent, silent, *told = cohort.normals
     del method.strategy.num_samples[absent]
@@ -407,7 +407,7 @@ def test_unseen_clients_receive_what_the_gate_chose_and_the_next_cohort_is_asked
 
 def test_after_the_last_round_only_unseen_clients_are_asked() -> None:
     method = tiny_method("fedjets", [reply(8, experts=[0, 1])])
-    method.rounds.unseen = [7, 8]
+    method.rounds.clients.unseen = [7, 8]
     method.rounds.configure_evaluate(4, *NOTHING)
     (_, _, routed), (_, _, served) = method.exchange.asked
     assert [job.client for job in routed] == [7, 8]
@@ -421,7 +421,7 @@ def test_after_the_last_round_only_unseen_clients_are_asked() -> None:
 @pytest.mark.parametrize("server_round", [1, 2])
 def test_those_asked_along_are_the_normal_clients_of_the_next_round(sampling: str, server_round: int) -> None:
     method = tiny_method("fedjets", cohort__normals=1, cohort__sampling=sampling)
-    method.rounds.unseen = [7]
+    method.rounds.clients.unseen = [7]
     method.rounds.configure_evaluate(server_round, *NOTHING)
     coming = draw_cohort(method.strategy.config, server_round + 1, sampling, method.strategy.anchors).normals
     assert [job.client for job in method.exchange.asked[0][2]] == [7, *coming]
@@ -453,12 +453,12 @@ def test_who_could_not_be_prepared_is_left_out_of_the_messages_and_counts_as_fai
     lost = [anchors[0], normals[1]]
     for client in lost:
         del method.strategy.num_samples[client]
-    method.rounds.failures = {99: "from before"}
+    method.rounds.clients.failures = {99: "from before"}
     method.rounds.configure_train(2, *NOTHING)
     assert [(kind, [job.client for job in jobs]) for kind, _, jobs in method.exchange.asked] == [
         ("query.prepare", sorted(lost)), ("query.route", [normals[0], normals[2]]), ("train.fedjets", [anchors[1]]),
     ]  # fmt: skip
-    assert method.rounds.failures == {99: "from before"} | dict.fromkeys(lost, "could not be prepared")
+    assert method.rounds.clients.failures == {99: "from before"} | dict.fromkeys(lost, "could not be prepared")
     assert method.rounds.cohort == cohort
 
 
@@ -466,7 +466,7 @@ def test_evaluate_messages_go_to_the_unseen_clients_that_were_served() -> None:
     """Clients without labels are served, but have nothing to count."""
     chosen = [reply(7, experts=[0, 2]), reply(5, experts=[1, 2])]
     method = tiny_method("fedjets", chosen, run__rounds=1)
-    method.rounds.unseen, method.rounds.unlabelled = [7, 8], [5]
+    method.rounds.clients.unseen, method.rounds.clients.unlabelled = [7, 8], [5]
     assert method.rounds.configure_evaluate(1, *NOTHING) == ("the messages",)
     assert [job.client for job in method.exchange.asked[0][2]] == [7, 8, 5]
     job = Job(7, ("expert.0", "expert.2", "gate"), cost=SAMPLES[7])
@@ -478,14 +478,14 @@ def test_evaluate_messages_go_to_the_unseen_clients_that_were_served() -> None:
 
 def test_answers_to_train_messages_are_folded_in_and_counted() -> None:
     method = tiny_method("fedavg")
-    method.rounds.failures = {5: "from before"}
+    method.rounds.clients.failures = {5: "from before"}
     method.rounds._pending = CannedReplies(())  # type: ignore[assignment]
     arrays, metrics = method.rounds.aggregate_train(
         1, [reply(0, 2.0, expert_0=1.0), reply(2, float("nan"), expert_0=9.0)]
     )
     assert arrays is None
     assert dict(metrics) == {"loss": 2.0, "expert.0": 1}
-    assert set(method.rounds.failures) == {2, 5}
+    assert set(method.rounds.clients.failures) == {2, 5}
     assert_full(method.vectors["expert.0"], 1.0)
 
 
@@ -636,7 +636,7 @@ def test_an_absurd_loss_counts_as_ten_times_the_median() -> None:
 def test_one_clients_samples_count_as_ten_times_the_median_at_most() -> None:
     method = tiny_method("fedavg")
     held = dict.fromkeys(range(7), 10) | {3: 10_000_000}
-    method.rounds.take(Prepared(num_samples=held))
+    method.rounds.clients.take(Prepared(num_samples=held))
     assert method.strategy.weights == {client: 100.0 if client == 3 else 10.0 for client in range(7)}
     found = method.strategy.weight_of("expert.0", Reply(3, {}, {"num-examples": 10_000_000}))
     assert found == 100.0
@@ -656,8 +656,8 @@ def test_a_round_that_lost_too_many_clients_ends_the_run(fails: bool) -> None:
     """Of two anchors and two normal clients half may fail; those of other cohorts do not count."""
     method = tiny_method("fedjets")
     method.rounds.cohort = Cohort((0, 1), (3, 4), 7)
-    method.rounds.failures = {0: "gone", 6: "gone"} | ({4: "gone"} if fails else {})
-    method.rounds.failures[3] = "lost"
+    method.rounds.clients.failures = {0: "gone", 6: "gone"} | ({4: "gone"} if fails else {})
+    method.rounds.clients.failures[3] = "lost"
     before = dict(method.vectors)
     if fails:
         with pytest.raises(FedjetsError, match="round 7: 3 of 4 clients failed"):
@@ -671,10 +671,10 @@ def test_a_round_that_lost_too_many_clients_ends_the_run(fails: bool) -> None:
 def test_the_seconds_of_averaging_are_counted() -> None:
     method = tiny_method("fedavg")
     method.merged([reply(0, expert_0=1.0)])
-    once = method.rounds.seconds["aggregate"]
+    once = method.rounds.clients.seconds["aggregate"]
     method.merged([reply(0, expert_0=1.0)])
-    assert 0 < once < method.rounds.seconds["aggregate"] < 1
-    assert set(method.rounds.seconds) == {"aggregate"}
+    assert 0 < once < method.rounds.clients.seconds["aggregate"] < 1
+    assert set(method.rounds.clients.seconds) == {"aggregate"}
 
 
 def test_a_rule_of_the_settings_takes_the_place_of_the_mean() -> None:
@@ -769,16 +769,16 @@ def test_what_is_not_averaged_is_not_released(tmp_path: Path) -> None:
 def test_without_noise_nothing_is_counted(tmp_path: Path) -> None:
     method = private("fedjets", tmp_path, privacy__noise_multiplier=0.0)
     method.merged([reply(0, expert_0=1.0)])
-    method.rounds.route(1, [0])
+    method.rounds.clients.route(1, [0])
     assert released(tmp_path) == []
     assert privacy_of(method) == {}
 
 
 def test_every_question_for_randomised_ids_is_counted(tmp_path: Path) -> None:
     method = private("fedjets", tmp_path, privacy__noise_multiplier=0.0, privacy__route_epsilon=0.5)
-    method.rounds.route(2, [6, 0])
+    method.rounds.clients.route(2, [6, 0])
     assert released(tmp_path) == [{"kind": "routes", "round": 2, "epsilon": 0.5, "clients": [0, 6]}]
-    method.rounds.route(3, [6])
+    method.rounds.clients.route(3, [6])
     assert privacy_of(method)["route_epsilon"] == 1.0
 
 
@@ -813,7 +813,7 @@ def test_answers_are_checked_one_by_one() -> None:
     assert set(found) == {0, 2, 3, 4}
     for client, reason in ((0, "max-update-norm"), (2, "loss"), (3, "13"), (4, "finite")):
         assert reason in found[client]
-    assert method.rounds.changed == {3}  # it holds other samples by now
+    assert method.rounds.clients.changed == {3}  # it holds other samples by now
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ class TinyMethod:
     def planned(self, server_round: int, anchors: Sequence[int], normals: Sequence[int]) -> list[Job]:
         """Return who trains what, after the gate was asked."""
         cohort = Cohort(tuple(anchors), tuple(normals), server_round)
-        routes = self.rounds.route(server_round, self.strategy.to_route(cohort))
+        routes = self.rounds.clients.route(server_round, self.strategy.to_route(cohort))
         return list(self.strategy.plan(cohort, routes))
 
     def merged(self, replies: Sequence[Reply], server_round: int = 1) -> dict[str, float]:
@@ -228,5 +228,5 @@ def tiny_method(name: str, replies: Sequence[Reply] = (), **changes: Scalar) -> 
     prepared = Prepared({client: len(samples_of(config, client)) for client in clients})
     exchange = CannedExchange(replies)
     rounds = Rounds(made, exchange, prepared)  # type: ignore[arg-type]
-    rounds.unseen, rounds.unlabelled = [], []
+    rounds.clients.unseen, rounds.clients.unlabelled = [], []
     return TinyMethod(rounds, exchange)

@@ -1,0 +1,183 @@
+"""Serving and scoring clients: those that never train, and those that train and hold test parts.
+
+Every E rounds the clients that never train are routed, served and scored: those for validation, where there are some,
+and the unseen ones once, after the last round. Clients that train adapt what they are served and are scored on own
+tests.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from statistics import median
+
+from flwr.app import Message, MetricRecord
+
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.moe.metrics import ClientResult, summarise
+from fedjets_flwr.names import MICRO, USUAL, expert_ids, expert_name
+from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
+from fedjets_flwr.wire.exchange import PendingExchange
+from fedjets_flwr.wire.messages import BadReply, Job
+from server_app.clients import Clients
+from server_app.evaluation import inspect, read_entropy, read_result, score_participants
+from strategies.base import Routes
+
+
+class Scoring:
+    """Serves a method's models and scores them; ``last`` says whether a round is the run's last one.
+
+    Attributes:
+        results: of the last evaluation, by client id.
+        usual: how sure experts are of their anchors' samples, by expert; empty: no read-out asks, or nobody told.
+        served: the vectors of each client in the last evaluation.
+    """
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients, self.strategy, self.config = clients, clients.strategy, clients.config
+        self.results: dict[int, ClientResult] = {}
+        self.usual: dict[int, float] = {}
+        self.served: dict[int, tuple[str, ...]] = {}
+        self._summaries: dict[str, dict[str, object]] = {}
+        self._pending: PendingExchange
+
+    @property
+    def score(self) -> Score:
+        """What the run is judged by."""
+        if not self.strategy.task.classifies:
+            return BITS_PER_BYTE
+        validated = self.clients.validation and self.strategy.score is UNSEEN_ACCURACY
+        return VALIDATION_ACCURACY if validated else self.strategy.score
+
+    # Clients that never train ----------------------------------------------------------------------------------------
+
+    def due(self, server_round: int, last: bool) -> bool:
+        """Return whether a round scores clients that never train."""
+        on_time = last or server_round % self.config.run.evaluate_every == 0
+        return self.strategy.serves_unseen and self.strategy.task.classifies and on_time
+
+    def scored(self, last: bool) -> list[int]:
+        """Return the clients that never train which a round serves, if it evaluates."""
+        clients = self.clients
+        choosing = clients.validation and not last
+        return [*clients.validation, *([] if choosing else [*clients.unseen, *clients.unlabelled])]
+
+    def asked(self, last: bool) -> list[int]:
+        """Return the clients that a round asks if it evaluates, with the anchors that vouch for experts."""
+        return [*self.scored(last), *(self.strategy.anchors if self.strategy.vouched else ())]
+
+    def serve(self, server_round: int, last: bool, coming: Sequence[int]) -> tuple[list[Message], Routes]:
+        """Return the evaluate messages to the clients that never train, and routes of ``coming`` clients.
+
+        Where a gate routes, both are asked for their experts at once.
+        """
+        strategy, clients = self.strategy, self.scored(last)
+        routes = self.clients.route(server_round, [*clients, *coming]) if strategy.routed else {}
+        self.served = strategy.serve(clients, routes)
+        if strategy.vouched:
+            self.vouch(server_round)
+        jobs = [
+            Job(c, self.served[c], numbers=self.usual_of(c), cost=strategy.num_samples[c])
+            for c in clients
+            if c in self.served and c not in self.clients.unlabelled
+        ]
+        self._pending = self.clients.request("evaluate", server_round, jobs)
+        return self._pending.messages, {client: routes[client] for client in coming if client in routes}
+
+    def vouch(self, server_round: int) -> None:
+        """Ask every anchor how sure its expert is of its samples; of one that fails what it last told still counts."""
+        strategy, classes = self.strategy, len(self.strategy.task.spec.classes)
+        bound = dict(zip(strategy.anchors, range(strategy.num_experts), strict=False))
+        present = [c for c in bound if c in strategy.num_samples and c not in strategy.opted_out]
+        asked = self.clients.awake(present, server_round)
+        jobs = [Job(c, (expert_name(bound[c]),), cost=strategy.num_samples[c]) for c in asked]
+        told = self.clients.ask("query.vouch", server_round, jobs, partial(read_entropy, classes=classes), served=True)
+        self.usual |= {bound[client]: nats for client, nats in told.items()}
+
+    def usual_of(self, client: int) -> dict[str, int]:
+        """Return how sure an unseen client's first expert, and the common expert, usually are, as its job tells it.
+
+        An expert of which nobody told stands in the middle of the others.
+        """
+        if not self.usual:
+            return {}
+        first = expert_ids(self.served[client])[0]
+        expert = self.usual.get(first, median(self.usual.values()))
+        told = zip(USUAL, (expert, self.strategy.common.usual_entropy), strict=True)
+        return {name: round(nats * MICRO) for name, nats in told}
+
+    def collect(self, server_round: int, last: bool, replies: Iterable[Message]) -> MetricRecord | None:
+        """Keep the counts of clients that never train in :attr:`results`; return the method's accuracy.
+
+        Raises:
+            FedjetsError: nobody answered.
+        """
+        strategy, clients, pending = self.strategy, self.clients, self._pending
+        self.results = {}
+        for reply in pending.read(replies):
+            try:
+                self.results[reply.client] = read_result(
+                    reply,
+                    expert_ids(self.served[reply.client]),
+                    strategy.num_samples[reply.client],
+                    len(strategy.task.spec.columns),
+                    self.config.limits.max_samples,
+                    compared=bool(self.usual),
+                )
+            except BadReply as error:
+                clients.refuse(pending, reply.client, error)
+        clients.failures |= pending.failures
+        asked = set(self.scored(last)).difference(clients.unlabelled)
+        again = not last and not clients.changed.isdisjoint(asked)
+        if asked and not self.results and not again:
+            raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
+        self._summaries, gated = {}, "gate" in strategy.vectors
+        for kind, held in (("validation", clients.validation), ("evaluation", clients.unseen)):
+            if answered := {client: self.results[client] for client in held if client in self.results}:
+                self._summaries[kind] = summarise(answered, strategy.reading, strategy.num_experts, gated)
+        accuracies = [summary["accuracy"] for summary in self._summaries.values()]
+        return MetricRecord({"accuracy": accuracies[-1]}) if accuracies else None  # type: ignore[dict-item]
+
+    def told(self, server_round: int, last: bool) -> dict[str, object]:
+        """Return what the round's record says of the evaluation; now and then every expert is looked at for it."""
+        clients, found = self.clients, dict[str, object]()
+        if self.usual:
+            found["usual"] = dict(sorted(self.usual.items()))
+        if clients.unlabelled:
+            found["served"] = {c: list(expert_ids(n)) for c, n in self.served.items() if c in clients.unlabelled}
+        if not self.results:
+            return found
+        found |= self._summaries
+        every = self.config.run.inspect_every
+        if last or (every and server_round % every == 0):
+            with clients.clock("inspect"):
+                unseen = {client: result for client, result in self.results.items() if client in clients.unseen}
+                looked_at = unseen or self.results
+                found["inspection"], failed = inspect(clients.exchange, server_round, self.strategy, looked_at)
+            clients.failures |= failed
+        return found
+
+    # Clients that train ----------------------------------------------------------------------------------------------
+
+    def participants(self, server_round: int, last: bool) -> dict[str, object]:
+        """Score the clients that train on their own test parts and return what the round's record says of it.
+
+        Raises:
+            FedjetsError: after the last round, nobody could be scored.
+        """
+        strategy, clients = self.strategy, self.clients
+        apart = set(clients.participants) & strategy.opted_out if strategy.routed else set()
+        known = (strategy.num_samples.keys() | strategy.opted_out) - apart
+        present = [client for client in clients.participants if client in known]
+        with clients.clock("participants"):
+            routes = clients.route(server_round, present, served=True) if strategy.routed else {}
+            served = strategy.personal(present, routes)
+            tuned = self.config.participants.tuned and last
+            found, failed = score_participants(clients.exchange, server_round, strategy, served, tuned)
+        lost = set(clients.participants) - set(present) - apart
+        clients.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
+        clients.failures |= dict.fromkeys(sorted(apart), "it opted out: the gate is not asked for its experts")
+        if failed and not found and last:
+            reason = next(iter(failed.values()))
+            raise FedjetsError(
+                f"round {server_round}: no client could be scored on its own test part; one says: {reason}"
+            )
+        return {"participants": found} if found else {}
