@@ -269,7 +269,7 @@ def draw(points: Sequence[Mapping[str, Any]]) -> "Figure":
     matplotlib.use("Agg")
     import seaborn
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import EngFormatter, FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
     seaborn.set_theme(style="whitegrid", context="notebook")
     names, sides = _distinct(points, "series"), _distinct(points, "side")
@@ -283,9 +283,13 @@ def draw(points: Sequence[Mapping[str, Any]]) -> "Figure":
             column[0].plot(at, [p["seconds"]["median"] for p in own], **style)
             column[1].plot(at, [p["server"] for p in own], **style)
         column[1].set_xlabel(name)
-    for axis in axes.flat:
-        axis.set(xscale="log", yscale="log")
-        axis.xaxis.set_minor_formatter(NullFormatter())  # labels of a short axis would lie on each other
+        sizes = sorted({p["at"] for p in points if p["series"] == name})
+        for axis in column:
+            axis.set(xscale="log", yscale="log")
+            axis.xaxis.set(major_locator=FixedLocator(sizes), major_formatter=EngFormatter(places=0, sep=""))
+            axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FormatStrFormatter("%g"))
+            for side_of in (axis.xaxis, axis.yaxis):
+                side_of.set_minor_locator(NullLocator())
     axes[0, 0].set_ylabel("seconds a round")
     axes[1, 0].set_ylabel("server's peak memory, MB")
     handles, labels = axes[0, 0].get_legend_handles_labels()
