@@ -1,10 +1,7 @@
 """The clients of a run, as its server knows them: who never trains, who answers; and asking them."""
 
-import time
 from bisect import insort
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -17,9 +14,10 @@ from fedjets_flwr.wire.backoff import Backoff
 from fedjets_flwr.wire.exchange import Exchange, PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from server_app.preparation import Prepared, prepare
+from server_app.stopwatch import Stopwatch
 from strategies.base import Strategy
 
-Told = TypeVar("Told")
+Answer = TypeVar("Answer")
 
 
 class Clients:
@@ -36,11 +34,11 @@ class Clients:
         participants: clients that train and are scored on a test part of their own.
         failures: of the current round, reasons by client id.
         changed: clients whose data is no longer what they were prepared with; the next round begins with that.
-        seconds: of the run's parts so far.
     """
 
-    def __init__(self, strategy: Strategy, exchange: Exchange, prepared: Prepared) -> None:
+    def __init__(self, strategy: Strategy, exchange: Exchange, prepared: Prepared, watch: Stopwatch) -> None:
         self.strategy, self.exchange, self.config = strategy, exchange, strategy.config
+        self._watch = watch
         self.ledger = Ledger(self.config.run_dir)
         self.unseen: list[int] = []
         self.validation: list[int] = []
@@ -50,7 +48,6 @@ class Clients:
         self.participants = draw_participants(self.config) if scored else []
         self.failures: dict[int, str] = {}
         self.changed: set[int] = set()
-        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._late: Backoff[int] = Backoff()
 
     # Who they are ----------------------------------------------------------------------------------------------------
@@ -70,13 +67,9 @@ class Clients:
         held = {client: count for client, count in strategy.num_samples.items() if client < training}
         strategy.weights = bounded_weights(held, self.config.aggregation.max_weight)
 
-    def resting(self, clients: Iterable[int], server_round: int) -> list[int]:
-        """Return whom a round does not ask, since they were late before."""
-        return [client for client in clients if self._late.resting(client, server_round)]
-
-    def awake(self, clients: Iterable[int], server_round: int) -> list[int]:
-        """Return whom a round may ask."""
-        return [client for client in clients if not self._late.resting(client, server_round)]
+    def awake(self, ids: Iterable[int], server_round: int) -> list[int]:
+        """Return whom of some clients a round may ask: others were late before, and rest."""
+        return [client for client in ids if not self._late.resting(client, server_round)]
 
     def prepare(self, server_round: int, wanted: Iterable[int]) -> dict[int, str]:
         """Prepare those of a round's clients that could not be before, and all whose data changed; some may be late.
@@ -98,40 +91,40 @@ class Clients:
 
     def request(self, kind: str, server_round: int, jobs: Sequence[Job], served: bool = False) -> PendingExchange:
         """Return an exchange of the method's vectors; ``served``: for predictions of the clients' own."""
-        strategy = self.strategy
+        strategy = self.strategy  # all that the exchange keeps
         outgoing = strategy.outgoing(jobs)
         return self.exchange.request(
             kind, server_round, jobs, outgoing, lambda name: strategy.spec_of(name).size, served
         )
 
     def ask(
-        self, kind: str, server_round: int, jobs: Sequence[Job], read: Callable[[Reply], Told], served: bool = False
-    ) -> dict[int, Told]:
-        """Return what clients answer, as ``read`` has it, by client id; who fails, or whose reply it refuses, lacks."""
-        told = {}
-        with self.clock("select"):
+        self, kind: str, server_round: int, jobs: Sequence[Job], read: Callable[[Reply], Answer], served: bool = False
+    ) -> dict[int, Answer]:
+        """Return what clients answer, as ``read`` has it, by client id; who fails is missing."""
+        answers = {}
+        with self._watch.part("select"):
             pending = self.request(kind, server_round, jobs, served)
             for reply in pending.replies():
                 try:
-                    told[reply.client] = read(reply)
+                    answers[reply.client] = read(reply)
                 except BadReply as error:
-                    pending.reject(reply.client, str(error))
-        self.answered(server_round, pending)
-        return told
+                    self.refuse(pending, reply.client, error)
+        self.note(server_round, pending)
+        return answers
 
-    def route(self, server_round: int, clients: Sequence[int], served: bool = False) -> dict[int, tuple[int, ...]]:
+    def route(self, server_round: int, ids: Sequence[int], served: bool = False) -> dict[int, tuple[int, ...]]:
         """Ask clients which experts the current gate picks for their data; a client that fails is left out."""
-        if not clients:
+        if not ids:
             return {}
-        self.count_routes(server_round, clients)
-        jobs = [Job(client, ("gate",), cost=self.strategy.num_samples[client]) for client in clients]
+        jobs = [Job(client, ("gate",), cost=self.strategy.num_samples[client]) for client in ids]
+        self.count_routes(server_round, ids)
         read = partial(read_experts, count=self.config.moe.top_k, num_experts=self.strategy.num_experts)
         return self.ask("query.route", server_round, jobs, read, served)
 
-    def count_routes(self, server_round: int, clients: Sequence[int]) -> None:
+    def count_routes(self, server_round: int, ids: Sequence[int]) -> None:
         """Note what clients give away by their choice of experts, where that is private."""
         if (epsilon := self.config.privacy.route_epsilon) > 0:
-            self.ledger.routes(server_round, clients, epsilon)
+            self.ledger.routes(server_round, ids, epsilon)
 
     def refuse(self, pending: PendingExchange, client: int, error: BadReply) -> None:
         """Note why a reply is not used, and who has other data by now."""
@@ -139,7 +132,7 @@ class Clients:
         if isinstance(error, OtherData):
             self.changed.add(client)
 
-    def answered(self, server_round: int, pending: PendingExchange) -> None:
+    def note(self, server_round: int, pending: PendingExchange) -> None:
         """Note who failed in an exchange; clients that did not answer in time are asked less often."""
         self.failures |= pending.failures
         for client in pending.jobs:
@@ -147,12 +140,3 @@ class Clients:
                 self._late.silent(client, server_round)
             elif client not in pending.failures:
                 self._late.answered(client)
-
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Count the seconds of a part of the round."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.monotonic() - start

@@ -1,4 +1,4 @@
-"""The clients that never train: scoring what they reply."""
+"""What clients that are scored reply: read, checked and averaged for :mod:`server_app.scoring`."""
 
 import math
 from collections import defaultdict

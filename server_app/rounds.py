@@ -40,6 +40,7 @@ from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from server_app.clients import Clients
 from server_app.preparation import Prepared
 from server_app.scoring import Scoring
+from server_app.stopwatch import Stopwatch
 from strategies.base import Routes, Strategy
 
 log = logging.getLogger("flwr")
@@ -59,8 +60,9 @@ class Rounds(FlowerStrategy):
         exchange: with the SuperNodes.
         clients: of the run.
         scoring: of what they are served.
-        cohort: of the current round.
-        resting: clients of it that the current round does not ask, since they were late before.
+        watch: of the run's parts.
+        cohort: of the current round, without those who rest.
+        resting: drawn clients that the current round does not ask, since they were late before.
         last: the last round: ``run.rounds``, or the one that the method said is enough.
     """
 
@@ -69,8 +71,9 @@ class Rounds(FlowerStrategy):
     ) -> None:
         self.strategy, self.exchange, self.callbacks = strategy, exchange, list(callbacks)
         self.config = strategy.config
-        self.clients = Clients(strategy, exchange, prepared)
-        self.scoring = Scoring(self.clients)
+        self.watch = Stopwatch()
+        self.clients = Clients(strategy, exchange, prepared, self.watch)
+        self.scoring = Scoring(self.clients, self.watch)
         self.cohort = Cohort((), (), 0)
         self.resting: list[int] = []
         self.last = self.config.run.rounds
@@ -90,15 +93,15 @@ class Rounds(FlowerStrategy):
         """Return the train messages of a round; asks the cohort's clients for their experts before."""
         strategy, clients = self.strategy, self.clients
         drawn = strategy.cohort(server_round)
-        self.resting = clients.resting(drawn.clients, server_round)
-        self.cohort = drawn.only(set(drawn.clients) - set(self.resting))
+        self.cohort = drawn.only(set(clients.awake(drawn.clients, server_round)))
+        self.resting = [client for client in drawn.clients if client not in self.cohort.clients]
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
         strategy.opted_out |= self.exchange.nodes.opted_out  # a site may change its mind
         self.cohort = self.cohort.only(set(self.cohort.clients) - strategy.opted_out)
         present = self._prepared(server_round)
         if jobs := strategy.questions(present):
-            told = clients.ask(f"query.{strategy.algorithm}", server_round, jobs, self._checked)
-            strategy.learn(list(told.values()))
+            answers = clients.ask(f"query.{strategy.algorithm}", server_round, jobs, self._checked)
+            strategy.learn(list(answers.values()))
         wanted = strategy.to_route(present)
         routes = {client: self._ahead[client] for client in wanted if client in self._ahead}
         self._ahead = {}
@@ -113,7 +116,7 @@ class Rounds(FlowerStrategy):
     def _prepared(self, server_round: int) -> Cohort:
         """Return who of the cohort can train, once clients are prepared that could not be, or whose data is new."""
         part, clients, wanted = self.config.partition, self.clients, list(self.cohort.clients)
-        if self.scoring.due(server_round, server_round == self.last):
+        if self.scoring.due(server_round, self._is_last(server_round)):
             wanted += clients.awake(range(part.clients, part.all_clients), server_round)
         unprepared = clients.prepare(server_round, wanted)
         present = self.cohort.only(self.strategy.num_samples)
@@ -127,16 +130,16 @@ class Rounds(FlowerStrategy):
         self.strategy.check_answer(reply)
         return reply
 
-    def _open_jobs(self, server_round: int, clients: Sequence[int]) -> list[Job]:
+    def _open_jobs(self, server_round: int, ids: Sequence[int]) -> list[Job]:
         """Return jobs by which clients choose their experts themselves, in one exchange; none where two are better."""
         strategy = self.strategy
-        experts = sum(strategy.vectors[name].nbytes for name in strategy.expert_names) if clients else 0
+        experts = sum(strategy.vectors[name].nbytes for name in strategy.expert_names) if ids else 0
         if not 0 < experts <= SMALL or not self.exchange.shares_memory:
             return []
-        jobs = [job for client in clients if (job := strategy.open_job(client)) is not None]
-        if len(jobs) < len(clients):
+        jobs = [job for client in ids if (job := strategy.open_job(client)) is not None]
+        if len(jobs) < len(ids):
             return []
-        self.clients.count_routes(server_round, clients)
+        self.clients.count_routes(server_round, ids)
         return jobs
 
     def aggregate_train(
@@ -148,22 +151,29 @@ class Rounds(FlowerStrategy):
             FedjetsError: too many clients failed; the state is as before.
         """
         self._metrics = self.merge(server_round, self._usable(self._pending.read(replies)))
-        self.clients.answered(server_round, self._pending)
+        self.clients.note(server_round, self._pending)
+        del self._pending  # what it holds of messages would stay beside the next ones
         return None, MetricRecord(dict(self._metrics))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the evaluate messages to the clients that never train; the next cohort is routed along with them."""
-        strategy, last, coming = self.strategy, server_round == self.last, list[int]()
-        if strategy.routed and not last:
-            coming = list(strategy.to_route(strategy.cohort(server_round + 1).only(strategy.num_samples)))
-        messages, self._ahead = self.scoring.serve(server_round, last, coming)
-        return messages
+        strategy, last = self.strategy, self._is_last(server_round)
+        routes: Routes = {}
+        if strategy.routed:
+            next_cohort = Cohort((), (), 0) if last else strategy.cohort(server_round + 1).only(strategy.num_samples)
+            coming = strategy.to_route(next_cohort)
+            routes = self.clients.route(server_round, [*self.scoring.scored(last), *coming])
+            self._ahead = {client: routes[client] for client in coming if client in routes}
+        return self.scoring.serve(server_round, last, routes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect what the clients that never train replied; return the method's accuracy."""
-        return self.scoring.collect(server_round, server_round == self.last, replies)
+        return self.scoring.collect(server_round, self._is_last(server_round), replies)
+
+    def _is_last(self, server_round: int) -> bool:
+        return server_round >= self.last
 
     def summary(self) -> None:
         """Log what the run is."""
@@ -208,35 +218,35 @@ class Rounds(FlowerStrategy):
         c, strategy, clients, scoring = self.config, self.strategy, self.clients, self.scoring
         arrays, settings = ArrayRecord(), ConfigRecord()
         started, before = time.monotonic(), self.exchange.traffic.copy()
-        timed, clients.failures, self._left = clients.seconds.copy(), {}, {}
+        timed, clients.failures, self._left = self.watch.seconds.copy(), {}, {}
         if server_round:
             messages = self.configure_train(server_round, arrays, settings, grid)
-            with clients.clock("train"):
+            with self.watch.part("train"):
                 self.aggregate_train(server_round, self.exchange.stream(messages))
         trained = {"loss": math.nan} | self._metrics
         record: dict[str, object] = {"round": server_round, "loss": trained.pop("loss")}
         record |= {"cohort": self.cohort.clients, "trained": trained}
         merged = time.monotonic()
         if server_round and (metrics := strategy.after_merge(server_round)):
-            clients.seconds["server"] += time.monotonic() - merged
+            self.watch.seconds["server"] += time.monotonic() - merged
             record["metrics"] = dict(metrics)
         if server_round and strategy.done:
             self.last = server_round
-        last = server_round == self.last
+        last = self._is_last(server_round)
         if last and server_round < c.run.rounds:
             log.info("round %d: the model becomes no better; it stays as it was at its best", server_round)
             record["ended"] = True
         if scoring.due(server_round, last):
             messages = self.configure_evaluate(server_round, arrays, settings, grid)
-            with clients.clock("evaluate"):
+            with self.watch.part("evaluate"):
                 self.aggregate_evaluate(server_round, self.exchange.stream(messages))
-            record |= scoring.told(server_round, last)
+            record |= scoring.record(server_round, last)
         every = c.participants.evaluate_every
         if clients.participants and (last or (every and server_round % every == 0)):
-            record |= scoring.participants(server_round, last)
+            record |= scoring.own_tests(server_round, last)
         record |= scoring.score.of(record)
-        clients.seconds["transport"] = self.exchange.coding_seconds
-        seconds = {name: total - timed[name] for name, total in clients.seconds.items() if total > timed[name]}
+        self.watch.seconds["transport"] = self.exchange.coding_seconds
+        seconds = {name: total - timed[name] for name, total in self.watch.seconds.items() if total > timed[name]}
         record |= self.exchange.traffic.since(before) | {"seconds": seconds | {"round": time.monotonic() - started}}
         record["failures"] = {str(client): reason for client, reason in clients.failures.items()}
         if self._left:
@@ -252,7 +262,7 @@ class Rounds(FlowerStrategy):
 
     def _asked_in(self, server_round: int) -> list[int]:
         """Return the clients that a round asks."""
-        last = server_round == self.last
+        last = self._is_last(server_round)
         return [*self.cohort.clients, *(self.scoring.asked(last) if self.scoring.due(server_round, last) else ())]
 
     def merge(self, server_round: int, replies: Iterable[Reply]) -> dict[str, float]:
@@ -266,7 +276,7 @@ class Rounds(FlowerStrategy):
         strategy, aggregator = self.strategy, self.aggregator()
         losses, weights, kept = list[float](), list[float](), dict[str, Tensor]()
         for reply in replies:
-            with self.clients.clock("aggregate"):
+            with self.watch.part("aggregate"):
                 for name, vector in strategy.averaged(reply).items():
                     aggregator.add(name, vector, strategy.weight_of(name, reply))
                 kept |= strategy.kept(server_round, reply)
@@ -277,7 +287,7 @@ class Rounds(FlowerStrategy):
         if answered >= self.config.limits.min_replies:
             if aggregator.counts and self.config.privacy.noise_multiplier > 0:
                 self.clients.ledger.sums(server_round, release_of(self.config, strategy.drawn))
-            with self.clients.clock("aggregate"):
+            with self.watch.part("aggregate"):
                 averages = self._averages(server_round, aggregator)
                 self._replaced |= {name: strategy.vectors[name] for name in averages}
                 strategy.merge(averages, kept)
@@ -322,13 +332,13 @@ class Rounds(FlowerStrategy):
                 reply = self._as_chosen(given)
                 self.strategy.check(reply)
                 if self._judge is not None:
-                    with self.clients.clock("judge"):
+                    with self.watch.part("judge"):
                         self._judge.check(reply, self.strategy.vectors)
             except BadReply as error:
                 self.clients.refuse(self._pending, given.client, error)
             else:
                 yield reply
-        self.clients.failures |= self._pending.failures
+        self.clients.failures |= self._pending.failures  # before it is judged whether too many failed
 
     def _as_chosen(self, reply: Reply) -> Reply:
         """Return a reply with the names of the experts that its client chose itself, and count what it received.

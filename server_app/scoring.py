@@ -1,11 +1,10 @@
 """Serving and scoring clients: those that never train, and those that train and hold test parts.
 
-Every E rounds the clients that never train are routed, served and scored: those for validation, where there are some,
-and the unseen ones once, after the last round. Clients that train adapt what they are served and are scored on own
-tests.
+Every E rounds the clients that never train are served and scored; where some are for validation, those, and the unseen
+ones once, after the last round. Clients that train adapt what they are served and are scored on tests of their own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from statistics import median
 
@@ -19,6 +18,7 @@ from fedjets_flwr.wire.exchange import PendingExchange
 from fedjets_flwr.wire.messages import BadReply, Job
 from server_app.clients import Clients
 from server_app.evaluation import inspect, read_entropy, read_result, score_participants
+from server_app.stopwatch import Stopwatch
 from strategies.base import Routes
 
 
@@ -31,8 +31,9 @@ class Scoring:
         served: the vectors of each client in the last evaluation.
     """
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, watch: Stopwatch) -> None:
         self.clients, self.strategy, self.config = clients, clients.strategy, clients.config
+        self._watch = watch
         self.results: dict[int, ClientResult] = {}
         self.usual: dict[int, float] = {}
         self.served: dict[int, tuple[str, ...]] = {}
@@ -64,23 +65,19 @@ class Scoring:
         """Return the clients that a round asks if it evaluates, with the anchors that vouch for experts."""
         return [*self.scored(last), *(self.strategy.anchors if self.strategy.vouched else ())]
 
-    def serve(self, server_round: int, last: bool, coming: Sequence[int]) -> tuple[list[Message], Routes]:
-        """Return the evaluate messages to the clients that never train, and routes of ``coming`` clients.
-
-        Where a gate routes, both are asked for their experts at once.
-        """
-        strategy, clients = self.strategy, self.scored(last)
-        routes = self.clients.route(server_round, [*clients, *coming]) if strategy.routed else {}
-        self.served = strategy.serve(clients, routes)
+    def serve(self, server_round: int, last: bool, routes: Routes) -> list[Message]:
+        """Return the evaluate messages to the clients that never train, by their routes where a gate routes."""
+        strategy, scored = self.strategy, self.scored(last)
+        self.served = strategy.serve(scored, routes)
         if strategy.vouched:
             self.vouch(server_round)
         jobs = [
             Job(c, self.served[c], numbers=self.usual_of(c), cost=strategy.num_samples[c])
-            for c in clients
+            for c in scored
             if c in self.served and c not in self.clients.unlabelled
         ]
         self._pending = self.clients.request("evaluate", server_round, jobs)
-        return self._pending.messages, {client: routes[client] for client in coming if client in routes}
+        return self._pending.messages
 
     def vouch(self, server_round: int) -> None:
         """Ask every anchor how sure its expert is of its samples; of one that fails what it last told still counts."""
@@ -89,8 +86,10 @@ class Scoring:
         present = [c for c in bound if c in strategy.num_samples and c not in strategy.opted_out]
         asked = self.clients.awake(present, server_round)
         jobs = [Job(c, (expert_name(bound[c]),), cost=strategy.num_samples[c]) for c in asked]
-        told = self.clients.ask("query.vouch", server_round, jobs, partial(read_entropy, classes=classes), served=True)
-        self.usual |= {bound[client]: nats for client, nats in told.items()}
+        answers = self.clients.ask(
+            "query.vouch", server_round, jobs, partial(read_entropy, classes=classes), served=True
+        )
+        self.usual |= {bound[client]: nats for client, nats in answers.items()}
 
     def usual_of(self, client: int) -> dict[str, int]:
         """Return how sure an unseen client's first expert, and the common expert, usually are, as its job tells it.
@@ -108,9 +107,10 @@ class Scoring:
         """Keep the counts of clients that never train in :attr:`results`; return the method's accuracy.
 
         Raises:
-            FedjetsError: nobody answered.
+            FedjetsError: nobody answered, and nobody is prepared anew in a round to come.
         """
         strategy, clients, pending = self.strategy, self.clients, self._pending
+        del self._pending  # what it holds of messages would stay until the next evaluation
         self.results = {}
         for reply in pending.read(replies):
             try:
@@ -124,7 +124,7 @@ class Scoring:
                 )
             except BadReply as error:
                 clients.refuse(pending, reply.client, error)
-        clients.failures |= pending.failures
+        clients.failures |= pending.failures  # being late here is no reason to rest
         asked = set(self.scored(last)).difference(clients.unlabelled)
         again = not last and not clients.changed.isdisjoint(asked)
         if asked and not self.results and not again:
@@ -136,7 +136,7 @@ class Scoring:
         accuracies = [summary["accuracy"] for summary in self._summaries.values()]
         return MetricRecord({"accuracy": accuracies[-1]}) if accuracies else None  # type: ignore[dict-item]
 
-    def told(self, server_round: int, last: bool) -> dict[str, object]:
+    def record(self, server_round: int, last: bool) -> dict[str, object]:
         """Return what the round's record says of the evaluation; now and then every expert is looked at for it."""
         clients, found = self.clients, dict[str, object]()
         if self.usual:
@@ -148,7 +148,7 @@ class Scoring:
         found |= self._summaries
         every = self.config.run.inspect_every
         if last or (every and server_round % every == 0):
-            with clients.clock("inspect"):
+            with self._watch.part("inspect"):
                 unseen = {client: result for client, result in self.results.items() if client in clients.unseen}
                 looked_at = unseen or self.results
                 found["inspection"], failed = inspect(clients.exchange, server_round, self.strategy, looked_at)
@@ -157,7 +157,7 @@ class Scoring:
 
     # Clients that train ----------------------------------------------------------------------------------------------
 
-    def participants(self, server_round: int, last: bool) -> dict[str, object]:
+    def own_tests(self, server_round: int, last: bool) -> dict[str, object]:
         """Score the clients that train on their own test parts and return what the round's record says of it.
 
         Raises:
@@ -167,7 +167,7 @@ class Scoring:
         apart = set(clients.participants) & strategy.opted_out if strategy.routed else set()
         known = (strategy.num_samples.keys() | strategy.opted_out) - apart
         present = [client for client in clients.participants if client in known]
-        with clients.clock("participants"):
+        with self._watch.part("participants"):
             routes = clients.route(server_round, present, served=True) if strategy.routed else {}
             served = strategy.personal(present, routes)
             tuned = self.config.participants.tuned and last

@@ -154,7 +154,8 @@ def compare(
     parallel: Annotated[int, typer.Option(metavar="N", help="runs at once, which share this machine's CPUs")] = 1,
 ) -> None:
     """Run presets x seeds, skipping what is done, and write one table and its figures."""
-    from fedjets_flwr.compare.experiment import read_experiment, run_experiment
+    from fedjets_flwr.compare.experiment import read_experiment
+    from fedjets_flwr.compare.running import run_experiment
     from fedjets_flwr.launch.simulation import Resources
     from fedjets_flwr.launch.warm import WarmFlowers, find_room
 

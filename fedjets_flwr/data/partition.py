@@ -68,7 +68,7 @@ class Split:
 def public_samples(config: Config, of: int) -> Indices:
     """Return the training samples that are public, in a random order; clients hold none of them.
 
-    Runs of all seeds share them, as they share the common expert that is trained on them.
+    They follow ``common-expert.seed`` alone, as does the common expert that is trained on them.
     """
     order = numpy_generator(config.common_expert.seed, "public").permutation(of)
     return order[: round(config.partition.public_share * of)]

@@ -11,18 +11,10 @@ from rich.console import Console
 
 from fedjets_flwr.cli.app import console
 from fedjets_flwr.compare import figures
-from fedjets_flwr.compare.experiment import (
-    Experiment,
-    Gain,
-    Row,
-    chosen_reading,
-    done,
-    draw_results,
-    lines_of,
-    markdown,
-    read_experiment,
-    run_experiment,
-)
+from fedjets_flwr.compare.experiment import Experiment, Gain, Row, done, read_experiment
+from fedjets_flwr.compare.lines import chosen_reading, lines_of
+from fedjets_flwr.compare.running import run_experiment
+from fedjets_flwr.compare.table import draw_results, markdown
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.display import Display
@@ -63,8 +55,13 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
     [
         ("title: [", "experiment.yaml"),
         (SMALL.replace("seeds: [1]", "seeds: []"), "seeds"),
-        (SMALL + "by-seed: {common-expert.seed: [1, 2]}", "by-seed: common-expert.seed: 2 values, but seeds has 1"),
+        (SMALL + "by-seed: {common-expert.seed: [1, 2]}", "by-seed: common-expert.seed: 2 value.s. for 1 seed"),
         (SMALL + "by-seed: {common-expert.sed: [1]}", "row 'FedAvg': .*common-expert.sed"),
+        (SMALL + "by-seed: {moe.top-k: [1]}", "by-seed: moe.top-k: expected a setting of the common expert"),
+        (
+            SMALL + "settings: {common-expert.seed: 1}\nby-seed: {common-expert.seed: [1]}",
+            "by-seed: common-expert.seed: settings has it",
+        ),
         (
             SMALL.replace("name: FedAvg", "name: FedAvg, seeds: [1, 3]") + "by-seed: {common-expert.seed: [1]}",
             "by-seed: no value for seed 3 of row 'FedAvg'",
@@ -93,16 +90,16 @@ def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: s
 
 def test_settings_by_seed_follow_the_seeds_of_each_row(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
-    text = SMALL.replace("seeds: [1]", "seeds: [4, 5]\nby-seed: {common-expert.seed: [7, 8], moe.top-k: [1, 2]}")
-    text += "  - {name: one, seeds: [5]}\n  - {name: its own, settings: {moe.top-k: 3, run.seed: 9}}\n"
+    text = SMALL.replace("seeds: [1]", "seeds: [4, 5]\nby-seed: {common-expert.seed: [7, 8]}")
+    text += "  - {name: one, seeds: [5]}\n  - {name: its own, settings: {common-expert.seed: 3, run.seed: 9}}\n"
     path.write_text(text)
     found = {
-        row.name: [(c.run.seed, c.common_expert.seed, c.moe.top_k) for c in configs]
+        row.name: [(c.run.seed, c.common_expert.seed) for c in configs]
         for row, configs in read_experiment(path, [], None).rows
     }
-    assert found["FedJETs"] == [(4, 7, 1), (5, 8, 2)]
-    assert found["one"] == [(5, 8, 2)]
-    assert found["its own"] == [(4, 7, 3), (5, 8, 3)]  # a row's own word counts more, but for the seed
+    assert found["FedJETs"] == [(4, 7), (5, 8)]
+    assert found["one"] == [(5, 8)]
+    assert found["its own"] == [(4, 3), (5, 3)]  # a row's own word counts more, but for the seed
 
 
 def compare(folder: Path, *arguments: str) -> str:

@@ -173,7 +173,7 @@ def test_rounds_refuse_what_the_judge_does_and_average_by_its_rule(method: TinyM
     found = method.refused(bad, good)
     assert set(found) == {0}
     assert "on the public samples" in found[0]
-    assert set(method.rounds.clients.seconds) == {"judge"}
+    assert set(method.rounds.watch.seconds) == {"judge"}
     step, (far, near) = torch.zeros(start["gate"].shape), (1e3, 1e-3)
     step[-1] = 1.0
     replies = [

@@ -60,7 +60,7 @@ def test_the_seconds_of_a_round_are_those_of_its_parts(tiny_run: TinyRunner) -> 
         assert seconds["round"] > seconds["train"] > seconds["aggregate"]
         assert seconds["round"] > seconds.get("evaluate", 0.0) + seconds.get("inspect", 0.0)
     for part in parts - {"round"}:
-        assert sum(seconds[part] for seconds in found) == pytest.approx(method.rounds.clients.seconds[part])
+        assert sum(seconds[part] for seconds in found) == pytest.approx(method.rounds.watch.seconds[part])
 
 
 def test_bytes_of_a_round_are_counted_from_its_start(tiny_run: TinyRunner) -> None:

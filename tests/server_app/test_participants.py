@@ -46,7 +46,7 @@ def test_all_clients_that_train_or_as_many_as_asked_for() -> None:
 
 def test_they_get_what_is_personal_and_their_counts_become_means() -> None:
     method = scoring("finetune", *(told(c, [c, 8], [10 * c, 449]) for c in range(1, 5)))
-    found: Any = method.rounds.scoring.participants(3, last=False)
+    found: Any = method.rounds.scoring.own_tests(3, last=False)
     numbers = {"reading": READINGS.index("top-1/none")}
     jobs = [Job(c, ("expert.0",), (), numbers, cost=SAMPLES[c]) for c in range(7)]
     assert method.exchange.asked == [("evaluate.finetune", 3, jobs)]
@@ -57,12 +57,12 @@ def test_they_get_what_is_personal_and_their_counts_become_means() -> None:
         "clients": {c: {"local": [c, 8], "global": [10 * c, 449]} for c in range(1, 5)},
     }  # fmt: skip
     assert method.rounds.clients.failures == {}
-    assert method.rounds.clients.seconds["participants"] > 0
+    assert method.rounds.watch.seconds["participants"] > 0
 
 
 def test_the_gate_chooses_for_them_and_that_is_served_too() -> None:
     method = scoring("fedjets", *(Reply(c, {}, {"experts": [2, 0], "local": [1, 2], "global": [1, 2]}) for c in (1, 4)))
-    method.rounds.scoring.participants(3, last=False)
+    method.rounds.scoring.own_tests(3, last=False)
     route, evaluate = method.exchange.asked
     assert (route[:2], [job.client for job in route[2]]) == (("query.route", 3), list(range(7)))
     assert evaluate[0] == "evaluate.fedjets"
@@ -74,7 +74,7 @@ def test_the_gate_chooses_for_them_and_that_is_served_too() -> None:
 
 def test_without_shared_test_images_there_is_no_score_on_them() -> None:
     method = scoring("finetune", told(2, [1, 4]), told(3, [3, 4]))
-    found: Any = method.rounds.scoring.participants(1, last=False)
+    found: Any = method.rounds.scoring.own_tests(1, last=False)
     assert found == {"participants": {"local": 0.5, "clients": {2: {"local": [1, 4]}, 3: {"local": [3, 4]}}}}
 
 
@@ -85,34 +85,32 @@ def test_counts_that_cannot_be_are_refused_and_the_others_count(lie: Any, where:
     bad = Reply(1, {}, honest | {where: lie})
     method = scoring("finetune", bad, Reply(2, {}, honest))
     method.rounds.clients.failures = {6: "from before"}
-    found: Any = method.rounds.scoring.participants(1, last=False)
+    found: Any = method.rounds.scoring.own_tests(1, last=False)
     assert found["participants"]["clients"] == {2: honest}
     assert set(method.rounds.clients.failures) == {1, 6}
     assert where in method.rounds.clients.failures[1]
 
 
 def test_means_on_shared_images_are_over_those_who_have_them() -> None:
-    found: Any = scoring("finetune", told(2, [1, 4], [1, 2]), told(3, [3, 4])).rounds.scoring.participants(
-        1, last=False
-    )
+    found: Any = scoring("finetune", told(2, [1, 4], [1, 2]), told(3, [3, 4])).rounds.scoring.own_tests(1, last=False)
     assert (found["participants"]["local"], found["participants"]["global"]) == (0.5, 0.5)
 
 
 def test_a_right_answer_to_every_sample_is_believed() -> None:
-    found: Any = scoring("finetune", told(1, [4, 4], [1, 1])).rounds.scoring.participants(1, last=False)
+    found: Any = scoring("finetune", told(1, [4, 4], [1, 1])).rounds.scoring.own_tests(1, last=False)
     assert found["participants"]["local"] == 1.0
 
 
 def test_who_could_not_be_prepared_has_no_score_and_is_named() -> None:
     method = scoring("finetune", told(1, [4, 4], [1, 1]))
     del method.strategy.num_samples[3]
-    method.rounds.scoring.participants(1, last=False)
+    method.rounds.scoring.own_tests(1, last=False)
     assert [job.client for job in method.exchange.asked[0][2]] == [0, 1, 2, 4, 5, 6]
     assert method.rounds.clients.failures == {3: "could not be prepared"}
 
 
 def test_nobody_answers() -> None:
-    assert scoring("finetune").rounds.scoring.participants(1, last=False) == {}
+    assert scoring("finetune").rounds.scoring.own_tests(1, last=False) == {}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +125,7 @@ def test_they_are_scored_after_the_last_round_and_as_often_as_asked(
         scored.append(server_round)
         return {"participants": {"local": 0.25 * server_round}}
 
-    monkeypatch.setattr(Scoring, "participants", score)
+    monkeypatch.setattr(Scoring, "own_tests", score)
     records = rounds_of(scoring("local", participants__evaluate_every=every), monkeypatch)
     assert scored == wanted
     assert [record.get("score", {}).get("value") for record in records] == [

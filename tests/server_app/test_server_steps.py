@@ -322,7 +322,7 @@ def test_an_anchor_trains_its_expert_and_a_normal_client_those_of_the_gate(mode:
     asked = [Job(client, ("gate",), cost=SAMPLES[client]) for client in (0, 6)]
     assert method.exchange.asked == [("query.route", 1, asked)]
     assert method.exchange.sent.keys() == method.vectors.keys()
-    assert method.rounds.clients.seconds["select"] > 0
+    assert method.rounds.watch.seconds["select"] > 0
 
 
 def test_without_normal_clients_nobody_is_asked() -> None:
@@ -671,10 +671,10 @@ def test_a_round_that_lost_too_many_clients_ends_the_run(fails: bool) -> None:
 def test_the_seconds_of_averaging_are_counted() -> None:
     method = tiny_method("fedavg")
     method.merged([reply(0, expert_0=1.0)])
-    once = method.rounds.clients.seconds["aggregate"]
+    once = method.rounds.watch.seconds["aggregate"]
     method.merged([reply(0, expert_0=1.0)])
-    assert 0 < once < method.rounds.clients.seconds["aggregate"] < 1
-    assert set(method.rounds.clients.seconds) == {"aggregate"}
+    assert 0 < once < method.rounds.watch.seconds["aggregate"] < 1
+    assert set(method.rounds.watch.seconds) == {"aggregate"}
 
 
 def test_a_rule_of_the_settings_takes_the_place_of_the_mean() -> None:
