@@ -18,7 +18,7 @@ from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.models.flat_model import VectorSpec
-from fedjets_flwr.names import expert_ids
+from fedjets_flwr.names import expert_ids, expert_name
 from fedjets_flwr.seeds import numpy_generator
 
 BOOST = 10.0
@@ -119,13 +119,27 @@ def poisoning(poison: Poison, work: Work) -> Work:
 
     def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         update, generator = work(context, vectors), context.generator("attack")
-        targets = [
-            Target(context, name, vectors[name].cpu(), vector.cpu(), _spec(context, name, vector), generator)
-            for name, vector in update.vectors.items()
-        ]
-        return replace(update, vectors={target.name: poison(target) for target in targets})
+        targets = {
+            slot: _target(context, _full_name(slot, update), vectors, vector, generator)
+            for slot, vector in update.vectors.items()
+        }
+        return replace(update, vectors={slot: poison(target) for slot, target in targets.items()})
 
     return attack
+
+
+def _full_name(slot: str, update: Update) -> str:
+    """Return whose vector lies in a slot of a reply: where the client chose its model itself, that one's."""
+    chosen = update.numbers.get("cluster")
+    return expert_name(int(chosen)) if slot == "trained" and isinstance(chosen, int) else slot
+
+
+def _target(
+    context: ClientContext, name: str, vectors: Mapping[str, Tensor], trained: Tensor, generator: torch.Generator
+) -> Target:
+    """Return a vector to poison; one that was not sent, as SCAFFOLD's variates, begins at zero."""
+    sent = vectors[name] if name in vectors else torch.zeros_like(trained)
+    return Target(context, name, sent.cpu(), trained.cpu(), _spec(context, name, trained), generator)
 
 
 def label_flip(work: Work) -> Work:

@@ -26,6 +26,7 @@ THINGS: Mapping[str, Thing] = {
     "usual-entropy": "loss",
     "experts": "routes",
     "mass": "routes",
+    "cluster": "routes",
     "kept-common": "routes",
     "answered": "class-counts",
     "answered-right": "class-counts",

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
-from fedjets_flwr.federation.privacy import check_noise_fits, spent
+from fedjets_flwr.federation.privacy import check_accountant, check_noise_fits, spent
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import COMMON_EXPERT
@@ -43,7 +43,7 @@ from fedjets_flwr.tasks import open_task
 from fedjets_flwr.wire.binding import PINS, Binding, read_roster
 from fedjets_flwr.wire.exchange import Exchange
 from server_app.audit import Audit
-from server_app.preparation import prepare_all
+from server_app.preparation import Prepared, prepare_all
 from server_app.rounds import Rounds
 from server_app.stoppable import StoppableGrid
 from strategies import Strategy, strategy
@@ -147,6 +147,8 @@ def run(
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = strategy(config.strategy.name)
     wanted.validate(config)
+    if config.privacy.noise_multiplier > 0:
+        check_accountant()
     roster = read_roster(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
@@ -172,6 +174,7 @@ def run(
         rounds.start(grid, first=first)
     finally:
         exchange.close()
+    tell_controls(tracker, config, rounds.clients.prepared)  # of sites that came late, too
     results = facts_of(method, rounds) | {
         "seconds_before": before,
         "wire_bytes_total": exchange.moved,
@@ -196,8 +199,14 @@ def run(
 
 def check_noise(method: Strategy) -> None:
     """Raise FedjetsError if noise would fall on running statistics, once the experts are known."""
-    if method.config.privacy.noise_multiplier > 0:
-        check_noise_fits(method.config, any(spec.size > spec.trained for spec in method.specs.values()))
+    config = method.config
+    if config.privacy.noise_multiplier > 0 and not (config.partition.public_share or config.common_expert.path):
+        log.warning(
+            "privacy.noise-multiplier: no noise covers the common expert, which is trained on the clients' own samples;"
+            " set partition.public-share above 0, or name one by common-expert.path"
+        )
+    if config.privacy.noise_multiplier > 0:
+        check_noise_fits(config, any(spec.size > spec.trained for spec in method.specs.values()))
 
 
 def check_surety(method: Strategy) -> None:
@@ -241,15 +250,20 @@ def begin(
     if method.keeps_state:
         hosts = exchange.nodes.hosts.values()
         check_seen(config, all(host.sees_private for host in hosts if host.any_client))
-    unseen, validation = (prepared.labelled(config, role) for role in (UNSEEN, VALIDATION))
-    of_validation = prepared.controls(validation) if validation else None
-    tracker.set_controls(prepared.controls(unseen), prepared.per_client(unseen), prepared.computed, of_validation)
+    tell_controls(tracker, config, prepared)
     if not method.anchors:
         method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
     if method.drawn == "anchored" and (out := sorted(set(method.anchors) & prepared.opted_out)):
         log.warning("anchors opted out: clients %s; nobody leads their experts", ", ".join(map(str, out)))
     checkpoints.anchors = method.anchors
-    return Rounds(method, exchange, prepared, callbacks), found.server_round + 1 if found else 1
+    return Rounds(method, exchange, prepared, callbacks), found.server_round + 1 if found else min(1, config.run.rounds)
+
+
+def tell_controls(tracker: Tracker, config: Config, prepared: Prepared) -> None:
+    """Have the summary say what the common expert reaches alone on the clients that never train."""
+    unseen, validation = (prepared.labelled(config, role) for role in (UNSEEN, VALIDATION))
+    of_validation = prepared.controls(validation) if validation else None
+    tracker.set_controls(prepared.controls(unseen), prepared.per_client(unseen), prepared.computed, of_validation)
 
 
 def start_of(method: Strategy) -> dict[str, Tensor]:
@@ -264,6 +278,8 @@ def start_of(method: Strategy) -> dict[str, Tensor]:
     theirs = open_run(folder).vectors
     single = theirs["expert.0"] if len(expert_ids(theirs)) == 1 else None
     for name, vector in own.items():
+        if name not in method.specs:
+            continue  # SCAFFOLD's c is the mean of what clients hold, who begin with nothing
         taken = single if single is not None and name.startswith("expert.") else theirs.get(name)
         if taken is None and name.startswith("expert."):
             raise FedjetsError(f"run.start-from = {folder!r}: it has no {name}; lower moe.experts")

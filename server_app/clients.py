@@ -26,6 +26,7 @@ class Clients:
     Attributes:
         strategy: the method, with the state.
         exchange: with the SuperNodes.
+        prepared: what they told when they were.
         ledger: of what privacy counts.
         unseen: clients that never train and whose labels score the method.
         validation: clients that never train and by whose scores settings are chosen; where there are some, the unseen
@@ -38,7 +39,7 @@ class Clients:
 
     def __init__(self, strategy: Strategy, exchange: Exchange, prepared: Prepared, watch: Stopwatch) -> None:
         self.strategy, self.exchange, self.config = strategy, exchange, strategy.config
-        self._watch = watch
+        self._watch, self.prepared = watch, Prepared(measured=prepared.measured)
         self.ledger = Ledger(self.config.run_dir)
         self.unseen: list[int] = []
         self.validation: list[int] = []
@@ -55,6 +56,7 @@ class Clients:
     def take(self, prepared: Prepared) -> None:
         """Note what clients hold that were prepared, how much it counts, and who of them never trains."""
         strategy, training = self.strategy, self.config.partition.clients
+        self.prepared.add(prepared)
         labelled = {UNSEEN: self.unseen, VALIDATION: self.validation}
         for client in sorted(client for client in prepared.num_samples if client >= training):
             for kind in (*labelled.values(), self.unlabelled):
@@ -63,9 +65,15 @@ class Clients:
             known = client in prepared.right
             insort(labelled[self.config.partition.role_of(client)] if known else self.unlabelled, client)
         strategy.num_samples |= prepared.num_samples
-        strategy.opted_out |= prepared.opted_out
+        self.opt_out(prepared.opted_out)
         held = {client: count for client, count in strategy.num_samples.items() if client < training}
         strategy.weights = bounded_weights(held, self.config.aggregation.max_weight)
+
+    def opt_out(self, ids: Iterable[int]) -> bool:
+        """Note training clients that take no part; return whether one did until now."""
+        new = {client for client in ids if client < self.config.partition.clients} - self.strategy.opted_out
+        self.strategy.opted_out |= new
+        return bool(new)
 
     def awake(self, ids: Iterable[int], server_round: int) -> list[int]:
         """Return whom of some clients a round may ask: others were late before, and rest."""

@@ -15,6 +15,9 @@ from fedjets_flwr.wire.exchange import Exchange
 from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import Strategy
 
+MOST_BITS = 1e6
+"""Bits per byte that no model needs: a run's means must stay numbers that people can read."""
+
 
 def read_result(
     reply: Reply, experts: tuple[int, ...], samples: int, classes: int, most: int, compared: bool = False
@@ -161,8 +164,8 @@ def _text_of(reply: Reply, task: Task, tuned: bool) -> TextResult:
 
 
 def _bits_of(reply: Reply, name: str) -> float:
-    if not (bits := reply.number(name)) >= 0:
-        raise BadReply(f"{name}: below 0")
+    if not 0 <= (bits := reply.number(name)) <= MOST_BITS:
+        raise BadReply(f"{name}: not from 0 to {MOST_BITS:g}")
     return bits
 
 

@@ -52,6 +52,12 @@ class Prepared:
     measured: Sequence[str] = tuple(CONTROLS)
     opted_out: frozenset[int] = frozenset()
 
+    def add(self, later: "Prepared") -> None:
+        """Take what clients told that were prepared later, or anew."""
+        self.num_samples |= later.num_samples
+        self.right = {c: right for c, right in self.right.items() if c not in later.num_samples} | later.right
+        self.computed += later.computed
+
     def labelled(self, config: Config, role: str) -> list[int]:
         """Return the clients of a role that never trains which have labels."""
         return [client for client in self.right if config.partition.role_of(client) == role]

@@ -92,12 +92,10 @@ class Rounds(FlowerStrategy):
     ) -> list[Message]:
         """Return the train messages of a round; asks the cohort's clients for their experts before."""
         strategy, clients = self.strategy, self.clients
-        drawn = strategy.cohort(server_round)
-        self.cohort = drawn.only(set(clients.awake(drawn.clients, server_round)))
-        self.resting = [client for client in drawn.clients if client not in self.cohort.clients]
+        self._draw(server_round)
         self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
-        strategy.opted_out |= self.exchange.nodes.opted_out  # a site may change its mind
-        self.cohort = self.cohort.only(set(self.cohort.clients) - strategy.opted_out)
+        if clients.opt_out(self.exchange.nodes.opted_out):  # a site may change its mind
+            self._draw(server_round)
         present = self._prepared(server_round)
         if jobs := strategy.questions(present):
             answers = clients.ask(f"query.{strategy.algorithm}", server_round, jobs, self._checked)
@@ -112,6 +110,13 @@ class Rounds(FlowerStrategy):
         jobs = [*jobs, *strategy.plan(present, routes)]
         self._pending = clients.request(f"train.{strategy.algorithm}", server_round, jobs)
         return self._pending.messages
+
+    def _draw(self, server_round: int) -> None:
+        """Draw the cohort; who rests, or has opted out since the draw could leave it out, is not asked."""
+        drawn = self.strategy.cohort(server_round)
+        willing = drawn.only(set(drawn.clients) - self.strategy.opted_out)
+        self.cohort = willing.only(set(self.clients.awake(willing.clients, server_round)))
+        self.resting = [client for client in willing.clients if client not in self.cohort.clients]
 
     def _prepared(self, server_round: int) -> Cohort:
         """Return who of the cohort can train, once clients are prepared that could not be, or whose data is new."""
@@ -162,11 +167,15 @@ class Rounds(FlowerStrategy):
         strategy, last = self.strategy, self._is_last(server_round)
         routes: Routes = {}
         if strategy.routed:
-            next_cohort = Cohort((), (), 0) if last else strategy.cohort(server_round + 1).only(strategy.num_samples)
-            coming = strategy.to_route(next_cohort)
+            coming = [] if last else self._routed_next(server_round + 1)
             routes = self.clients.route(server_round, [*self.scoring.scored(last), *coming])
             self._ahead = {client: routes[client] for client in coming if client in routes}
         return self.scoring.serve(server_round, last, routes)
+
+    def _routed_next(self, server_round: int) -> list[int]:
+        """Return whom the gate routes in a round to come, as far as one knows by now."""
+        cohort = self.strategy.cohort(server_round).only(self.strategy.num_samples.keys() - self.strategy.opted_out)
+        return self.clients.awake(self.strategy.to_route(cohort), server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect what the clients that never train replied; return the method's accuracy."""
@@ -183,14 +192,14 @@ class Rounds(FlowerStrategy):
     # The rounds ------------------------------------------------------------------------------------------------------
 
     def start(  # type: ignore[override]
-        self, grid: Grid, initial_arrays: ArrayRecord | None = None, *, first: int = 1, **_: object
+        self, grid: Grid, initial_arrays: ArrayRecord | None = None, *, first: int | None = None, **_: object
     ) -> Result:
-        """Do the rounds from ``first`` to the last; with none to do, only serve and score the unseen clients.
+        """Do the rounds from ``first`` to the last; 0, which only serves and scores the unseen clients, if none trains.
 
         Raises:
             FedjetsError: too many clients failed, or no node came.
         """
-        for server_round in self._numbers(first):
+        for server_round in self._numbers(min(1, self.config.run.rounds) if first is None else first):
             before, notes = dict(self.strategy.vectors), self.strategy.notes()
             try:
                 record = self._round(server_round, grid)
@@ -206,8 +215,6 @@ class Rounds(FlowerStrategy):
 
     def _numbers(self, first: int) -> Iterator[int]:
         """Yield the numbers of the rounds to do; a method may end them."""
-        if not self.config.run.rounds:
-            yield 0
         for server_round in range(first, self.config.run.rounds + 1):
             if self.strategy.done:
                 return
@@ -333,7 +340,7 @@ class Rounds(FlowerStrategy):
                 self.strategy.check(reply)
                 if self._judge is not None:
                     with self.watch.part("judge"):
-                        self._judge.check(reply, self.strategy.vectors)
+                        self._judge.check(self.strategy.averaged(reply), self.strategy.vectors)
             except BadReply as error:
                 self.clients.refuse(self._pending, given.client, error)
             else:

@@ -184,8 +184,12 @@ class Strategy(ABC):
     # A round ---------------------------------------------------------------------------------------------------------
 
     def cohort(self, server_round: int) -> Cohort:
-        """Return who takes part in a round."""
-        return draw_cohort(self.config, server_round, self.drawn, self.anchors, without=self.opted_out)
+        """Return who takes part in a round.
+
+        With noise who opts out on the way is drawn nevertheless, and not asked: the others' chance stays as it is told.
+        """
+        without = self.opted_out if self.config.privacy.noise_multiplier == 0 else frozenset()
+        return draw_cohort(self.config, server_round, self.drawn, self.anchors, without=without)
 
     def to_route(self, cohort: Cohort) -> Sequence[int]:
         """Return the clients of a cohort for which the gate chooses experts before they train."""

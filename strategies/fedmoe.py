@@ -177,7 +177,7 @@ class FedMoE(Strategy):
     def check_answer(self, reply: Reply) -> None:
         """Refuse a domain that there is not, and shares of tokens that are none."""
         reply.count("domain", len(self.task.spec.kinds) - 1)
-        if self.memory(reply.client) >= self.probe_bytes:
+        if "activation" in reply.numbers or self.memory(reply.client) >= self.probe_bytes:
             self._activation(reply, whole(self.whole))
 
     def learn(self, replies: Sequence[Reply]) -> None:

@@ -99,10 +99,9 @@ class Scaffold(FedAvg):
         change = torch.zeros_like(self.vectors["variate"])
         for name, variate in updates.items():
             change += variate - self.variate(int(name.removeprefix("variate.")))
-        self.vectors["variate"] = self.vectors["variate"] + change / (
-            self.config.partition.clients - len(self.opted_out)
-        )
-        self.vectors |= updates
+        moved = self.vectors["variate"] + change / (self.config.partition.clients - len(self.opted_out))
+        if all_finite(moved):  # finite variates can still overflow together
+            self.vectors |= updates | {"variate": moved}
 
     def check(self, reply: Reply) -> None:
         """Also refuse a number of steps that does not fit the samples."""

@@ -274,7 +274,10 @@ class CommonExpert(Section):
     )
     embedding: Literal["penultimate", "logits"] = Field("penultimate", description="what the gate reads")
     seed: int = Field(
-        1, ge=0, le=2**63 - 1, description="root of the draws of its training and of the public samples; run.seed has no say there"
+        1,
+        ge=0,
+        le=2**63 - 1,
+        description="root of the draws of its training and of the public samples; run.seed has no say there",
     )
     target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when the test split crosses it")
     max_epochs: int = Field(

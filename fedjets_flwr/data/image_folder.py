@@ -127,7 +127,8 @@ def list_images(folder: Path, classes: Sequence[str]) -> tuple[tuple[Path, ...],
         found = [path for path in inside if path.is_dir()]
         if unknown := [path for path in found if path.name not in classes]:
             raise FedjetsError(
-                f"{unknown[0]}: no such class; data.classes names {', '.join(classes)}: mend one of the two"
+                f"{unknown[0]}: no such class; there are {', '.join(classes)}: name folders as the classes, or put all"
+                " images into one flat folder"
             )
         loose = [path for path in inside if _is_image(path, folder)]
         if found and loose:

@@ -26,7 +26,7 @@ from fedjets_flwr.moe.gating import mixture_loss, scores
 from fedjets_flwr.moe.local_training import Sgd, fit
 from fedjets_flwr.names import expert_ids, expert_name
 from fedjets_flwr.tasks.base import Samples, Task
-from fedjets_flwr.wire.messages import BadReply, Reply
+from fedjets_flwr.wire.messages import BadReply
 
 
 class Judge:
@@ -68,17 +68,17 @@ class Judge:
         model = common.model if device.type == "cpu" else copy.deepcopy(common.model).to(device)
         return cls(config, task, replace(common, model=model), architectures, samples)
 
-    def check(self, reply: Reply, state: Mapping[str, Tensor]) -> None:
-        """Check the experts of a reply to a train message.
+    def check(self, averaged: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Check the experts that a client trained.
 
         Args:
-            reply: finite vectors of the expected sizes.
+            averaged: finite vectors of the expected sizes, by full name.
             state: the vectors that the client started from.
 
         Raises:
             BadReply: an expert in it must not be used.
         """
-        for name, vector in reply.vectors.items():
+        for name, vector in averaged.items():
             for expert in expert_ids([name]) if name in state else ():
                 if not self.passes(expert, vector, state[name]):
                     raise BadReply(f"{name} does worse than it did, and than the common expert, on the public samples")

@@ -238,20 +238,29 @@ def spent(releases: Sequence[Release], routes: Mapping[int, float], delta: float
 
 def _composed(events: Mapping[tuple[float, int, int], int], delta: float, secret: bool) -> float:
     """Return epsilon of releases (z, population, drawn) by how often each happened."""
-    try:
-        import dp_accounting
-        from dp_accounting import rdp
-    except ImportError:
-        raise FedjetsError(
-            "privacy.noise-multiplier: its accountant is missing; pip install 'fedjets-flwr[privacy]'"
-        ) from None
-    accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
     joined = {event: count for event, count in events.items() if event[2] > 0}
+    if not joined:
+        return 0.0
+    check_accountant()
+    import dp_accounting
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
     for (z, population, drawn), count in joined.items():
         gaussian = dp_accounting.GaussianDpEvent(z / 2)
         sampled = dp_accounting.SampledWithoutReplacementDpEvent(population, drawn, gaussian)
         accountant.compose(sampled if secret and drawn < population else gaussian, count)
-    return float(accountant.get_epsilon(delta)) if joined else 0.0
+    return float(accountant.get_epsilon(delta))
+
+
+def check_accountant() -> None:
+    """Raise FedjetsError if what counts epsilon is not installed."""
+    try:
+        import dp_accounting  # noqa: F401
+    except ImportError:
+        raise FedjetsError(
+            "privacy.noise-multiplier: its accountant is missing; pip install 'fedjets-flwr[privacy]'"
+        ) from None
 
 
 def randomise(chosen: Sequence[int], experts: int, epsilon: float, rng: np.random.Generator) -> tuple[int, ...]:

@@ -71,14 +71,15 @@ def stop_if_too_many_failed(
 
 
 def bounded_mean(losses: Sequence[float], weights: Sequence[float], times: float = 10.0) -> float:
-    """Return the weighted mean of reported losses, each at most ``times`` their median; NaN of none.
+    """Return the weighted mean of reported losses, each at most ``times`` their median in size; NaN of none.
 
     A loss is what a client says; an absurd one must not hide what the others report.
     """
     if not losses:
         return math.nan
     bound = times * abs(statistics.median(losses))
-    return sum(weight * min(loss, bound) for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+    bounded = [max(-bound, min(loss, bound)) for loss in losses]
+    return sum(weight * loss for loss, weight in zip(bounded, weights, strict=True)) / sum(weights)
 
 
 def read_experts(reply: Reply, count: int, num_experts: int) -> tuple[int, ...]:

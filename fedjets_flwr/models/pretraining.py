@@ -1,5 +1,6 @@
 """Central training of a common expert, stopped at the first crossing of a target accuracy."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,8 +117,21 @@ def cached_path(config: Config) -> Path:
     ]
     if config.partition.public_share:
         decides += [("partition.public-share", config.partition.public_share), ("surety", "measured")]
+    if config.data.name == "image-folder":  # others of that name hold the same images everywhere
+        decides.append(("images", _digest_of_images(config)))
     digest = derive(0, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
+
+
+def _digest_of_images(config: Config) -> str:
+    """Return what tells a folder's images, their labels and the classes' names from any others."""
+    dataset = open_dataset(config)
+    found = hashlib.sha256(repr((dataset.shape, dataset.classes)).encode())
+    for part in (dataset.train, dataset.test):
+        found.update(str(len(part)).encode())
+        for tensor in (part.pixels, part.labels):
+            found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
 
 
 def save_common_expert(expert: CommonExpert, path: StrPath) -> None:
@@ -165,7 +179,13 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     on_gpu = device.type != "cpu"
     draws = torch_generator(settings.seed, "common-expert-augment", device=device) if on_gpu else generator
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
-    train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in _parts(config))
+    parts = _parts(config)
+    if not all(len(part) for part in parts):
+        raise FedjetsError(
+            f"data.dir = {config.data.dir!r}: no images to train a common expert on in its train/ and test/;"
+            " mend the path, or name a trained one by common-expert.path"
+        )
+    train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in parts)
     if not settings.max_epochs:
         freeze(model)  # looking at it must not change its running statistics
         accuracy = accuracy_of(expert, test.pixels, test.labels)

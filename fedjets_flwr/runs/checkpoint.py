@@ -121,8 +121,9 @@ class Checkpoints(Callback):
         self.save(record["round"], vectors, record, last)
 
     def on_broken_off(self, server_round: int, vectors: Mapping[str, Tensor]) -> None:
-        """Write the state after the last round that was done."""
-        self.save(server_round, vectors, {}, last=True)
+        """Write the state after the last round that was done, if there is one: with none what lay here comes back."""
+        if server_round > 0:
+            self.save(server_round, vectors, {}, last=True)
 
     def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:
         """Write the state if the round is due, or if it is the best so far by the method's score."""

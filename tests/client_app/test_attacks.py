@@ -20,7 +20,9 @@ from client_app.attacks import (
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.models.flat_model import VectorSpec
+from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.messages import Job
+from tests.support.runs import TinyRunner
 from tests.support.tiny import context_of, start_vectors, tiny_runtime
 
 JUDGED: dict[str, Scalar] = {"aggregation__rule": "validated", "partition__public_share": 0.3}
@@ -85,3 +87,19 @@ def test_an_adaptive_attacker_that_is_judged_keeps_just_within_the_bound(tmp_pat
     assert torch.allclose(adaptive(target), reversed_by(longest), atol=1e-6)
     gate = start_vectors("gate")["gate"]
     assert torch.allclose(adaptive(target_of(tmp_path, gate, gate + 1, "gate", **JUDGED)), gate - 2.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*POISONS, "forged-counts"])
+@pytest.mark.parametrize(("name", "more"), [("ifca", {}), ("scaffold", {"scaffold__option": "I"})])
+def test_attackers_of_every_method_attack(
+    kind: str, name: str, more: dict[str, Scalar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that they chose themselves, too, and of what begins at zero and was not sent."""
+    own: dict[str, Scalar] = {"run__rounds": 1, "limits__max_growth": 0.0, "limits__max_failure_share": 1.0, **more}
+    tiny_run = TinyRunner(tmp_path, monkeypatch)
+    honest = tiny_run(name, **own)
+    poisoned = tiny_run(name, attack__kind=kind, attack__share=0.5, **own)
+    (record,) = read_metrics(poisoned.config.run_dir)
+    assert not any("Error" in why for why in record["failures"].values())
+    changed = any(not torch.equal(poisoned.vectors[n], vector) for n, vector in honest.vectors.items())
+    assert changed or kind == "ruined-statistics"  # linear experts have none

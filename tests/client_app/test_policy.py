@@ -108,6 +108,13 @@ def test_what_a_client_says_of_the_shared_model_is_a_loss() -> None:
         )
 
 
+def test_which_model_fits_a_client_best_is_a_route() -> None:
+    policy = Policy.model_validate({"may-leave": frozenset({"loss"})})
+    check_leaving(policy, "train.ifca", Update(numbers={"loss": 1.0, "num-examples": 3}))
+    with pytest.raises(Refused, match="may-leave has no routes, which the reply to train.ifca holds"):
+        check_leaving(policy, "train.ifca", Update(numbers={"loss": 1.0, "cluster": 2}))
+
+
 def test_what_a_policy_allows_changes_no_bit(tmp_path: Path, run: Run) -> None:
     text = "algorithms = ['fedjets']\nmost-experts = 3\n[at-most]\ntrain.local-epochs = 2\n[at-least]\ntrain.lr = 0.1"
     guarded = run("fedjets", with_policies(tmp_path, {1: text, 8: text}), run__rounds=1)

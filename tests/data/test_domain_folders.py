@@ -91,7 +91,7 @@ def test_an_unseen_client_may_hold_two_domains_and_one_may_be_left_out(folder: P
     [
         ({"partition__domains": "print,sketch"}, "sketch: no such folder of images"),
         ({"partition__domains": "print,print/0"}, "a domain's images lie in one folder for each class"),
-        ({"data__classes": "0,1"}, "no such class; data.classes names 0, 1"),
+        ({"data__classes": "0,1"}, "no such class; there are 0, 1"),
     ],
 )
 def test_folders_that_do_not_fit_are_named(folder: Path, changes: dict[str, Scalar], reason: str) -> None:

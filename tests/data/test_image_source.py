@@ -88,7 +88,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     [
         ((), "no image in it"),
         (("notes.txt",), "no image in it"),
-        (("cow/a.png",), "cow: no such class; data.classes names cat, dog"),
+        (("cow/a.png",), "cow: no such class; there are cat, dog: name folders as the classes"),
         (("cat/a.png", "b.png"), "b.png: lies beside class folders"),
     ],
 )

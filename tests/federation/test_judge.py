@@ -117,10 +117,10 @@ def test_a_reply_with_a_bad_expert_is_refused_by_the_experts_name(method: TinyMe
     def reply(**vectors: Tensor) -> Reply:
         return Reply(1, {name.replace("_", "."): vector for name, vector in vectors.items()}, {})
 
-    judge.check(reply(expert_0=state["expert.0"], expert_2=state["expert.2"], gate=100 + state["gate"]), state)
-    judge.check(reply(expert_1=bad), state)  # not one that it was sent; other checks see to it
+    judge.check(reply(expert_0=state["expert.0"], expert_2=state["expert.2"], gate=100 + state["gate"]).vectors, state)
+    judge.check(reply(expert_1=bad).vectors, state)  # not one that it was sent; other checks see to it
     with pytest.raises(BadReply, match=r"^expert\.2 does worse than it did, and than the common expert"):
-        judge.check(reply(expert_0=state["expert.0"], expert_2=bad), state)
+        judge.check(reply(expert_0=state["expert.0"], expert_2=bad).vectors, state)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7])
@@ -190,3 +190,14 @@ def test_rounds_refuse_what_the_judge_does_and_average_by_its_rule(method: TinyM
 def test_rounds_judge_by_this_rule_alone(method: TinyMethod) -> None:
     assert method.rounds._judge is not None
     assert tiny_method("fedjets").rounds._judge is None
+
+
+def test_a_model_that_its_client_chose_itself_is_judged_too() -> None:
+    method = tiny_method("ifca", **RULE)
+    own = {
+        client: {"num-examples": method.strategy.num_samples[client], "loss": 1.0, "cluster": 1} for client in (3, 4)
+    }
+    bad = Reply(3, {"trained": 1e2 * torch.randn(FEATURES * CLASSES + CLASSES)}, own[3])
+    found = method.refused(bad, Reply(4, {"trained": method.vectors["expert.1"]}, own[4]))
+    assert set(found) == {3}
+    assert found[3].startswith("expert.1 does worse")

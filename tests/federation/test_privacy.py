@@ -21,6 +21,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, Release, randomise, release_of, spent
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.faults import Runner, all_weights_finite, failures, same
+from tests.support.runs import TinyRunner
 
 
 def config(**changes: Scalar) -> Config:
@@ -214,10 +215,15 @@ def test_more_rounds_cost_more_and_more_noise_less() -> None:
     assert epsilon(cohort__normals=0)[0] == 0
 
 
-def test_no_accountant_is_said_before_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_accountant_is_said_before_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(FedjetsError, match=r"pip install 'fedjets-flwr\[privacy\]'"):
         spent_by("anchored")
+    tiny_run = TinyRunner(tmp_path, monkeypatch)
+    with pytest.raises(FedjetsError, match=r"pip install 'fedjets-flwr\[privacy\]'"):
+        tiny_run("fedjets", run__name="noisy", privacy__noise_multiplier=1.0)
+    assert not list((tmp_path / "runs" / "noisy" / "checkpoints").glob("*"))
+    assert spent([], {3: 1.5}, DELTA)["route_epsilon"] == 1.5  # routes alone need none
 
 
 def test_releases_of_different_noise_are_composed() -> None:

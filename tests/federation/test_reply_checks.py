@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
+from fedjets_flwr.federation.reply_checks import bounded_mean
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.messages import VERSION
@@ -476,3 +477,8 @@ def test_a_node_that_describes_itself_badly_is_not_used(run: Runner, description
     found = run(grid, strategy__name="fedavg", run__rounds=1)
     assert sorted(found.exchange.nodes.hosts) == list(range(1, 15))
     assert failures(found) == [{}]
+
+
+def test_an_absurd_loss_of_either_sign_is_bounded() -> None:
+    assert bounded_mean([1.0, 2.0, 1e150], [1, 1, 2]) == pytest.approx((1 + 2 + 2 * 20) / 4)
+    assert bounded_mean([1.0, 2.0, -1e150], [1, 1, 2]) == pytest.approx((1 + 2 - 2 * 10) / 4)

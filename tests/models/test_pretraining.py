@@ -1,8 +1,12 @@
 import threading
 from pathlib import Path
 
-from fedjets_flwr.config.schema import Config
-from fedjets_flwr.models.pretraining import provide_common_expert
+import pytest
+from PIL import Image
+
+from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.pretraining import cached_path, pretrain, provide_common_expert
 
 TRAINING, WAITING = "training a common expert", "waiting for the common expert"
 
@@ -34,3 +38,35 @@ def test_runs_that_begin_at_once_train_one_common_expert(tmp_path: Path) -> None
     assert len(digests) == 1
     assert not any(TRAINING in text for text in said["other"])
     assert len(list((tmp_path / "common-experts").iterdir())) == 1
+
+
+def of_folder(folder: Path, shades: dict[str, int], **changes: Scalar) -> Config:
+    """Return settings of a folder with an image of a shade for each class, in train and in test."""
+    for part in ("train", "test"):
+        for name, shade in shades.items():
+            (folder / part / name).mkdir(parents=True)
+            Image.new("L", (8, 8), shade).save(folder / part / name / "0.png")
+    own = {
+        "data.name": "image-folder",
+        "data.dir": str(folder),
+        "data.classes": "a,b",
+        "data.channels": 1,
+        "data.size": 8,
+    }
+    return Config.from_flat({**own, "model.name": "cnn", "run.cache-dir": str(folder.parent / "cache")} | changes)
+
+
+def test_other_images_have_another_common_expert(tmp_path: Path) -> None:
+    """Settings do not tell a folder from another; a copy elsewhere is the same, and so is its common expert."""
+    one, other = (of_folder(tmp_path / name, {"a": shade, "b": 9}) for name, shade in (("one", 1), ("other", 2)))
+    copy = of_folder(tmp_path / "copy", {"a": 1, "b": 9})
+    swapped = of_folder(tmp_path / "swapped", {"a": 9, "b": 1})
+    assert len({cached_path(one), cached_path(other), cached_path(swapped)}) == 3
+    assert cached_path(copy) == cached_path(one)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_without_images_nothing_is_trained(tmp_path: Path, epochs: int) -> None:
+    config = of_folder(tmp_path / "none", {}, **{"common-expert.max-epochs": epochs})
+    with pytest.raises(FedjetsError, match="data.dir = .*no images to train a common expert on.*common-expert.path"):
+        pretrain(config, lambda text: None)

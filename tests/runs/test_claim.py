@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.app import Error, Message
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
@@ -217,3 +218,23 @@ def test_an_overwriting_run_that_fails_before_its_first_checkpoint_loses_nothing
     assert [record["round"] for record in read_metrics(folder)] == [1]
     assert checkpointed(run, "mine") == [1]
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+
+
+def test_an_overwriting_run_whose_first_round_fails_loses_nothing(run: Runner) -> None:
+    """It has no round of its own to keep; what it began from is no result."""
+
+    class Fails(OneClientANode):
+        def answer(self, message: Message) -> Message:
+            if message.metadata.message_type.startswith("train"):
+                return Message(Error(1, "it broke"), reply_to=message)
+            return super().answer(message)
+
+    start(run, run__name="mine")
+    folder = run.folder / "runs" / "mine"
+    before = bytes_of(folder)
+    with pytest.raises(FedjetsError, match="clients failed, more than limits.max-failure-share"):
+        run.main(Fails, **TINY_RUN | {"run__name": "mine", "run__overwrite": True})
+    gc.collect()
+    after = bytes_of(folder)
+    assert "clients failed" in after.pop("error.json").decode()
+    assert after == before

@@ -902,6 +902,33 @@ def test_who_opted_out_does_not_count_among_the_clients_of_a_variate() -> None:
     assert_full(method.vectors["variate"], 0.5 - 3 / 5)
 
 
+def test_who_is_no_training_client_cannot_opt_out() -> None:
+    """A site may claim any ids; SCAFFOLD divides by the number of clients that are left."""
+    method = tiny_method("scaffold", scaffold__option="I")
+    assert method.rounds.clients.opt_out({0, 2, 7, 8, *range(100, 105)})
+    assert method.strategy.opted_out == {0, 2}
+    assert not method.rounds.clients.opt_out({2, 100})
+
+
+def test_finite_variates_that_overflow_together_change_nothing() -> None:
+    method = tiny_method("scaffold", scaffold__option="I")
+    method.vectors |= {"expert.0": flat(1.0), "variate": flat(0.5)}
+    method.planned(3, [], [1, 6])
+    huge = [reply(1, expert_0=0.4, steps=12, variate_1=3e38), reply(6, expert_0=1.6, steps=4, variate_6=3e38)]
+    method.merged(huge, server_round=3)
+    assert set(method.vectors) == {"expert.0", "variate"}
+    assert_full(method.vectors["variate"], 0.5)
+    assert_full(method.vectors["expert.0"], (28 * 0.4 + 10 * 1.6) / 38)
+
+
+def test_with_noise_the_draw_is_from_all_and_who_opted_out_is_not_asked() -> None:
+    """Else the others would be drawn more often than is told."""
+    method = tiny_method("fedjets", privacy__noise_multiplier=1.0).strategy
+    before = [method.cohort(r) for r in range(1, 9)]
+    method.opted_out = frozenset({1, 4, 5})
+    assert [method.cohort(r) for r in range(1, 9)] == before
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_variates_of_option_two_are_made_of_the_models(momentum: float) -> None:
     """c_i - c + (x - y) / (K lr); round 3 of 4 has half the rate of 0.3, and momentum 1/2 moves a model in 12 steps

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
+from rich.console import Console
 
 from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.launch.follow import print_summary
+from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.binding import fingerprint
 from tests.support.in_process import Finished
@@ -112,3 +115,50 @@ def test_an_unseen_client_that_could_not_be_prepared_at_first_is_scored_once_it_
     assert scored[-1] == ["7", "8"]
     assert "could not be prepared" in found[0]["failures"]["8"]
     assert found[-1]["failures"] == {}
+
+
+def test_a_client_that_rests_is_not_routed_ahead_of_its_round(tiny_run: TinyRunner) -> None:
+    """Where every round evaluates, the next cohort is routed along with the unseen clients."""
+    run = tiny_run("fedjets", silent(5, "query.route"), **QUICK | {"run__evaluate_every": 1})
+    assert any("resting" in record for record in records(run))
+    assert asked(5, "query.route") <= 4
+
+
+def test_controls_are_of_the_sites_that_came_late_too(tiny_run: TinyRunner) -> None:
+    """The accuracy is, and what it gains is over those."""
+
+    class Late(SiteGrid):
+        def begin(self) -> None:
+            self.sites[107].silent = self.sites[108].silent = {"query.prepare"}
+
+        def before(self, message: Message) -> None:
+            if message.metadata.message_type.startswith("train"):
+                self.sites[107].silent = self.sites[108].silent = set()
+
+    late = tiny_run("fedavg", Late, **QUICK | {"run__evaluate_every": 1, "run__rounds": 4})
+    wanted, found = (
+        read_recorded(run.config.run_dir).results
+        for run in (tiny_run("fedavg", SiteGrid, **QUICK | {"run__rounds": 4}), late)
+    )
+    for key in ("controls", "common_expert_per_client", "common_expert_accuracy"):
+        assert found[key] == wanted[key]
+    assert set(found["common_expert_per_client"]) == {"7", "8"}
+    print_summary(found, late.config.run_dir, Console(quiet=True))
+
+
+def test_a_site_that_opts_out_on_the_way_costs_nobody_else_the_round(tiny_run: TinyRunner) -> None:
+    """The members of an ensemble are drawn anew, and all that are asked have one to train."""
+
+    class OptsOut(SiteGrid):
+        def before(self, message: Message) -> None:
+            if message.metadata.message_type == "evaluate" and 103 in self.sites:
+                site = self.sites[203] = self.sites.pop(103)
+                site.config["opt-out"] = True
+
+    own = {"cohort__anchors": 0, "cohort__normals": 3, "ensembles__members": 3, "run__evaluate_every": 1}
+    run = tiny_run("ensembles", OptsOut, **QUICK | own)
+    assert 3 in run.strategy.opted_out
+    found = records(run)
+    assert [list(record["failures"]) for record in found[1:]] == [[]] * 5
+    assert all(len(record["cohort"]) >= 3 for record in found)
+    assert not any(3 in record["cohort"] for record in found[1:])

@@ -99,3 +99,22 @@ def test_what_does_not_fit_is_named(tiny_run: TinyRunner, changes: dict[str, Sca
 def test_settings_that_contradict_each_other_are_told(changes: dict[str, Scalar], reason: str) -> None:
     with pytest.raises(FedjetsError, match=reason):
         tiny(**changes)
+
+
+def test_the_variates_of_another_run_are_not_taken_over(tiny_run: TinyRunner) -> None:
+    """Its clients' own ones stay there, and c is their mean."""
+    whole = tiny_run("scaffold")
+    assert float(whole.vectors["variate"].abs().sum()) > 0
+    on = tiny_run("scaffold", **on_from(whole, run__rounds=0))
+    assert torch.equal(on.vectors["expert.0"], whole.vectors["expert.0"])
+    assert not on.vectors["variate"].any()
+
+
+def test_a_resumed_run_of_no_rounds_has_one_record(tiny_run: TinyRunner) -> None:
+    own = on_from(tiny_run("fedjets"), run__rounds=0, run__name="scored")
+    first = summary(tiny_run("fedjets", **own))
+    again = tiny_run("fedjets", **own, run__resume=True)
+    assert [record["round"] for record in read_metrics(again.config.run_dir)] == [0]
+    assert {k: summary(again)[k] for k in ("accuracy", "bytes_down", "weights_hash")} == {
+        k: first[k] for k in ("accuracy", "bytes_down", "weights_hash")
+    }

@@ -296,6 +296,14 @@ def test_answers_that_cannot_be_are_refused(changes: dict[str, object], method: 
         method.check_answer(replace(good, numbers={**good.numbers, **changes}))
 
 
+def test_an_answer_that_was_not_asked_for_is_looked_at_as_well(text_settings: Settings) -> None:
+    """A client without the memory to find out tells its shares all the same: they must not end the run."""
+    method = made(text_settings, "fedmoe", fedmoe__probe="full", fedmoe__memory="1,1,0.5", partition__anchors=1)
+    method.check_answer(answer(2, None))
+    with pytest.raises(BadReply):
+        method.check_answer(answer(2, [2.0]))
+
+
 def test_notes_are_json_and_bring_everything_back(placed: FedMoE) -> None:
     placed.domains = {0: 1, 2: 0}
     notes = json.loads(json.dumps(placed.notes()))

@@ -137,7 +137,7 @@ def test_models_are_tuned_after_the_last_round_alone_and_stay_as_they_were(metho
     assert all("tuned_bits_per_byte" not in r["participants"] for r in read_metrics(plain.config.run_dir))
 
 
-@pytest.mark.parametrize("lie", [-0.1, None])
+@pytest.mark.parametrize("lie", [-0.1, 1e200, None])
 def test_a_tuned_score_that_is_none_is_refused(lie: float | None, text_run: TextRun) -> None:
     class Lies(InProcessGrid):
         def change(self, reply: Any) -> Any:
