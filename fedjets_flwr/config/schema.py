@@ -279,14 +279,14 @@ class CommonExpert(Section):
         le=2**63 - 1,
         description="root of the draws of its training and of the public samples; run.seed has no say there",
     )
-    target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when the test split crosses it")
+    target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when held-out samples cross it: public ones, or without any the test split")
     max_epochs: int = Field(
         60, ge=0, le=100_000, description="upper limit of that training; 0: none, and what begins with it is random"
     )
     lr: float = Field(0.1, gt=0, description="its peak learning rate (one cycle, Nesterov momentum 0.9)")
     batch_size: int = Field(128, ge=1, le=1_000_000, description="its batch size")
     weight_decay: float = Field(5e-4, ge=0, description="its weight decay")
-    checks_per_epoch: int = Field(2, ge=1, le=10_000, description="test evaluations per epoch")
+    checks_per_epoch: int = Field(2, ge=1, le=10_000, description="looks at the held-out samples per epoch")
 
 
 class Strategy(Section):
