@@ -279,7 +279,12 @@ class CommonExpert(Section):
         le=2**63 - 1,
         description="root of the draws of its training and of the public samples; run.seed has no say there",
     )
-    target_accuracy: float = Field(0.75, gt=0, le=1, description="training stops when held-out samples cross it: public ones, or without any the test split")
+    target_accuracy: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="training stops when held-out samples cross it: public ones, or without any the test split",
+    )
     max_epochs: int = Field(
         60, ge=0, le=100_000, description="upper limit of that training; 0: none, and what begins with it is random"
     )
