@@ -19,7 +19,7 @@ from torch import Tensor
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
-from fedjets_flwr.federation.privacy import check_accountant, check_noise_fits, spent
+from fedjets_flwr.federation.privacy import Ledger, check_accountant, check_noise_fits, spent
 from fedjets_flwr.models.architectures import Architecture
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import COMMON_EXPERT
@@ -147,7 +147,8 @@ def run(
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = strategy(config.strategy.name)
     wanted.validate(config)
-    if config.privacy.noise_multiplier > 0:
+    told_at_end = config.privacy.route_epsilon > 0 and Ledger(config.run_dir).read()[0]
+    if config.privacy.noise_multiplier > 0 or told_at_end:
         check_accountant()
     roster = read_roster(config)
     tracker = Tracker(config, announce)

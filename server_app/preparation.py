@@ -36,7 +36,7 @@ class Prepared:
         right: the common expert's right predictions of clients that never train and have labels, one for each of
             ``controls.CONTROLS``.
         means: mean embeddings (d,) of training clients, if asked for.
-        computed: clients whose embeddings had to be computed.
+        computed: embeddings that had to be computed, one for a client's data.
         failures: why the others could not be prepared.
         late: those of them that did not answer in time.
         measured: keys of the controls that there are.
@@ -55,12 +55,14 @@ class Prepared:
     def add(self, later: "Prepared") -> None:
         """Take what clients told that were prepared later, or anew."""
         self.num_samples |= later.num_samples
-        self.right = {c: right for c, right in self.right.items() if c not in later.num_samples} | later.right
+        for client in later.num_samples.keys() - later.right.keys():
+            self.right.pop(client, None)
+        self.right |= later.right
         self.computed += later.computed
 
     def labelled(self, config: Config, role: str) -> list[int]:
         """Return the clients of a role that never trains which have labels."""
-        return [client for client in self.right if config.partition.role_of(client) == role]
+        return [client for client in sorted(self.right) if config.partition.role_of(client) == role]
 
     def controls(self, clients: Sequence[int]) -> dict[str, float | None]:
         """Return the accuracy of the common expert alone, by itself and corrected: means over clients with labels."""
@@ -92,11 +94,6 @@ def prepare_all(exchange: Exchange, config: Config, say: Callable[[str], None], 
     everyone = range(config.partition.all_clients if classifies else config.partition.clients)
     exchange.wait_for_nodes(everyone)
     without = opted_out(config) | exchange.nodes.opted_out
-    if without and config.privacy.noise_multiplier > 0:
-        raise FedjetsError(
-            f"privacy.noise-multiplier = {config.privacy.noise_multiplier:g}: client {min(without)} opted out, and the"
-            " chance to be drawn is told of all clients; set it to 0, or leave out who takes no part"
-        )
     if without.issuperset(range(config.partition.clients)):
         log.warning("every training client has opted out: what the rounds train stays as it starts")
     asked = [client for client in everyone if client not in without]

@@ -93,7 +93,6 @@ class Rounds(FlowerStrategy):
         """Return the train messages of a round; asks the cohort's clients for their experts before."""
         strategy, clients = self.strategy, self.clients
         self._draw(server_round)
-        self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
         if clients.opt_out(self.exchange.nodes.opted_out):  # a site may change its mind
             self._draw(server_round)
         present = self._prepared(server_round)
@@ -112,11 +111,12 @@ class Rounds(FlowerStrategy):
         return self._pending.messages
 
     def _draw(self, server_round: int) -> None:
-        """Draw the cohort; who rests, or has opted out since the draw could leave it out, is not asked."""
+        """Draw the cohort and wait for its nodes; who rests, or has opted out though it was drawn, is not asked."""
         drawn = self.strategy.cohort(server_round)
         willing = drawn.only(set(drawn.clients) - self.strategy.opted_out)
         self.cohort = willing.only(set(self.clients.awake(willing.clients, server_round)))
         self.resting = [client for client in willing.clients if client not in self.cohort.clients]
+        self.exchange.nodes.refresh(self._asked_in(server_round), self._node_seconds)
 
     def _prepared(self, server_round: int) -> Cohort:
         """Return who of the cohort can train, once clients are prepared that could not be, or whose data is new."""

@@ -166,7 +166,7 @@ class Scoring:
         strategy, clients = self.strategy, self.clients
         apart = set(clients.participants) & strategy.opted_out if strategy.routed else set()
         known = (strategy.num_samples.keys() | strategy.opted_out) - apart
-        present = clients.awake([client for client in clients.participants if client in known], server_round)
+        present = [client for client in clients.participants if client in known]
         with self._watch.part("participants"):
             routes = clients.route(server_round, present, served=True) if strategy.routed else {}
             served = strategy.personal(present, routes)

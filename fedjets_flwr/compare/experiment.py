@@ -90,12 +90,13 @@ class File(BaseModel):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked experiment: the runs of each row, whose folders lie in ``parent``."""
+    """A checked experiment: the runs of each row, whose folders lie in ``parent``, and what may differ by seed."""
 
     title: str
     parent: Path
     rows: tuple[tuple[Row, tuple[Config, ...]], ...]
     gain: Gain | None = None
+    by_seed: tuple[str, ...] = ()
 
 
 def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None) -> Experiment:
@@ -146,7 +147,7 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
     for key, name in file.gain or ():
         if name not in names:
             raise FedjetsError(f"{path}: gain.{key}: no row {name!r}")
-    return Experiment(file.title, parent, tuple(rows), file.gain)
+    return Experiment(file.title, parent, tuple(rows), file.gain, tuple(file.by_seed))
 
 
 def _preset(preset: str, path: Path) -> dict[str, Scalar]:

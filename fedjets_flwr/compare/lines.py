@@ -10,7 +10,7 @@ from typing import Any
 from fedjets_flwr.compare.experiment import Experiment, Row, done
 from fedjets_flwr.compare.figures import bits_course, epsilon_of
 from fedjets_flwr.compare.gain import SHARES, rounds_to
-from fedjets_flwr.config.schema import CommonExpert, Data
+from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.moe.controls import CONTROLS, FREE, best_control, mean_controls
 from fedjets_flwr.moe.metrics import READINGS, Reading
 from fedjets_flwr.runs.tracking import read_metrics
@@ -69,12 +69,12 @@ def _controls_by_row(experiment: Experiment, finished: Mapping[Path, Mapping[str
 
     Rows of the same unseen clients and common expert share them. Where not all do, a line names the first that does.
     """
-    groups: list[tuple[str, dict[int, tuple[Data, CommonExpert]], dict[int, Mapping[str, float]]]] = []
+    groups: list[tuple[str, dict[int, list[Scalar]], dict[int, Mapping[str, float]]]] = []
     for row, configs in experiment.rows:
         own = {s["seed"]: s["controls"] for c in configs if (s := finished.get(c.run_dir))}
         if not own or any(value is None for controls in own.values() for value in controls.values()):
             continue
-        deciding = {c.run.seed: (c.data, c.common_expert) for c in configs}  # what may differ from seed to seed
+        deciding = {c.run.seed: [c.flat()[key] for key in experiment.by_seed] for c in configs}
         for _, others, held in groups:
             alike = all(others.get(seed, settings) == settings for seed, settings in deciding.items())
             if alike and own.keys() & held and all(held.get(seed, found) == found for seed, found in own.items()):

@@ -17,7 +17,7 @@ from fedjets_flwr.models.pretraining import named_common_expert
 from fedjets_flwr.moe.controls import CONTROLS, shown
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.checkpoint import RunLock
-from fedjets_flwr.runs.claim import make_room, put_back
+from fedjets_flwr.runs.claim import BEFORE, make_room, put_back
 from fedjets_flwr.runs.score import COURSES
 from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
 from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
@@ -57,6 +57,7 @@ def run_folder(config: Config, display: Display) -> Iterator[Path]:
         make_room(config)
         for path in (folder / "error.json", folder / "progress.json", request_file(folder)):
             path.unlink(missing_ok=True)
+    earlier = read_metrics(folder / BEFORE)
     about = Text.assemble((config.strategy.name, "bold"), f" on {config.data.name}: {folder}")
     display.tell(config.run_name, about)
     try:
@@ -65,9 +66,12 @@ def run_folder(config: Config, display: Display) -> Iterator[Path]:
         request_file(folder).unlink(missing_ok=True)
         if not ended(folder):  # the ServerApp could not tell
             write_json(folder / "error.json", error_facts(Stopped()))
-        done = len(read_metrics(folder))
-        if not (folder / "summary.json").is_file():
-            display.tell(config.run_name, f"stopped after {done} of {config.run.rounds} rounds; go on with --resume")
+        done = read_metrics(folder)
+        if earlier and done == earlier:
+            display.tell(config.run_name, "stopped in its first round; what it was to replace is back")
+        elif not (folder / "summary.json").is_file():
+            rounds = f"{len(done)} of {config.run.rounds} rounds"
+            display.tell(config.run_name, f"stopped after {rounds}; go on with --resume")
         raise
     finally:
         with suppress(FedjetsError), RunLock(config, seconds=0):

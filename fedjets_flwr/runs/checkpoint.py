@@ -21,7 +21,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.runs.callback import Callback
-from fedjets_flwr.runs.claim import CHECKPOINTS, LOCK, forget_before, make_room
+from fedjets_flwr.runs.claim import CHECKPOINTS, LOCK, forget_before, make_room, replaces
 from fedjets_flwr.runs.score import improves
 
 log = logging.getLogger("flwr")
@@ -121,8 +121,8 @@ class Checkpoints(Callback):
         self.save(record["round"], vectors, record, last)
 
     def on_broken_off(self, server_round: int, vectors: Mapping[str, Tensor]) -> None:
-        """Write the state after the last round that was done, if there is one: with none what lay here comes back."""
-        if server_round > 0:
+        """Write the state after the last round that was done; before the first, what this run replaces comes back."""
+        if server_round > 0 or (server_round == 0 and not replaces(self.config.run_dir)):
             self.save(server_round, vectors, {}, last=True)
 
     def save(self, server_round: int, vectors: Mapping[str, Tensor], record: Mapping[str, Any], last: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
+from fedjets_flwr.runs.audit import AUDIT_LOG, head_of
 
 BEFORE = ".before"
 """Folder in a run's folder that takes what an overwriting run found there."""
@@ -19,7 +20,7 @@ CHECKPOINTS = "checkpoints"
 LEDGER = "releases.jsonl"
 """What the runs of a name let out of their clients' data: it stays whatever else goes."""
 LOCK = ".lock"
-_STAY = {BEFORE, LEDGER, LOCK}
+_STAY = {BEFORE, LEDGER, LOCK, AUDIT_LOG, head_of(Path(AUDIT_LOG)).name}
 
 
 def claimed(config: Config) -> Config:
@@ -60,13 +61,18 @@ def make_room(config: Config) -> None:
     _keep_ledger(config)
 
 
+def replaces(folder: Path) -> bool:
+    """Return whether what a run found there is moved aside, and the run has no checkpoint of its own yet."""
+    return (folder / BEFORE).is_dir() and not _has_checkpoint(folder)
+
+
 def put_back(folder: Path) -> None:
     """Bring back what was moved aside, unless the run that overwrites it has a checkpoint of its own.
 
-    What lies there of that run goes. A call that was cut off is finished by the next one.
+    What lies there of that run goes, but for its audit log. A call that was cut off is finished by the next one.
     """
     before = folder / BEFORE
-    if not before.is_dir() or _has_checkpoint(folder):
+    if not replaces(folder):
         return
     for path in sorted(before.iterdir(), key=lambda path: path.name == CHECKPOINTS):
         _delete(folder / path.name)
