@@ -236,6 +236,14 @@ def vector_store(config: Config, node: Node) -> VectorStore | None:
     return VectorStore(config.cache_dir / "vectors" / f"client-{node.client}")
 
 
+def _whole(path: Path) -> CommonExpert | None:
+    """Return the common expert in a file, if it can be read."""
+    try:
+        return load_common_expert(path)
+    except FedjetsError:
+        return None
+
+
 @lru_cache(maxsize=1)
 def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: str, samples: str = "") -> Runtime:
     """Return this process's runtime for a run.
@@ -251,10 +259,11 @@ def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: 
     Raises:
         FedjetsError: the common expert was never sent here or is another one, or the server's experts are.
     """
-    common = load_common_expert(common_expert_path(config, digest))
-    if common.digest != digest:
-        common_expert_path(config, digest).unlink(missing_ok=True)  # or it would not be sent again
-        raise FedjetsError(f"{common_expert_path(config, digest)} is damaged: it is fetched anew")
+    path = common_expert_path(config, digest)
+    common = load_common_expert(path) if not path.is_file() else _whole(path)
+    if common is None or common.digest != digest:
+        path.unlink(missing_ok=True)  # or it would not be sent again
+        raise FedjetsError(f"{path} is damaged: it is fetched anew")
     runtime = Runtime(config, common, decode_architectures(experts), node.samples, node.domain)
     if runtime.layout != layout:
         raise FedjetsError("server and client build different experts; install the same release on both")

@@ -28,6 +28,10 @@ from fedjets_flwr.reading import YAML, read
 Settings = dict[str, Scalar]
 
 
+OWN_DATA = ("image-folder", "text-folder", "task-folder")
+"""Whose ``data.dir`` says which data it is; a published data set is the same wherever it lies."""
+
+
 class Row(BaseModel):
     """One method of the comparison."""
 
@@ -70,7 +74,7 @@ class File(BaseModel):
     gain: Gain | None = None
 
     @model_validator(mode="after")
-    def _one_value_a_seed(self) -> "File":
+    def _sound(self) -> "File":
         for key, values in self.by_seed.items():
             if len(values) != len(self.seeds):
                 raise ValueError(f"by-seed: {key}: {len(values)} value(s) for {len(self.seeds)} seed(s)")
@@ -78,6 +82,9 @@ class File(BaseModel):
                 raise ValueError(f"by-seed: {key}: settings has it, too")
             if not key.startswith(("common-expert.", "data.")):  # the table tells what a row costs once for all seeds
                 raise ValueError(f"by-seed: {key}: expected a setting of the common expert or the data")
+        names = [row.name for row in self.rows]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"rows: two are called {twice!r}")
         for row in self.rows:
             if self.by_seed and (strangers := set(row.seeds) - set(self.seeds)):
                 raise ValueError(f"by-seed: no value for seed {min(strangers)} of row {row.name!r}")
@@ -162,7 +169,8 @@ def _preset(preset: str, path: Path) -> dict[str, Scalar]:
 
 def _named(flat: Mapping[str, Scalar]) -> Config:
     """Return the settings with a run name of all that matters to the table, rounds and read-out included."""
-    matters = {k: v for k, v in flat.items() if not k.startswith(("run.output-dir", "run.cache-dir", "data.dir"))}
+    elsewhere = ("run.output-dir", "run.cache-dir", *(() if flat.get("data.name") in OWN_DATA else ("data.dir",)))
+    matters = {k: v for k, v in flat.items() if k not in elsewhere}
     if "run.start-from" in matters:
         matters["run.start-from"] = Path(str(matters["run.start-from"])).name
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]

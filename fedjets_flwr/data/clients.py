@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.consent import shared
+from fedjets_flwr.data.consent import opted_out, shared
 from fedjets_flwr.data.datasets import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -57,8 +57,20 @@ def _shared_images(config: Config) -> tuple[Images, Images]:
 
 @lru_cache(maxsize=2)
 def open_split(config: Config) -> Split:
-    """Return the partition of the settings, made once per process."""
+    """Return the partition of the settings, made once per process.
+
+    Raises:
+        FedjetsError: of an image folder a split lacks a class that is dealt.
+    """
     dataset = open_dataset(config)
+    if config.data.name == "image-folder" and config.partition.name != "domains":
+        for folder, images in (("train", dataset.train), ("test", dataset.test)):
+            there = set(images.labels.tolist())
+            if missing := [name for label, name in enumerate(dataset.classes) if label not in there]:
+                raise FedjetsError(
+                    f"{config.data_dir / folder}: no image of class {missing[0]!r}, which the partition deals;"
+                    " add some, or leave it out of data.classes"
+                )
     train, test = (
         Pool(images.labels.numpy(), None if images.domains is None else images.domains.numpy())
         for images in (dataset.train, dataset.test)
@@ -116,17 +128,29 @@ def _shared(config: Config, client: int, samples: np.ndarray) -> np.ndarray:
     """Return what of a client's samples takes part in rounds.
 
     Raises:
-        FedjetsError: nothing; the client opted out, and nobody should have asked it.
+        FedjetsError: nothing; the client opted out, and nobody should have asked it, or keeps all to itself.
     """
     if not len(found := shared(config, client, samples)):
-        raise FedjetsError(f"client {client} has opted out (partition.opt-out): it takes part in no round")
+        raise FedjetsError(
+            f"client {client} has opted out (partition.opt-out): it takes part in no round"
+            if client in opted_out(config)
+            else f"partition.private-share = {config.partition.private_share:g}: none of the {len(samples)} samples of"
+            f" client {client} is left for rounds; lower it"
+        )
     return found
 
 
 def open_public(config: Config) -> Images:
     """Return the labelled samples that lie at the server and no client holds, in a random order; maybe none."""
     train = open_dataset(config).train
-    return train.subset(public_samples(config, len(train)))
+    return without_held_out(config, train.subset(public_samples(config, len(train))))
+
+
+def without_held_out(config: Config, images: Images) -> Images:
+    """Return images but for those of ``partition.held-out-domain``, where they are of domains of their own."""
+    if images.domains is None or not (name := config.partition.held_out_domain):
+        return images
+    return images.subset((images.domains != config.domain_names.index(name)).nonzero().flatten().numpy())
 
 
 def open_global(config: Config) -> ClientData:

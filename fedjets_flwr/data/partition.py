@@ -245,7 +245,10 @@ def _reserve(
         drawn = [_draw(units, per_client, rng) for _ in range(64)]
         fresh = [labels for labels in drawn if labels not in reserved and labels not in taken]
         if fresh:
-            reserved.append(min(fresh, key=lambda labels: sum(4.0 ** used[label] for label in labels)))
+            least = min(used[label] for labels in fresh for label in labels)
+            reserved.append(
+                min(fresh, key=lambda labels: sum(4.0 ** min(used[label] - least, 500) for label in labels))
+            )
             used.update(reserved[-1])
     return reserved
 
@@ -401,6 +404,8 @@ def _take_domains(
                 f" {config.domain_names[domain]!r} has no image of the classes that client {client} drew; raise it"
             )
         count = total // len(held) + (position < total % len(held))
+        if total and not count:
+            continue  # of more domains than samples; 0 would be all
         parts.append(_take(there, pools[domain], [there], count, rng))
     return np.concatenate(parts)
 

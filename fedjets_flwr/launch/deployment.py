@@ -20,6 +20,7 @@ from fedjets_flwr.launch.daemons import (
     wait_for_port,
 )
 from fedjets_flwr.launch.superlink import SuperLink
+from fedjets_flwr.names import UNSEEN, VALIDATION
 
 NAME = "deployed"
 
@@ -55,8 +56,8 @@ class Deployment(SuperLink):
         for name in ("flwr", "keys", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         make_server_credentials(self.folder / "keys", ["127.0.0.1"], days=30)
-        never_train = sum(site.get("role") == "unseen" for site in self.sites.values())
-        make_site_keys(self.folder / "keys", list(self.sites), never_train)
+        unseen, validation = (sum(s.get("role") == role for s in self.sites.values()) for role in (UNSEEN, VALIDATION))
+        make_site_keys(self.folder / "keys", list(self.sites), unseen, validation)
         (self.folder / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "127.0.0.1:{self.port}"\n'
             f"root-certificates = {json.dumps(str(self.keys / 'ca.crt'))}\n"

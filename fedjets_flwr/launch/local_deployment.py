@@ -94,7 +94,7 @@ def _as_image_sites(config: Config, folder: Path) -> tuple[dict[str, Scalar], Si
         sites[client] = {"data-path": str(path)}
     changes: dict[str, Scalar] = {
         "data.name": "image-folder", "data.classes": ",".join(dataset.classes), "data.channels": dataset.shape[0],
-        "data.size": dataset.shape[1],
+        "data.size": dataset.shape[1], "data.dir": "",
     }  # fmt: skip
     return changes, sites
 

@@ -68,9 +68,15 @@ class WarmFlower:
         if self._flower is not None and not (self._engine.done() and not self._flower.alive()):
             return
         self.__exit__()
-        self._flower = QueueFlower(self._where)
-        self._flower.prepare()
-        self._engine = self._threads.submit(self._flower.begin, self._federation)
+        flower = QueueFlower(self._where)
+        try:
+            flower.prepare()
+        except BaseException:
+            flower.__exit__()
+            raise
+        # In this order: another thread that stops all may look at any time.
+        self._engine = self._threads.submit(flower.begin, self._federation)
+        self._flower = flower
 
     def stop(self) -> None:
         """Have the run that another thread waits for end as by Ctrl-C; this returns at once, and no run follows."""

@@ -46,5 +46,8 @@ def usual_entropy(model: nn.Module, inputs: Tensor, batch_size: int = 512) -> fl
         batch_size: samples that are normalised together, at most.
     """
     batches = inputs.tensor_split(-(-len(inputs) // batch_size))
-    own = copy.deepcopy(model).train(len(batches[-1]) > 1)
+    own = copy.deepcopy(model).eval()  # dropout would make every measurement another one
+    for layer in own.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.train(len(batches[-1]) > 1)
     return float(mean_entropy(torch.cat([own(batch).softmax(dim=1) for batch in batches])))

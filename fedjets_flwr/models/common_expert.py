@@ -99,20 +99,22 @@ def freeze(model: nn.Sequential) -> nn.Sequential:
 
 
 def load_common_expert(path: StrPath) -> CommonExpert:
-    """Return the common expert in a file; it is read once per process.
+    """Return the common expert in a file; it is read once per process, and again if it changed.
 
     Files of ``pytorch_resnet_cifar10`` (metadata key ``arch``, percentages) are understood too.
 
     Raises:
         FedjetsError: no such file, not safetensors, or not a common expert.
     """
-    return _load(Path(path))
+    path = Path(path)
+    if not path.is_file():
+        raise FedjetsError(f"common-expert.path = {str(path)!r}: no such file; leave it empty to train one")
+    facts = path.stat()
+    return _load(path, facts.st_size, facts.st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
-def _load(path: Path) -> CommonExpert:
-    if not path.is_file():
-        raise FedjetsError(f"common-expert.path = {str(path)!r}: no such file; leave it empty to train one")
+def _load(path: Path, size: int, written: int) -> CommonExpert:
     try:
         with safe_open(path, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}

@@ -1,6 +1,7 @@
 """Central training of a common expert, stopped at the first crossing of a target accuracy."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.clients import open_dataset
+from fedjets_flwr.data.clients import open_dataset, without_held_out
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.data.partition import held_out, public_samples
 from fedjets_flwr.data.public_text import open_public_text
@@ -32,7 +33,9 @@ from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import configured_architecture
 from fedjets_flwr.models.language_pretraining import pretrain_language_model
 from fedjets_flwr.models.transformer import LanguageArchitecture
-from fedjets_flwr.seeds import derive, torch_generator
+from fedjets_flwr.seeds import derive, seed_layers, torch_generator
+
+log = logging.getLogger("flwr")
 
 Progress = Callable[[str], None]
 
@@ -46,12 +49,21 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     if config.common_expert.path or config.run.start_from:
         return named_common_expert(config)
     path = cached_path(config)
-    if not path.is_file():
+    if (found := _kept(path)) is None:
         with made_once(path, lambda: progress("waiting for the common expert that another run trains")):
-            if not path.is_file():
+            if (found := _kept(path)) is None:
                 save_common_expert(pretrain(config, progress), path)
     progress(f"common expert: {path}")
-    return load_common_expert(path)
+    return found or load_common_expert(path)
+
+
+def _kept(path: Path) -> CommonExpert | None:
+    """Return the common expert in a file of the cache, if there is one; one that cannot be read is made anew."""
+    try:
+        return load_common_expert(path) if path.is_file() else None
+    except FedjetsError as error:
+        log.warning("%s; it is made anew", error)
+        return None
 
 
 def named_common_expert(config: Config) -> CommonExpert:
@@ -118,7 +130,7 @@ def cached_path(config: Config) -> Path:
     if config.partition.public_share:
         decides += [("partition.public-share", config.partition.public_share), ("surety", "measured")]
     if config.data.name == "image-folder":  # others of that name hold the same images everywhere
-        decides.append(("images", _digest_of_images(config)))
+        decides += [("images", _digest_of_images(config)), ("without", config.partition.held_out_domain)]
     digest = derive(0, repr([config.data.name, *decides]))
     return config.cache_dir / "common-experts" / f"{config.model.name}-{config.data.name}-{digest:016x}.safetensors"
 
@@ -141,13 +153,15 @@ def save_common_expert(expert: CommonExpert, path: StrPath) -> None:
 
 
 def _parts(config: Config) -> tuple[Images, Images]:
-    """Return what a common expert is trained on, and what stops that."""
+    """Return what a common expert is trained on, and what stops that; a domain that is held out has no part in it."""
+    dataset = open_dataset(config)
     if not config.partition.public_share:
-        return open_dataset(config).train, open_dataset(config).test
-    train = open_dataset(config).train
-    public = public_samples(config, len(train))
+        return without_held_out(config, dataset.train), without_held_out(config, dataset.test)
+    public = public_samples(config, len(dataset.train))
     stops = held_out(public)
-    return train.subset(public[len(stops) :]), train.subset(stops)
+    rows = public[len(stops) :], stops
+    trains, looks = (without_held_out(config, dataset.train.subset(some)) for some in rows)
+    return trains, looks
 
 
 def pretrain(config: Config, progress: Progress) -> CommonExpert:
@@ -181,10 +195,14 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     augment = AUGMENTATIONS["crop" if dataset.name == "digits" else "crop-flip"]
     parts = _parts(config)
     if not all(len(part) for part in parts):
+        share = config.partition.public_share
         raise FedjetsError(
-            f"data.dir = {config.data.dir!r}: no images to train a common expert on in its train/ and test/;"
+            f"partition.public-share = {share:g}: too few images to train a common expert on; raise it"
+            if share and len(dataset.train)
+            else f"data.dir = {config.data.dir!r}: no images to train a common expert on in its train/ and test/;"
             " mend the path, or name a trained one by common-expert.path"
         )
+    seed_layers(derive(settings.seed, "common-expert-layers"))
     train, test = (Images(part.pixels.to(device), part.labels.to(device)) for part in parts)
     if not settings.max_epochs:
         freeze(model)  # looking at it must not change its running statistics

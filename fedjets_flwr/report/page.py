@@ -180,7 +180,8 @@ def _experts(r: Mapping[str, Any]) -> dict[str, Any]:
         best = max((value for value in column if value is not None), default=None)
         rows.append((name, [(value, value == best) for value in column]))
     routing = r.get("routing") or {}
-    return {"count": len(table), "rows": rows} | {name: routing.get(name) for name in ("sample_share", "coverage")}
+    facts = {"count": len(table), "rows": rows, "of": "domain" if r.get("kinds") else "class"}
+    return facts | {name: routing.get(name) for name in ("sample_share", "coverage")}
 
 
 def _activation(r: Mapping[str, Any]) -> list[list[tuple[str, list[float]]]]:

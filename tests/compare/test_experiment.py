@@ -57,6 +57,7 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
         (SMALL.replace("seeds: [1]", "seeds: []"), "seeds"),
         (SMALL + "by-seed: {common-expert.seed: [1, 2]}", "by-seed: common-expert.seed: 2 value.s. for 1 seed"),
         (SMALL + "by-seed: {common-expert.sed: [1]}", "row 'FedAvg': .*common-expert.sed"),
+        (SMALL.replace("name: FedJETs", "name: FedAvg"), "rows: two are called 'FedAvg'"),
         (SMALL + "by-seed: {moe.top-k: [1]}", "by-seed: moe.top-k: expected a setting of the common expert"),
         (
             SMALL + "settings: {common-expert.seed: 1}\nby-seed: {common-expert.seed: [1]}",
@@ -100,6 +101,18 @@ def test_settings_by_seed_follow_the_seeds_of_each_row(tmp_path: Path) -> None:
     assert found["FedJETs"] == [(4, 7), (5, 8)]
     assert found["one"] == [(5, 8)]
     assert found["its own"] == [(4, 3), (5, 3)]  # a row's own word counts more, but for the seed
+
+
+def test_rows_of_other_folders_are_other_runs_and_a_published_data_set_is_the_same_anywhere(tmp_path: Path) -> None:
+    def names(**data: str) -> list[str]:
+        path = tmp_path / "experiment.yaml"
+        told = ", ".join(f"data.{key}: {value}" for key, value in data.items())
+        rows = "".join(f"  - {{name: {d}, settings: {{data.dir: {tmp_path / d}, {told}}}}}\n" for d in ("a", "b"))
+        path.write_text("title: small\npreset: digits\nseeds: [1]\nrows:\n" + rows)
+        return [config.run_name for _, (config,) in read_experiment(path, [], None).rows]
+
+    assert len(set(names(name="cifar10"))) == 1
+    assert len(set(names(name="image-folder", classes="'p,q,r,s,t,u,v,w,x,y'"))) == 2
 
 
 def compare(folder: Path, *arguments: str) -> str:

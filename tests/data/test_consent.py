@@ -65,3 +65,9 @@ def test_the_common_expert_must_not_see_what_is_kept_out(tmp_path: Path) -> None
             tiny(**{name: 0.3})
         for way in ({"partition__public_share": 0.2}, {"common_expert__max_epochs": 0}):
             tiny(**{name: 0.3} | way)
+
+
+def test_a_share_that_leaves_nothing_is_told_by_its_name(tmp_path: Path) -> None:
+    few = config(partition__private_share=0.99)
+    with pytest.raises(FedjetsError, match=r"partition\.private-share = 0\.99: none of the \d+ samples of client 6"):
+        open_client(few, 6, part="shared")

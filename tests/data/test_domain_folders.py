@@ -1,5 +1,6 @@
 """Domains that are folders of images, as PACS or DomainNet lie on a disk: ``domain/class/*.png``."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from PIL import Image
 
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.clients import open_client, open_dataset, open_split
+from fedjets_flwr.data.clients import open_client, open_dataset, open_public, open_split
 from fedjets_flwr.data.datasets import load_dataset
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.pretraining import _parts
 from fedjets_flwr.runs.trained_run import open_run
 from fedjets_flwr.tasks import open_task
 from tests.support.in_process import run_in_process
@@ -107,3 +109,36 @@ def test_a_run_tells_its_tables_by_domain(folder: Path, tmp_path: Path, monkeypa
     summary = open_run(run.config.run_dir).summary
     assert summary["kinds"] == list(DOMAINS)
     assert np.array(summary["expert_class_accuracy"]).shape == (2, 2)
+
+
+def test_nobody_trains_on_a_domain_that_is_held_out(folder: Path) -> None:
+    """Not the common expert, and not the server that judges by public samples."""
+    left_out, public = {"partition__held_out_domain": "negative"}, {"partition__public_share": 0.6}
+    for of in (config(folder, **left_out), config(folder, **left_out, **public)):
+        parts = [*_parts(of), open_public(of)] if of.partition.public_share else _parts(of)
+        for part in parts:
+            assert part.domains is not None
+            assert part.domains.unique().tolist() == [0]
+    everything = _parts(config(folder, **public))[0].domains
+    assert everything is not None
+    assert everything.unique().tolist() == [0, 1]
+
+
+def test_more_domains_than_samples_are_no_reason_for_more_samples(folder: Path) -> None:
+    of = config(folder, partition__unseen_samples=1, partition__unseen_domains=2)
+    assert [len(open_client(of, client).images) for client in (6, 7)] == [1, 1]
+
+
+@pytest.mark.parametrize(("gone", "where"), [("test", "test"), ("test/b", "test"), ("train/a", "train")])
+def test_a_class_that_a_folder_lacks_is_named_with_the_folder(tmp_path: Path, gone: str, where: str) -> None:
+    for part in ("train", "test"):
+        for name in "abcdef":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / part / name / "0.png")
+    shutil.rmtree(tmp_path / gone)
+    of = Config.from_flat(
+        {"data.name": "image-folder", "data.dir": str(tmp_path), "data.classes": "a,b,c,d,e,f", "data.channels": 1,
+         "data.size": 8, "moe.experts": 3, "cohort.anchors": 3, "partition.labels-per-client": 2}
+    )  # fmt: skip
+    with pytest.raises(FedjetsError, match=rf"/{where}: no image of class '[ab]', which the partition deals"):
+        open_split(of)

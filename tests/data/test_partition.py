@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.partition import Pool, Split, anchor_groups, held_out, make_split, public_samples
+from fedjets_flwr.data.partition import Pool, Split, _reserve, anchor_groups, held_out, make_split, public_samples
 from fedjets_flwr.errors import FedjetsError
 
 CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 60, 20
@@ -297,3 +297,12 @@ def test_what_cannot_be_split_names_its_setting(name: str, changes: dict[str, Sc
 def test_fewer_samples_than_labels_is_refused() -> None:
     with pytest.raises(FedjetsError, match=r"^partition\.samples-per-client = 3"):
         make(name="quantity", labels_per_client=4, samples_per_client=3)
+
+
+def test_a_label_may_be_held_by_any_number_of_reserved_combinations() -> None:
+    """Balance counts how often a label was taken more than another, not how often at all."""
+    units = [frozenset([label]) for label in range(26)]
+    found = _reserve(units, 13, 1200, [], np.random.default_rng(0))
+    used = Counter(label for labels in found for label in labels)
+    assert len(set(found)) == 1200
+    assert max(used.values()) - min(used.values()) <= 12

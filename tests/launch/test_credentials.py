@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
+from fedjets_flwr.launch.deployment import Deployment
+from fedjets_flwr.launch.local_deployment import _as_image_sites
 from fedjets_flwr.wire.binding import fingerprint, read_roster
 
 
@@ -108,3 +110,24 @@ def test_a_host_is_a_name_or_an_address(tmp_path: Path, host: str) -> None:
     with pytest.raises(FedjetsError, match="--host"):
         make_server_credentials(tmp_path, [host])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rehearsals_sites_have_the_roles_that_they_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = ["train", "train", "unseen", "validation"]
+    for name in ("start_superlink", "register", "start_site"):
+        monkeypatch.setattr(Deployment, name, lambda *_: None)
+    with Deployment(
+        tmp_path, {client: {"client-id": client, "role": role} for client, role in enumerate(roles)}
+    ) as made:
+        lines = made.roster.read_text().splitlines()
+    found = [line.split()[:2] for line in lines if line and not line.startswith("#")]
+    assert found == [[str(client), role] for client, role in enumerate(roles)]
+
+
+def test_the_images_of_a_rehearsal_lie_at_its_sites_alone(tmp_path: Path) -> None:
+    config = Config.from_flat(
+        {"data.dir": "/somewhere", "partition.clients": 6, "partition.unseen-clients": 2, "cohort.normals": 1}
+    )
+    changes, sites = _as_image_sites(config, tmp_path)
+    assert changes["data.dir"] == ""
+    assert len(sites) == 8

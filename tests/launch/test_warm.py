@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import fedjets_flwr.launch.warm
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.config.sources import parse_pairs
 from fedjets_flwr.errors import FedjetsError
@@ -117,3 +118,25 @@ def test_a_queue_hands_out_runs_in_their_order_and_ends_with_its_launcher(
     assert queue.answered(1) == ""
     monkeypatch.setattr(os, "getppid", lambda: 0)
     assert list(found) == []
+
+
+def test_a_stop_while_an_engine_is_got_ready_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may stop all at any time; the folder that the engine has by then goes."""
+    flower = WarmFlower(tmp_path / "flower.log", ("", None))  # type: ignore[arg-type]
+    ended: list[bool] = []
+
+    class Slow:
+        def __init__(self, where: object) -> None: ...
+
+        def prepare(self) -> None:
+            flower.stop()
+            raise KeyboardInterrupt
+
+        def __exit__(self, *_: object) -> None:
+            ended.append(True)
+
+    monkeypatch.setattr(fedjets_flwr.launch.warm, "QueueFlower", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        flower.start()
+    assert ended == [True]
+    flower.__exit__()

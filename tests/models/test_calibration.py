@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.clients import open_dataset, open_public
@@ -91,3 +92,12 @@ def test_without_an_epoch_a_common_expert_is_its_random_start(tmp_path: Path) ->
     assert not expert.model.training
     test = open_dataset(config).test
     assert expert.accuracy == accuracy_of(expert, test.pixels, test.labels) < 0.3
+
+
+def test_how_sure_a_model_usually_is_has_no_dropout_in_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 20), nn.Dropout(0.5), nn.BatchNorm1d(20), nn.Linear(20, 4))
+    inputs = torch.randn(30, 3)
+    assert usual_entropy(model, inputs) == usual_entropy(model, inputs)
+    model[2].train()
+    model[1].eval()
+    assert usual_entropy(model, inputs) == pytest.approx(float(mean_entropy(model(inputs).softmax(1))), rel=1e-5)

@@ -2,10 +2,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.models.common_expert import _load, load_common_expert
 from fedjets_flwr.models.pretraining import cached_path, pretrain, provide_common_expert
 
 TRAINING, WAITING = "training a common expert", "waiting for the common expert"
@@ -69,4 +71,30 @@ def test_other_images_have_another_common_expert(tmp_path: Path) -> None:
 def test_without_images_nothing_is_trained(tmp_path: Path, epochs: int) -> None:
     config = of_folder(tmp_path / "none", {}, **{"common-expert.max-epochs": epochs})
     with pytest.raises(FedjetsError, match="data.dir = .*no images to train a common expert on.*common-expert.path"):
+        pretrain(config, lambda text: None)
+
+
+def test_a_damaged_file_of_the_cache_is_made_anew(tmp_path: Path) -> None:
+    config = of_folder(tmp_path / "one", {"a": 1, "b": 9}, **{"common-expert.max-epochs": 0})
+    whole = provide_common_expert(config, lambda text: None)
+    path = cached_path(config)
+    path.write_bytes(path.read_bytes()[:100])
+    _load.cache_clear()  # as in a process to come
+    assert provide_common_expert(config, lambda text: None).digest == whole.digest
+    assert load_common_expert(path).digest == whole.digest
+
+
+def test_layers_that_draw_draw_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
+    config = of_folder(
+        tmp_path / "one", {"a": 1, "b": 200}, **{"model.name": "lenet", "data.size": 32, "common-expert.max-epochs": 1,
+                                                "common-expert.batch-size": 1, "common-expert.target-accuracy": 0.01}
+    )  # fmt: skip
+    first = pretrain(config, lambda text: None).digest
+    torch.rand(5)
+    assert pretrain(config, lambda text: None).digest == first
+
+
+def test_public_samples_too_few_to_train_on_are_told_by_their_share() -> None:
+    config = Config.from_flat({"partition.public-share": 0.003})
+    with pytest.raises(FedjetsError, match=r"partition\.public-share = 0\.003: too few images"):
         pretrain(config, lambda text: None)

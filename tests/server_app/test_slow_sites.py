@@ -168,3 +168,22 @@ def test_a_site_that_opts_out_on_the_way_costs_nobody_else_the_round(tiny_run: T
     assert [list(record["failures"]) for record in found[1:]] == [[]] * 5
     assert all(len(record["cohort"]) >= 2 for record in found)
     assert not any(3 in record["cohort"] for record in found[1:])
+
+
+def test_a_site_whose_common_expert_is_cut_off_gets_it_anew(tiny_run: TinyRunner) -> None:
+    """A power cut may leave half a file: it costs the client a round, not all that are to come."""
+
+    class CutsOff(SiteGrid):
+        rounds = 0
+
+        def before(self, message: Message) -> None:
+            if message.metadata.message_type.startswith("train") and message.metadata.dst_node_id == 103:
+                self.rounds += 1
+                if self.rounds == 2:
+                    (path,) = (self.config.cache_dir / "site3" / "common-experts").glob("*.safetensors")
+                    path.write_bytes(path.read_bytes()[:64])
+
+    run = tiny_run("fedavg", CutsOff, **QUICK | {"limits__exchange_seconds": 5.0})
+    failed = [record["failures"] for record in records(run)]
+    assert [list(failures) for failures in failed] == [[], ["3"], [], [], [], []]
+    assert "is damaged: it is fetched anew" in failed[1]["3"]
