@@ -7,9 +7,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from benchmarks.outcome import Outcome, Plan, machine
 
@@ -55,10 +56,16 @@ def write(outcome: Outcome, folder: Path) -> None:
     if (figure := outcome.picture()) is not None:
         figure.savefig(folder / f"{outcome.name}.png", dpi=120, bbox_inches="tight")
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    head = f"# Benchmarks\n\n{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, "
-    head += ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    text = head + ". Medians and ranges of interleaved measurements.\n\n" + "\n".join(p["markdown"] for p in parts)
-    (folder / "README.md").write_text(text)
+    text = "# Benchmarks\n\nMedians and ranges of interleaved measurements.\n\n"
+    (folder / "README.md").write_text(
+        text + "\n".join(f"{part['markdown']}\n{told(part['machine'])}\n" for part in parts)
+    )
+
+
+def told(facts: Mapping[str, Any]) -> str:
+    """Return the line that says where a benchmark was measured."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return f"*{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, {versions}*"
 
 
 if __name__ == "__main__":

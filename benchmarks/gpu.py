@@ -97,7 +97,8 @@ def rates(work: Callable[[], int], device: torch.device, seconds: float) -> list
 
 
 def peak(device: torch.device, precision: str, size: int, seconds: float) -> float:
-    """Return the matrix-product rate of a device, in FLOP/s."""
+    """Return the matrix-product rate of a device, in FLOP/s; products may be as inexact as convolutions may."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 

@@ -7,7 +7,8 @@ model (ResNet-8 of growing width) no gradient is computed: 2 clients a round, M 
 number and send it back, as in `transport`; stock Flower's 2 clients do the same. For the clients of a round stock
 Flower's have one linear head to move and no training, ours train. Memory is a peak (VmHWM) of the process that runs the
 ServerApp and hands out the simulation. Every point is a run of its own, but for those of the bounds, whose blocks of
-rounds alternate.
+rounds alternate. The seconds to the end of round 1 begin when Flower has taken the run: Ray is up by then in ours, and
+comes up meanwhile in stock Flower.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,7 +65,7 @@ class Point:
         side: whose run it is.
         at: how much of it.
         seconds: of a round.
-        first: seconds from the start to the end of round 1.
+        first: seconds from when Flower has taken the run to the end of round 1.
         server: peak memory of the server, MB.
         node: the same of the largest process of clients.
     """
