@@ -20,7 +20,7 @@ from fedjets_flwr.data.partition import Labels, groups_held
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import AnyArchitecture, build, tail
 from fedjets_flwr.models.backbone import Backbone
-from fedjets_flwr.models.common_expert import CommonExpert, load_common_expert
+from fedjets_flwr.models.common_expert import CommonExpert, kept_common_expert, load_common_expert
 from fedjets_flwr.models.device import device_of
 from fedjets_flwr.models.expert import build_configured_gate, decode_architectures, expert_specs
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec, digest_of
@@ -236,14 +236,6 @@ def vector_store(config: Config, node: Node) -> VectorStore | None:
     return VectorStore(config.cache_dir / "vectors" / f"client-{node.client}")
 
 
-def _whole(path: Path) -> CommonExpert | None:
-    """Return the common expert in a file, if it can be read."""
-    try:
-        return load_common_expert(path)
-    except FedjetsError:
-        return None
-
-
 @lru_cache(maxsize=1)
 def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: str, samples: str = "") -> Runtime:
     """Return this process's runtime for a run.
@@ -260,7 +252,7 @@ def open_runtime(config: Config, node: Node, digest: str, experts: str, layout: 
         FedjetsError: the common expert was never sent here or is another one, or the server's experts are.
     """
     path = common_expert_path(config, digest)
-    common = load_common_expert(path) if not path.is_file() else _whole(path)
+    common = kept_common_expert(path) if path.is_file() else load_common_expert(path)  # which says what is missing
     if common is None or common.digest != digest:
         path.unlink(missing_ok=True)  # or it would not be sent again
         raise FedjetsError(f"{path} is damaged: it is fetched anew")

@@ -4,6 +4,7 @@ Stored as safetensors; the metadata says what it is, so that a file is enough to
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
@@ -22,6 +23,8 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import AnyArchitecture, Architecture, build
 from fedjets_flwr.models.transformer import LanguageArchitecture
+
+log = logging.getLogger("flwr")
 
 COMMON_EXPERT = "common-expert.safetensors"
 """Its file in the folder of a run, and in a bundle."""
@@ -111,6 +114,15 @@ def load_common_expert(path: StrPath) -> CommonExpert:
         raise FedjetsError(f"common-expert.path = {str(path)!r}: no such file; leave it empty to train one")
     facts = path.stat()
     return _load(path, facts.st_size, facts.st_mtime_ns)
+
+
+def kept_common_expert(path: Path) -> CommonExpert | None:
+    """Return the common expert in a file of a cache, or None; the log tells of one that cannot be read."""
+    try:
+        return load_common_expert(path) if path.is_file() else None
+    except FedjetsError as error:
+        log.warning("%s; it is made or fetched anew", error)
+        return None
 
 
 @lru_cache(maxsize=2)

@@ -1,7 +1,6 @@
 """Central training of a common expert, stopped at the first crossing of a target accuracy."""
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from fedjets_flwr.models.common_expert import (
     CommonExpert,
     accuracy_of,
     freeze,
+    kept_common_expert,
     load_common_expert,
     logits_of,
 )
@@ -34,8 +34,6 @@ from fedjets_flwr.models.expert import configured_architecture
 from fedjets_flwr.models.language_pretraining import pretrain_language_model
 from fedjets_flwr.models.transformer import LanguageArchitecture
 from fedjets_flwr.seeds import derive, seed_layers, torch_generator
-
-log = logging.getLogger("flwr")
 
 Progress = Callable[[str], None]
 
@@ -49,21 +47,12 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     if config.common_expert.path or config.run.start_from:
         return named_common_expert(config)
     path = cached_path(config)
-    if (found := _kept(path)) is None:
+    if (found := kept_common_expert(path)) is None:
         with made_once(path, lambda: progress("waiting for the common expert that another run trains")):
-            if (found := _kept(path)) is None:
+            if (found := kept_common_expert(path)) is None:
                 save_common_expert(pretrain(config, progress), path)
     progress(f"common expert: {path}")
     return found or load_common_expert(path)
-
-
-def _kept(path: Path) -> CommonExpert | None:
-    """Return the common expert in a file of the cache, if there is one; one that cannot be read is made anew."""
-    try:
-        return load_common_expert(path) if path.is_file() else None
-    except FedjetsError as error:
-        log.warning("%s; it is made anew", error)
-        return None
 
 
 def named_common_expert(config: Config) -> CommonExpert:
