@@ -15,8 +15,8 @@ from torch import Tensor
 
 from client_app.node import Node
 from fedjets_flwr.config.schema import Config
-from fedjets_flwr.data.image_folder import site_folder
 from fedjets_flwr.data.partition import Labels, groups_held
+from fedjets_flwr.data.site_cache import site_folder
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import AnyArchitecture, build, tail
 from fedjets_flwr.models.backbone import Backbone

@@ -178,13 +178,21 @@ def epsilon_of(summary: Mapping[str, Any]) -> float:
     return float(max(told.get("epsilon_normal", 0.0), told.get("epsilon_anchor", 0.0)))
 
 
+def _on_the_same_clients(inspected: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the records that looked at the experts with the samples of those clients with whom the first one did.
+
+    Before the last round these are the validation clients where there are some; they hold other classes.
+    """
+    return [record for record in inspected if ("evaluation" in record) == ("evaluation" in inspected[0])]
+
+
 def _experts(title: str, rows: Runs) -> Any:
     """Each expert's mean accuracy over the classes it is best at, by round: a panel for each row that measured it."""
     from matplotlib import pyplot
 
     measured = {}
     for name, runs in rows.items():
-        inspected = [r for r in runs[0][1] if "inspection" in r]
+        inspected = _on_the_same_clients([r for r in runs[0][1] if "inspection" in r])
         tables = np.array([r["inspection"]["expert_class_accuracy"] for r in inspected], dtype=float)
         if len(inspected) > 1 and tables.shape[1] > 1:
             measured[name] = ([r["round"] for r in inspected], tables)

@@ -115,6 +115,8 @@ def _controls(measured: Sequence[Mapping[str, float]]) -> list[Line]:
     lines = dict[object, Line]()
     for key in known:
         accuracy = [controls[key] for controls in measured]
+        if "adabn" in key and accuracy == [controls.get(key.replace("_adabn", "")) for controls in measured]:
+            continue
         name = f"{CONTROLS[key]} (bound)" if key not in FREE else CONTROLS[key]
         masked = [c["common_expert_adabn_masked" if "adabn" in key else "common_expert_masked"] for c in measured]
         over_common, over_free = (

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedjets_flwr.data.datasets import UNKNOWN, Images
+from fedjets_flwr.data.site_cache import current_site_folder
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
 
@@ -38,26 +38,18 @@ class Folder:
 def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, int], cache: Path) -> Images:
     """Return the images of :func:`read_folder`, kept decoded in ``cache`` for processes to come.
 
-    A deployed client starts a process for every message. What is kept is keyed by the names, sizes and times of the
-    files, so a changed folder is read anew; nothing that was kept of it before stays (see :func:`site_folder`).
+    A deployed client starts a process for every message; a folder of which a file changed is read anew.
     """
     if not folder.is_dir():
         raise FedjetsError(f"{folder}: no such folder of images")
     files = [(path, path.stat(follow_symlinks=path.exists())) for path in sorted(folder.rglob("*"))]
-    seen = [(str(path), facts.st_size, facts.st_mtime_ns) for path, facts in files]
-    digest = hashlib.sha256(repr((1, classes, shape, str(folder), seen)).encode()).hexdigest()
-    path = site_folder(cache, folder) / f"{digest}.safetensors"
+    digest = hashlib.sha256(repr((1, classes, shape)).encode()).hexdigest()
+    path = current_site_folder(cache, folder, files) / f"{digest}.safetensors"
     if (tensors := kept(path)) is not None:
         return Images(tensors["pixels"], tensors["labels"])
     found = read_folder(folder, classes, shape).images
-    shutil.rmtree(path.parent, ignore_errors=True)
     keep({"pixels": found.pixels, "labels": found.labels}, path)
     return found
-
-
-def site_folder(cache: Path, folder: Path) -> Path:
-    """Return where all is kept that is made of a site's folder of images: it goes as soon as the folder changes."""
-    return cache / "folders" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
 def read_folder(folder: Path, classes: Sequence[str], shape: tuple[int, int, int]) -> Folder:

@@ -6,7 +6,6 @@ whose text an earlier one has is left out.
 
 import hashlib
 import logging
-import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedjets_flwr.data.image_folder import site_folder
+from fedjets_flwr.data.site_cache import current_site_folder
 from fedjets_flwr.data.text_folder import different, ended, list_own, number_of, read_own
 from fedjets_flwr.data.text_sources import MAX_CHARACTERS, Document
 from fedjets_flwr.data.text_tokens import Tokens, digest_of, tokens_of
@@ -106,17 +105,15 @@ def open_site(place: Path, tokeniser: str, cache: Path) -> SiteText:
     Args:
         place: a folder of .txt files, or a file of JSON lines.
         tokeniser: of the run (``Tokens.told``).
-        cache: a folder for what is kept: ``site_folder(cache, place)``, where nothing older of the place stays.
+        cache: a folder for what is kept; nothing older of the place stays.
 
     Raises:
         FedjetsError: as :func:`read_site`.
     """
-    facts = [(path, path.stat()) for path in list_own(place)]
-    seen = [(str(path), one.st_size, one.st_mtime_ns) for path, one in facts]
-    name = hashlib.sha256(repr((FORMAT, digest_of(tokeniser), seen)).encode()).hexdigest()
-    path = site_folder(cache, place) / f"{name}.safetensors"
+    files = [(path, path.stat()) for path in list_own(place)]
+    name = hashlib.sha256(repr((FORMAT, digest_of(tokeniser))).encode()).hexdigest()
+    path = current_site_folder(cache, place, files) / f"{name}.safetensors"
     if (tensors := kept(path)) is None:
-        shutil.rmtree(path.parent, ignore_errors=True)
         tensors = _as_tensors(encode_site(place, tokens_of(tokeniser)))
         keep(tensors, path)
     documents = {part: tensors[part].tensor_split(tensors[f"{part}.ends"])[:-1] for part in PARTS}

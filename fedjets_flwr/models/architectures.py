@@ -58,10 +58,23 @@ def tail(model: nn.Sequential, trainable: str) -> nn.Sequential:
     return part
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes a batch of one value a channel as in evaluation, since such a batch has no statistics.
+
+    A client's last batch may be one image, and be one pixel by then; PyTorch's own fails there.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return it normalised, (n, C, H, W)."""
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
     """Batch norm, or group norm with about 8 channels a group."""
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
     return nn.GroupNorm(math.gcd(max(2, channels // 8), channels), channels)
 
 

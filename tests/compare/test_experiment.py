@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,16 @@ def test_a_row_fails_with_the_one_that_it_starts_from(tmp_path: Path, at_once: i
     assert "run 3 of 3, about 0 minutes left\n" in told.getvalue()
 
 
+@pytest.mark.parametrize(("unseen", "shown"), [((3,), [1, 2]), ((1, 2, 3), [1, 2, 3])])
+def test_experts_are_followed_on_the_same_clients(unseen: tuple[int, ...], shown: list[int]) -> None:
+    """The validation clients until the last round, which looks with the unseen ones' samples; or these all along."""
+    told = {"inspection": {"expert_class_accuracy": [[0.9, 0.1], [0.2, 0.8]]}}
+    records = [{"round": r, **told, **({"evaluation": {}} if r in unseen else {"validation": {}})} for r in (1, 2, 3)]
+    figure = figures._experts("title", {"row": [({}, records)]})
+    (axes,) = figure.axes
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [shown, shown]
+
+
 PERSONAL = """
 title: "own tests"
 preset: digits
@@ -295,6 +306,20 @@ def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatc
     assert {path.name for path in (tmp_path / "results").glob("*.png")} == {"accuracy.png", "bytes.png"}
     elsewhere = read_experiment(tmp_path / "experiments" / "small.yaml", extra, tmp_path / "other")
     assert [c.run.name for _, cs in elsewhere.rows for c in cs] == [c.run.name for _, cs in experiment.rows for c in cs]
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_controls_that_adapt_batch_norm_are_lines_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str
+) -> None:
+    configure(tmp_path, monkeypatch)
+    extra = [f"run.cache-dir={tmp_path / 'cache'}", "run.rounds=1", f"model.norm={norm}"]
+    experiment = read_experiment(small(tmp_path, SCORED), extra, tmp_path / "runs")
+    experiment = replace(experiment, rows=experiment.rows[:1])
+    run_experiment(experiment, tmp_path / "results", in_this_process, Console(quiet=True), validate)
+    names = {line.name for line in lines_of(experiment)}
+    assert {"common expert", "common expert + EM", "common expert + classes known (bound)"} <= names
+    assert any("AdaBN" in name for name in names) == (norm == "batch")
 
 
 VALIDATED = """

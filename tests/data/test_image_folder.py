@@ -18,7 +18,8 @@ from client_app.node import read_node
 from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset
-from fedjets_flwr.data.image_folder import cached_images, site_folder
+from fedjets_flwr.data.image_folder import cached_images
+from fedjets_flwr.data.site_cache import site_folder
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.pretraining import pretrain, save_common_expert
 from fedjets_flwr.report.plots import draw_plots
@@ -285,7 +286,18 @@ def test_nothing_that_was_made_of_a_removed_image_stays_in_the_cache(sites: Path
     assert embedding.exists()  # the folder did not change
     (next(folder.rglob("*.png"))).unlink()
     cached_images(folder, classes, shape, cache)
-    assert len([path for path in (cache / "folders").rglob("*") if path.is_file()]) == 1
+    assert len(list((cache / "folders").rglob("*.safetensors"))) == 1
+
+
+def test_runs_of_other_sizes_keep_their_images_of_a_folder_side_by_side(sites: Path, tmp_path: Path) -> None:
+    folder, cache, classes = sites / "1", tmp_path / "cache", tuple(CLASSES.split(","))
+    for side in (8, 16):
+        assert cached_images(folder, classes, (1, side, side), cache).pixels.shape[1:] == (1, side, side)
+    kept = {path: path.stat().st_mtime_ns for path in (cache / "folders").rglob("*.safetensors")}
+    assert len(kept) == 2
+    for side in (8, 16):
+        cached_images(folder, classes, (1, side, side), cache)
+    assert kept == {path: path.stat().st_mtime_ns for path in (cache / "folders").rglob("*.safetensors")}
 
 
 def test_a_broken_image_costs_itself(sites: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,6 +81,29 @@ def test_resnet18_stems(stem: str, norm: str) -> None:
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (norm == "batch")
 
 
+def test_a_batch_of_one_image_trains_where_nothing_is_left_of_its_extent() -> None:
+    """It is normalised as in evaluation and leaves no trace in the statistics; two images are PyTorch's."""
+    architecture = Architecture("resnet18", 4, "batch", "imagenet", 3, 5)
+    model, usual = build(architecture, 0).train(), build(architecture, 0).train()
+    for module in [*usual.modules()]:
+        for child, layer in module.named_children():
+            if isinstance(layer, nn.BatchNorm2d):
+                plain = nn.BatchNorm2d(layer.num_features)
+                plain.load_state_dict(layer.state_dict())
+                setattr(module, child, plain)
+    x = images(architecture)
+    assert torch.equal(model(x), usual(x))
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        usual(x[:1])
+    model(x[:1]).sum().backward()
+    *_, last = (m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert last.weight.grad is not None
+    assert last.weight.grad.isfinite().all()
+    (name,) = (name for name, m in model.named_modules() if m is last)
+    assert torch.equal(before[f"{name}.running_var"], last.running_var)
+
+
 @pytest.mark.parametrize(
     ("name", "count"), [("resnet20", 269_722), ("resnet32", 464_154), ("resnet56", 853_018), ("resnet34", 21_282_122)]
 )
