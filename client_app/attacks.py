@@ -20,6 +20,7 @@ from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.names import expert_ids, expert_name
 from fedjets_flwr.seeds import numpy_generator
+from strategies import strategy
 
 BOOST = 10.0
 """Factor of the boosted attacks."""
@@ -195,12 +196,9 @@ def poisoned(train: Work) -> Work:
 
 def holders(config: Config, name: str) -> float:
     """Return how many clients of a round train a vector, as far as one can know before."""
-    anchors, normals = config.cohort.anchors, config.cohort.normals
-    if config.cohort.sampling == "one-per-domain":
-        anchors, normals = 0, len(config.text_domains)
     if not expert_ids([name]):
-        return anchors + normals
-    return max(1.0, (anchors + normals * config.moe.top_k) / config.moe.experts)
+        return config.cohort_size
+    return max(1.0, strategy(config.strategy.name).holders(config))
 
 
 def flip(labels: Tensor, num_classes: int) -> Tensor:

@@ -31,6 +31,8 @@ from fedjets_flwr.tasks import open_task
 from fedjets_flwr.tasks.base import Inputs, Samples
 from fedjets_flwr.wire.vector_cache import VectorStore
 
+KEPT_ARCHITECTURES = 8
+"""Of which a process keeps models, the last ones: sets of a language model's experts differ by client and round."""
 KEPT_CLIENTS = 256
 """Clients whose data a process keeps at hand; the others' comes from the disk again, by memory map."""
 
@@ -106,9 +108,10 @@ class Runtime:
 
     def model(self, architecture: AnyArchitecture, vector: Tensor) -> FlatModel:
         """Return a model of some architecture that holds a vector; the next call, or job, writes over it."""
-        pool = self._pools[architecture]
-        if not pool:
-            pool.append(self._new(architecture))
+        pool = self._pools.pop(architecture, None) or [self._new(architecture)]
+        self._pools[architecture] = pool
+        while len(self._pools) > KEPT_ARCHITECTURES:
+            del self._pools[next(iter(self._pools))]
         pool[0].load(vector)
         return pool[0]
 
@@ -210,6 +213,11 @@ class Runtime:
             return None
         one_hot = torch.nn.functional.one_hot(self.expert_of_column[data.samples.columns], self.config.moe.experts)
         return one_hot.float().to(self.device)
+
+    @property
+    def oracle_of_domains(self) -> bool:
+        """Whether the gate reads of which domain a sample is, which test images that all share do not tell."""
+        return self.config.gate.mode == "oracle" and bool(self.task.spec.kinds)
 
     @cached_property
     def expert_of_column(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Files: the ways to name them, and the one way to write them."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -21,6 +22,8 @@ def written(path: Path, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:

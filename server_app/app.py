@@ -293,8 +293,16 @@ def start_of(method: Strategy) -> dict[str, Tensor]:
 
 
 def newest_checkpoint(config: Config, tracker: Tracker, checkpoints: Checkpoints) -> Checkpoint | None:
-    """Return where a resumed run goes on, if there is anything; what came after it goes."""
+    """Return where a resumed run goes on, if there is anything; what came after it goes.
+
+    Raises:
+        FedjetsError: the run is finished, and none of its checkpoints is there and whole.
+    """
     found = checkpoints.newest() if config.run.resume else None
+    if config.run.resume and found is None and (config.run_dir / "summary.json").is_file():
+        raise FedjetsError(
+            f"{config.run_dir}: no whole checkpoint to go on from, and the run is finished; --overwrite replaces it"
+        )
     tracker.cut_back(found.server_round if found else 0)
     if found is not None:
         log.info("going on after round %d", found.server_round)

@@ -187,12 +187,14 @@ def inspect(
 ) -> tuple[dict[str, object], dict[int, str]]:
     """Measure every expert on every class of the unseen clients; this traffic is no part of any method.
 
+    Nor do simulated clients hold what it brought; a site does.
+
     Returns what the record says of it, and why clients failed.
     """
     num_experts = strategy.num_experts
     experts = tuple(expert_name(m) for m in range(num_experts))
     jobs = [Job(client, experts, cost=result.samples) for client, result in results.items()]
-    before = exchange.traffic.copy()
+    before, held = exchange.traffic.copy(), exchange.held.held_by(results)
     num_classes = len(next(iter(results.values())).classes)
     right, classes = torch.zeros(num_experts, num_classes), torch.zeros(num_classes)
     pending = exchange.request("query.inspect", server_round, jobs, strategy.vectors, len)
@@ -209,6 +211,8 @@ def inspect(
         right += counts
         classes += result.classes
     exchange.traffic = before
+    if strategy.task.simulates:
+        exchange.held.restore(held)
     accuracy = right / classes
     table = [[None if value != value else round(value, 6) for value in row] for row in accuracy.tolist()]
     return {"expert_class_accuracy": table, "routing": routing(results, accuracy)}, pending.failures

@@ -45,7 +45,7 @@ class Scoring:
         """What the run is judged by."""
         if not self.strategy.task.classifies:
             return BITS_PER_BYTE
-        validated = self.clients.validation and self.strategy.score is UNSEEN_ACCURACY
+        validated = self.config.partition.validation_clients and self.strategy.score is UNSEEN_ACCURACY
         return VALIDATION_ACCURACY if validated else self.strategy.score
 
     # Clients that never train ----------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class Scoring:
     def scored(self, last: bool) -> list[int]:
         """Return the clients that never train which a round serves, if it evaluates."""
         clients = self.clients
-        choosing = clients.validation and not last
+        choosing = self.config.partition.validation_clients and not last  # even if none of them is here now
         return [*clients.validation, *([] if choosing else [*clients.unseen, *clients.unlabelled])]
 
     def asked(self, last: bool) -> list[int]:
@@ -174,6 +174,8 @@ class Scoring:
             found, failed = score_participants(clients.exchange, server_round, strategy, served, tuned)
         lost = set(clients.participants) - set(present) - apart
         clients.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
+        for client in set(present) - served.keys() - clients.failures.keys():
+            clients.failures[client] = "it told nothing by which it could be given experts"
         clients.failures |= dict.fromkeys(sorted(apart), "it opted out: the gate is not asked for its experts")
         if failed and not found and last:
             reason = next(iter(failed.values()))

@@ -96,6 +96,11 @@ class Strategy(ABC):
             check_private(config, cls.private, by_settings)
         if config.personalize.read_out == "familiar":
             cls._check_familiar(config)
+        if config.privacy.route_epsilon and not cls.routed:
+            raise FedjetsError(
+                f"privacy.route-epsilon = {config.privacy.route_epsilon:g}: clients of strategy.name ="
+                f" {config.strategy.name!r} tell no route that it could protect; set it to 0"
+            )
         if config.early_stopping.check_every and not cls.stops_early:
             raise FedjetsError(
                 f"early-stopping.check-every = {config.early_stopping.check_every}: strategy.name ="
@@ -141,6 +146,11 @@ class Strategy(ABC):
     def vectors_moved(self) -> int:
         """Vectors that one client can change in a round at most: the sensitivity of private sums."""
         return self.num_experts
+
+    @classmethod
+    def holders(cls, config: Config) -> float:
+        """How many clients of a round train an expert, on average, as far as the settings say: here all."""
+        return config.cohort_size
 
     @property
     def expert_names(self) -> tuple[str, ...]:

@@ -38,6 +38,16 @@ class FedJets(OfExperts):
                 "gate.learns-from = 'anchors': no anchor takes part; set cohort.sampling to 'anchored' and"
                 " cohort.anchors to 1 or more, or gate.learns-from to 'all'"
             )
+        if config.gate.mode == "oracle" and config.cohort.anchor_selection != "partition":
+            raise FedjetsError(
+                "gate.mode = 'oracle': it knows what the partition's anchors hold, and others are chosen; set"
+                " cohort.anchor-selection to 'partition'"
+            )
+        if config.gate.mode == "oracle" and config.num_anchors > config.moe.experts:
+            raise FedjetsError(
+                f"gate.mode = 'oracle': {config.num_anchors} anchors are not one for each of {config.moe.experts}"
+                " experts; set partition.anchors to 0"
+            )
 
     @property
     def experts_served(self) -> int:
@@ -48,6 +58,12 @@ class FedJets(OfExperts):
     def vectors_moved(self) -> int:
         """K experts and the gate."""
         return self.config.moe.top_k + 1
+
+    @classmethod
+    def holders(cls, config: Config) -> float:
+        """Of M experts an anchor trains one, and every other client K."""
+        anchors = config.cohort.anchors if cls.leads(config) else 0
+        return (anchors + (config.cohort_size - anchors) * config.moe.top_k) / config.moe.experts
 
     def state(self) -> dict[str, Tensor]:
         """Return M experts, and a gate at its random start."""

@@ -45,6 +45,11 @@ class FedMix(FedJets):
         """All experts and the gate."""
         return self.num_experts + 1
 
+    @classmethod
+    def holders(cls, config: Config) -> float:
+        """All clients of a round train every expert."""
+        return config.cohort_size
+
     @property
     def everything(self) -> tuple[str, ...]:
         """Names of all experts and the gate."""

@@ -199,7 +199,8 @@ class FedMoE(Strategy):
     def _like_its_domain(self, client: int, known: Mapping[int, Activation]) -> Activation:
         """Return the mean activation of the clients of a client's domain, or of all where there is none."""
         alike = [c for c in known if self.domains.get(c) == self.domains[client]] or list(known)
-        return mean_activation([known[c] for c in alike], [self.num_samples[c] for c in alike])
+        # Of one that told its activation before a resume and is not here now nobody knows how much it has.
+        return mean_activation([known[c] for c in alike], [self.num_samples.get(c, 1) for c in alike])
 
     # Stage 2 ---------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.names import expert_name
@@ -33,6 +34,11 @@ class Ifca(OfExperts):
     def vectors_moved(self) -> int:
         """The model that the client chose."""
         return 1
+
+    @classmethod
+    def holders(cls, config: Config) -> float:
+        """Of M models a client trains one."""
+        return config.cohort_size / config.moe.experts
 
     def spec_of(self, name: str) -> VectorSpec:
         """Return the layout of a model: all have the same."""

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -189,6 +190,8 @@ def pretrain(
         *([f"common-expert.target-accuracy={target_accuracy}"] if target_accuracy is not None else []),
     ]
     c = local_config(read_flat(preset, config, pairs))
+    if output is not None and output.is_dir():
+        raise FedjetsError(f"--output {output}: a folder; name a file")
     torch.set_num_threads(os.cpu_count() or 1)
     expert = train(c, lambda text: console.print(text))
     path = output or cached_path(c)
@@ -463,6 +466,8 @@ def show_settings(
 def main() -> None:
     """Run the command; every expected error is one line and exit code 1, signal n is exit code 128+n."""
     interrupts = Interrupts()
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli(standalone_mode=True)
     except SystemExit as ending:

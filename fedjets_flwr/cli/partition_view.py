@@ -9,6 +9,7 @@ import numpy as np
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Dataset
 from fedjets_flwr.data.partition import Split
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.names import TRAIN
 
 
@@ -48,5 +49,9 @@ def draw(counts: np.ndarray, roles: Sequence[str], path: Path) -> None:
     kinds = " | ".join(dict.fromkeys(roles))
     axes.set(xlabel=f"client ({kinds})", ylabel="class", title="who holds which labels")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+    except ValueError as error:  # an ending that is no picture's
+        raise FedjetsError(f"--output {path}: {error}") from None
+    finally:
+        pyplot.close(figure)

@@ -24,6 +24,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.moe.metrics import READINGS, Reading
 from fedjets_flwr.reading import YAML, read
+from fedjets_flwr.runs.records import SummaryTold, read_told
 
 Settings = dict[str, Scalar]
 
@@ -85,6 +86,9 @@ class File(BaseModel):
         names = [row.name for row in self.rows]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"rows: two are called {twice!r}")
+        for seeds in (self.seeds, *(row.seeds for row in self.rows)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError("seeds: one stands there twice, and would count as two")
         for row in self.rows:
             if self.by_seed and (strangers := set(row.seeds) - set(self.seeds)):
                 raise ValueError(f"by-seed: no value for seed {min(strangers)} of row {row.name!r}")
@@ -129,6 +133,8 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
     parent = (output_dir or Path("runs") / path.stem).expanduser().absolute()
     shared |= {"run.output-dir": str(parent)}
     final = parse_pairs(extra)
+    if "run.seed" in final:
+        raise FedjetsError(f"run.seed: the seeds of the file say it; change them in {path}")
     rows = []
     above: dict[tuple[str, int], Config] = {}
     for row in file.rows:
@@ -141,7 +147,7 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
                 own["run.start-from"] = str(above[row.start, seed].run_dir)
             no_rounds: Settings = {"run.rounds": 0} if own.get("run.rounds") == 0 else {}  # whatever all others have
             try:
-                configs.append(_named(absolute_paths(shared | own | final | no_rounds)))
+                configs.append(_named(absolute_paths(shared | own | final | no_rounds), parent))
             except FedjetsError as error:
                 raise FedjetsError(f"{path}, row {row.name!r}: {error}") from None
             if configs[-1].personalize.read_out != "familiar" and any(
@@ -167,18 +173,25 @@ def _preset(preset: str, path: Path) -> dict[str, Scalar]:
         raise FedjetsError(f"{path}: {error}") from None
 
 
-def _named(flat: Mapping[str, Scalar]) -> Config:
-    """Return the settings with a run name of all that matters to the table, rounds and read-out included."""
+def _named(flat: Mapping[str, Scalar], parent: Path) -> Config:
+    """Return the settings with a run name of all that matters to the table, rounds and read-out included.
+
+    ``parent``: of the runs, which get the same names wherever it lies, also those that start from one of them.
+    """
     elsewhere = ("run.output-dir", "run.cache-dir", *(() if flat.get("data.name") in OWN_DATA else ("data.dir",)))
     matters = {k: v for k, v in flat.items() if k not in elsewhere}
-    if "run.start-from" in matters:
-        matters["run.start-from"] = Path(str(matters["run.start-from"])).name
+    start = Path(str(matters.get("run.start-from") or ""))
+    if start.parent == parent:
+        matters["run.start-from"] = start.name
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
     return Config.from_flat({**flat, "run.name": f"{flat.get('strategy.name', 'fedjets')}-{digest}"})
 
 
 def done(run_dir: Path) -> dict[str, Any] | None:
-    """Return the summary of a finished run."""
-    path = run_dir / "summary.json"
-    summary: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return summary if summary and summary["status"] == "completed" else None
+    """Return the summary of a finished run.
+
+    Raises:
+        FedjetsError: it is damaged.
+    """
+    summary = read_told(run_dir / "summary.json", SummaryTold)
+    return summary if summary and summary.get("status") == "completed" else None

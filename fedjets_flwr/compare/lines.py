@@ -1,6 +1,5 @@
 """From finished runs to lines of a table: what each row reached over its seeds, and what it is held against."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from fedjets_flwr.compare.gain import SHARES, rounds_to
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.moe.controls import CONTROLS, FREE, best_control, mean_controls
 from fedjets_flwr.moe.metrics import READINGS, Reading
+from fedjets_flwr.runs.records import ErrorTold, read_told
 from fedjets_flwr.runs.tracking import read_metrics
 
 CHOSEN = " †"
@@ -200,8 +200,8 @@ def failures_of(experiment: Experiment) -> list[tuple[str, int, str]]:
     found = []
     for row, configs in experiment.rows:
         files = [c.run_dir / "error.json" for c in configs if done(c.run_dir) is None]
-        errors = [json.loads(file.read_text()) for file in files if file.is_file()]
-        reasons = [error["reason"].strip() for error in errors if error.get("status") != "stopped"]
+        errors = [error for file in files if (error := read_told(file, ErrorTold)) is not None]
+        reasons = [error.get("reason", "").strip() for error in errors if error.get("status") != "stopped"]
         if reasons:
-            found.append((row.name, len(reasons), reasons[0].splitlines()[-1]))
+            found.append((row.name, len(reasons), (reasons[0].splitlines() or ["unknown"])[-1]))
     return found

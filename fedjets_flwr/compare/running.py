@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.follow import check
+from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.tracking import write_json
 
 
@@ -61,7 +63,7 @@ def run_experiment(
         display.update(bar, advance=1, left=time_left())
         if error is not None:
             failed.append(config.run_name)
-            _keep_reason(config.run_dir, error)
+            _keep_reason(config, error)
             display.tell(config.run_name, Text.assemble(("failed", "bold red"), f": {error}"))
         write_results(experiment, folder)
 
@@ -91,9 +93,10 @@ def _check_rows(experiment: Experiment, validate: Callable[[Config], None]) -> N
                 raise FedjetsError(f"row {row.name!r}: {error}") from None
 
 
-def _keep_reason(run_dir: Path, error: FedjetsError) -> None:
-    """Have the table show a run as failed that ended before its ServerApp could say why."""
-    path = run_dir / "error.json"
-    if not path.is_file():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"status": "failed", "reason": str(error), "expected": True})
+def _keep_reason(config: Config, error: FedjetsError) -> None:
+    """Have the table show a run as failed that ended before its ServerApp could say why; not another's that goes on."""
+    path = config.run_dir / "error.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FedjetsError), RunLock(config, seconds=0):
+        if not path.is_file():
+            write_json(path, {"status": "failed", "reason": str(error), "expected": True})

@@ -933,6 +933,13 @@ class Config(Section):
         return tuple(name.strip() for name in self.text.scores.split(",") if name.strip())
 
     @property
+    def cohort_size(self) -> int:
+        """Clients of a round."""
+        if self.cohort.sampling == "one-per-domain":
+            return len(self.text_domains)
+        return self.cohort.anchors + self.cohort.normals
+
+    @property
     def num_anchors(self) -> int:
         """Anchor clients of the partition: client m is the anchor of expert m."""
         return self.partition.anchors or self.moe.experts

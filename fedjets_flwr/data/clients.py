@@ -63,6 +63,8 @@ def open_split(config: Config) -> Split:
         FedjetsError: of an image folder a split lacks a class that is dealt.
     """
     dataset = open_dataset(config)
+    if not len(dataset.train):
+        raise FedjetsError(f"data.dir = {config.data.dir!r}: no images there to deal; name a folder that has some")
     if config.data.name == "image-folder" and config.partition.name != "domains":
         for folder, images in (("train", dataset.train), ("test", dataset.test)):
             there = set(images.labels.tolist())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import AnyArchitecture, build, tail
 from fedjets_flwr.models.backbone import Backbone, Seen
 from fedjets_flwr.models.common_expert import CommonExpert
@@ -62,9 +63,18 @@ class Judge:
 
     @classmethod
     def of(cls, config: Config, task: Task, common: CommonExpert, architectures: Sequence[AnyArchitecture]) -> "Judge":
-        """Return the judge of the settings (``aggregation.rule = "validated"``)."""
+        """Return the judge of the settings (``aggregation.rule = "validated"``).
+
+        Raises:
+            FedjetsError: there is nothing to judge by.
+        """
         device = device_of(config)
         samples = task.samples(-1, part="public").first(config.aggregation.root_samples).to(device)
+        if not len(samples):
+            raise FedjetsError(
+                f"aggregation.rule = 'validated': no public samples to judge by, data.dir = {config.data.dir!r};"
+                " name a folder that has some, or choose another rule"
+            )
         model = common.model if device.type == "cpu" else copy.deepcopy(common.model).to(device)
         return cls(config, task, replace(common, model=model), architectures, samples)
 

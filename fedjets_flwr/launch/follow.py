@@ -15,7 +15,7 @@ from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.superlink import Launched, NamedSuperLink, ended
 from fedjets_flwr.models.pretraining import named_common_expert
 from fedjets_flwr.moe.controls import CONTROLS, shown
-from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.report.plots import draw_or_say
 from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.claim import BEFORE, make_room, put_back
 from fedjets_flwr.runs.score import COURSES
@@ -44,7 +44,7 @@ def run_elsewhere(config: Config, name: str, here: Config, console: Console) -> 
         launched = superlink.submit(config, folder)
         console.print(f"run {launched.run_id} on the SuperLink {name}")
         summary = follow_to_the_end(launched, config, display, mirrored=True)
-        draw_plots(folder)
+        draw_or_say(folder, console.print)
         return summary
 
 

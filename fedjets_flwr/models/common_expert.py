@@ -132,7 +132,7 @@ def _load(path: Path, size: int, written: int) -> CommonExpert:
             metadata: Mapping[str, str] = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
         return common_expert_of(metadata, tensors)
-    except (SafetensorError, KeyError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
+    except (SafetensorError, LookupError, ValueError, ArithmeticError, TypeError, RuntimeError, OSError) as error:
         raise FedjetsError(
             f"common-expert.path = {str(path)!r}: not a common expert ({str(error).splitlines()[0]});"
             " make one with `fedjets pretrain`"
@@ -143,7 +143,8 @@ def common_expert_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
     """Return the common expert of a safetensors file's metadata and tensors.
 
     Raises:
-        KeyError, ValueError, ArithmeticError, RuntimeError: they do not describe one, or do not fit each other.
+        LookupError, ValueError, ArithmeticError, TypeError, RuntimeError: they do not describe one, or do not fit each
+            other.
     """
     architecture, tensors = _architecture(metadata, tensors), _stage_names(tensors)
     with torch.device("meta"):  # no memory for a size that the file only claims

@@ -149,6 +149,8 @@ def check_free(folder: StrPath) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FedjetsError(f"{folder}: there is something already; remove it, or name another --output")
+    if not folder.name:
+        raise FedjetsError(f"{folder}: a bundle is a folder of its own; name another --output")
 
 
 def write_bundle(folder: StrPath, card: BaseModel, files: Mapping[str, bytes]) -> None:
@@ -159,9 +161,9 @@ def write_bundle(folder: StrPath, card: BaseModel, files: Mapping[str, bytes]) -
     """
     folder = Path(folder)
     card = card.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
+    check_free(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        check_free(folder)
         temporary.mkdir(parents=True)
         for name, data in files.items():
             (temporary / name).write_bytes(data)
@@ -273,7 +275,7 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
     try:
         tensors = _tensors(data)
         common = common_expert_of(_metadata(data), tensors)
-    except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
+    except (SafetensorError, LookupError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
         raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
     found, wanted = common.architecture, replace(card.architecture(card.experts[0]), neck="")
     fits = found == wanted

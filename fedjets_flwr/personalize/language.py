@@ -38,6 +38,7 @@ from fedjets_flwr.personalize.language_bundle import (
     read_language_bundle,
     write_language_bundle,
 )
+from fedjets_flwr.printable import one_line
 from fedjets_flwr.runs.trained_language_run import LanguageRun
 from fedjets_flwr.seeds import numpy_generator, torch_generator
 
@@ -233,9 +234,9 @@ def _card(
     bits: BitsPerByte,
 ) -> LanguageCard:
     """Return what a bundle says of itself; ``used``: tokens that chose, and that scored."""
-    c, a = run.config, run.architecture
+    c, a, name = run.config, run.architecture, one_line(run.folder.name)
     about = (
-        f"A language model for one text: of the federated run {run.folder.name} ({c.strategy.name}) what all clients"
+        f"A language model for one text: of the federated run {name} ({c.strategy.name}) what all clients"
         f" share, and {sum(map(len, held))} of {a.switch_layers * a.experts} experts, those to which the whole model"
         f" sends most of the text's tokens. Nothing was trained; of the text it tells their shares (activation), how"
         " many tokens it has, and bits_per_byte. Use it with `fedjets predict` or fedjets_flwr.personalize.language."
@@ -244,7 +245,7 @@ def _card(
     return LanguageCard(
         about=about,
         strategy=c.strategy.name,
-        run=run.folder.name,
+        run=name,
         rounds=run.summary["rounds"],
         seed=c.run.seed,
         weights_hash=run.summary["weights_hash"],

@@ -36,6 +36,7 @@ from fedjets_flwr.names import expert_name
 from fedjets_flwr.personalize import bundle
 from fedjets_flwr.personalize.bundle import Card, MixtureCard
 from fedjets_flwr.personalize.inference import Chunk, Predictions, answer, inputs_of, look, place
+from fedjets_flwr.printable import one_line
 from fedjets_flwr.runs.trained_run import TrainedRun
 
 
@@ -160,7 +161,7 @@ def personalise(
     chunks = list(look(run.common, pictures, config.common_expert.embedding, config.moe.trainable, where))
     gate = _gate(run, where)
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
-    scores = gate_scores(gate.module if gate else _surest(run, chunks, where), embedding, where)
+    scores = gate_scores(gate.module if gate else _surest(run, chunks, where, statistics), embedding, where)
     models = {m: _trained(run, m, where) for m in _choose(run, scores, experts, read_out)}
     if read_out == "familiar":
         first = next(iter(models))
@@ -204,11 +205,17 @@ def _keeps_common(run: TrainedRun, expert: int, chunks: Sequence[Chunk], where: 
     return keeps_common(predict([own], inputs.__getitem__, len(inputs))[0], adapted.softmax(1), told)
 
 
-def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device) -> Tensor:
-    """Return the scores of a run's M models where no gate gives any, (M,): 1 for the one that is surest."""
+def _surest(run: TrainedRun, chunks: Sequence[Chunk], where: torch.device, statistics: str) -> Tensor:
+    """Return the scores of a run's M models where no gate gives any, (M,): 1 for the one that is surest.
+
+    ``statistics``: of the batch norm with which they are compared, that with which the chosen one will answer.
+    """
     if run.num_experts == 1:
         return torch.ones(1)
     models, inputs = [_trained(run, m, where) for m in range(run.num_experts)], _inputs(run, chunks, where)
+    if statistics == "own":
+        for model in models:
+            adapt_batch_norm(model.module, inputs.__getitem__, len(inputs))
     return surest(predict(models, inputs.__getitem__, len(inputs)))
 
 
@@ -274,14 +281,14 @@ def card_of(
         prior: how their answers are corrected.
         mixture: set if the one expert is mixed with a specialist that was trained on the site's labels.
     """
-    c, spec, dataset = run.config, run.spec, run.summary["dataset"]
+    c, spec, dataset, name = run.config, run.spec, run.summary["dataset"], one_line(run.folder.name)
     models = [Model(name=a.name, width=a.width, norm=a.norm, stem=a.stem)  # type: ignore[arg-type]
               for a in (run.serving.architectures[m] for m in chosen)]  # fmt: skip
     made = (
-        f"without labels: {len(chosen)} of {run.num_experts} experts of the federated run {run.folder.name}"
+        f"without labels: {len(chosen)} of {run.num_experts} experts of the federated run {name}"
         f" ({c.strategy.name} on {dataset}), chosen for {len(scores)} images."
         if mixture is None
-        else f"by its labels: the model of the federated run {run.folder.name} ({c.strategy.name} on {dataset}), mixed"
+        else f"by its labels: the model of the federated run {name} ({c.strategy.name} on {dataset}), mixed"
         f" with a specialist that was trained on {len(scores)} images and never sent."
     )
     answering = (
@@ -300,7 +307,7 @@ def card_of(
         about=about,
         strategy=c.strategy.name,
         dataset=dataset,
-        run=run.folder.name,
+        run=name,
         rounds=run.summary["rounds"],
         seed=c.run.seed,
         weights_hash=run.summary["weights_hash"],

@@ -1,6 +1,7 @@
 """Pictures of a run, drawn from its result files alone."""
 
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -186,7 +187,8 @@ def _participants(summary: Mapping[str, Any]) -> Any:
     shown = [kind for kind in kinds if kind in summary["participants"]]
     x, width = np.arange(len(clients)), 0.8 / len(shown)
     for position, kind in enumerate(shown):
-        values = [right / total for right, total in (counts[kind] for counts in clients.values())]
+        told = [counts.get(kind) for counts in clients.values()]  # a site may have no test images of all
+        values = [counts[0] / counts[1] if counts else math.nan for counts in told]
         place = x + width * (position - (len(shown) - 1) / 2)
         axes.bar(place, values, width, color=("C0", "0.6")[position], label=kinds[kind])
         axes.axhline(summary["participants"][kind], color=("C0", "0.4")[position], linestyle=":", linewidth=1.5)

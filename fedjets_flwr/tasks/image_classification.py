@@ -30,7 +30,7 @@ class ImageClassification:
     @property
     def spec(self) -> Spec:
         """Shape of an image and names of the classes; of the domains, if clients differ in them."""
-        known = self.config.partition.name == "domains" and len(self.dataset.train) > 0  # a deployed site does not tell
+        known = self.config.partition.name == "domains" and self.simulates  # a deployed site does not tell
         return replace(self.dataset.spec, kinds=self.config.domain_names if known else ())
 
     @property

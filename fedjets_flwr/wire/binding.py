@@ -102,9 +102,9 @@ class Binding:
         for client in clients:
             if self._roster is not None and self._roster.get(key) != client:
                 return f"it claims client {client}, which nodes.roster does not give to its key"
-            if self._pins.get(client, key) != key:
+            if self._roster is None and self._pins.get(client, key) != key:
                 return f"it claims client {client}, which another key had before"
-        if new := {client: key for client in clients if client not in self._pins}:
+        if new := {client: key for client in clients if self._pins.get(client) != key}:
             self._pins |= new
             self._write()
         return ""

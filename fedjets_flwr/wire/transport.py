@@ -193,11 +193,13 @@ class SharedFolder:
             if _FOLDER.fullmatch(old.name) and _abandoned(old):
                 shutil.rmtree(old, ignore_errors=True)
         self.path = parent / f"fedjets-{os.getpid()}-{secrets.token_hex(8)}"
-        self.path.mkdir(mode=0o700)
-        self._lock = (self.path / "lock").open("w")  # held while this run lives
+        made = self.path.with_name(f".{self.path.name}")  # until it is locked, others would take it for abandoned
+        made.mkdir(mode=0o700)
+        self._lock = (made / "lock").open("w")  # held while this run lives
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.token = secrets.token_hex(16)
-        (self.path / "probe").write_text(self.token)
+        (made / "probe").write_text(self.token)
+        made.rename(self.path)
         self._sequence = 0
         self._files: set[Path] = set()
 

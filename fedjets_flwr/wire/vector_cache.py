@@ -48,6 +48,14 @@ class VectorLedger:
         """Note what is on its way to a client."""
         self._held[client] |= versions
 
+    def held_by(self, clients: Iterable[int]) -> dict[int, dict[str, str]]:
+        """Return the versions that clients hold, by name."""
+        return {client: dict(self._held[client]) for client in clients}
+
+    def restore(self, held: Mapping[int, Mapping[str, str]]) -> None:
+        """Note that clients hold what :meth:`held_by` returned, and nothing that came since."""
+        self._held |= {client: dict(versions) for client, versions in held.items()}
+
     def forget(self, client: int) -> None:
         """Note that a client may have lost all it held."""
         self._held.pop(client, None)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,39 @@ def test_partition_draws_and_prints(tmp_path: Path) -> None:
     assert len(rows) == 25
     assert sum("anchor" in row for row in rows) == 5
     assert sum("unseen" in row for row in rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("partition", "-c", "data.name=digits", "--output", "split.txt"), "--output split.txt: "),
+        (
+            ("partition", "-c", "data.name='image-folder' data.classes='a,b,c,d,e'"
+             " partition.name='domains' partition.domains='as-is,negative,noise,blur,rotate-90'"),
+            "data.dir = '': no images there to deal",
+        ),
+        (("pretrain", "-c", "data.name=digits", "--output", "empty"), "--output empty: a folder"),
+    ],
+    ids=["no picture's ending", "no images", "a folder"],
+)  # fmt: skip
+def test_what_cannot_be_read_or_written_is_one_line(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["fedjets", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    check_error(caught.value.code, capsys.readouterr().err, said)
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(tmp_path: Path) -> None:
+    name = os.fsdecode(b"l\xe4ufe.png")
+    done = fedjets("partition", "-c", "data.name=digits", "--output", name, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("l\\udce4ufe.png\n")
+    assert (tmp_path / name).is_file()
 
 
 @pytest.mark.parametrize("validation", [0, 2])

@@ -13,6 +13,7 @@ from client_app.attacks import (
     adaptive,
     flip,
     gaussian,
+    holders,
     replacement,
     ruined_statistics,
     sign_flip,
@@ -23,7 +24,7 @@ from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.messages import Job
 from tests.support.runs import TinyRunner
-from tests.support.tiny import context_of, start_vectors, tiny_runtime
+from tests.support.tiny import context_of, start_vectors, tiny, tiny_runtime
 
 JUDGED: dict[str, Scalar] = {"aggregation__rule": "validated", "partition__public_share": 0.3}
 
@@ -50,6 +51,24 @@ def test_the_plain_attacks_in_closed_form(tmp_path: Path) -> None:
     holders = (2 + 3 * 2) / 3  # two anchors, three normals with two experts each, three experts
     assert torch.allclose(replacement(target), sent + holders * (-trained - sent), atol=1e-5)
     assert torch.equal(ruined_statistics(target), trained)  # a linear expert has none
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "count"),
+    [
+        ("fedjets", "anchored", (2 + 3 * 2) / 3),
+        ("fedjets", "uniform", 5 * 2 / 3),
+        ("fedavg", "", 5),
+        ("fedmix", "", 5),
+        ("ensembles", "", 5),
+        ("ifca", "anchored", 5 / 3),
+    ],
+)
+def test_replacement_knows_how_many_train_an_expert_of_each_method(name: str, sampling: str, count: float) -> None:
+    """Two anchors and three normal clients a round, K = 2 of M = 3; all train the gate."""
+    config = tiny(strategy__name=name, cohort__sampling=sampling)
+    assert holders(config, "expert.0") == pytest.approx(count)
+    assert holders(config, "gate") == 5
 
 
 def test_running_statistics_stay_honest_unless_they_are_the_aim(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client_app.algorithms import fedmoe
 from client_app.client import ClientContext
-from client_app.runtime import Runtime
+from client_app.runtime import KEPT_ARCHITECTURES, Runtime
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.models.pretraining import provide_common_expert
@@ -140,3 +140,22 @@ def test_a_client_answers_with_what_it_holds(text_settings: Settings, tmp_path: 
     want = F.cross_entropy(logits.transpose(1, 2), at.data.targets, reduction="none")
     torch.testing.assert_close(predictions[..., 0], want, atol=1e-5, rtol=1e-4)
     assert torch.equal(predictions[..., 1], (logits.argmax(2) == at.data.targets).float())
+
+
+def test_a_process_keeps_the_models_of_the_last_sets_of_experts_alone(text_settings: Settings) -> None:
+    """Sets differ by client and change with the rounds; a thousand of them would fill the memory."""
+    site = Site(text_settings)
+    pairs = [(a, b) for a in range(4) for b in range(4)]
+
+    def model(a: int, b: int) -> FlatModel:
+        sets: Sets = ((a,), (b,))
+        return site.runtime.model(replace(site.architecture, held=sets), joined(site.vectors, sets))
+
+    first = model(*pairs[0])
+    assert model(*pairs[0]) is first
+    for pair in pairs:
+        model(*pair)
+    assert len(site.runtime._pools) == KEPT_ARCHITECTURES < len(pairs)
+    again = model(*pairs[0])
+    assert again is not first
+    assert torch.equal(again.vector, first.vector)

@@ -15,13 +15,13 @@ from fedjets_flwr.compare import figures
 from fedjets_flwr.compare.experiment import Experiment, Gain, Row, done, read_experiment
 from fedjets_flwr.compare.lines import chosen_reading, lines_of
 from fedjets_flwr.compare.running import run_experiment
-from fedjets_flwr.compare.table import draw_results, markdown
+from fedjets_flwr.compare.table import draw_results, markdown, write_results
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.follow import check
 from fedjets_flwr.launch.simulation import cpu_count
-from fedjets_flwr.runs.checkpoint import Checkpoints
+from fedjets_flwr.runs.checkpoint import Checkpoints, RunLock
 from fedjets_flwr.runs.tracking import read_metrics
 from server_app.app import run
 from strategies import validate
@@ -56,6 +56,8 @@ def test_every_shipped_experiment_is_sound(path: Path) -> None:
     [
         ("title: [", "experiment.yaml"),
         (SMALL.replace("seeds: [1]", "seeds: []"), "seeds"),
+        (SMALL.replace("seeds: [1]", "seeds: [1, 2, 1]"), "seeds: one stands there twice"),
+        (SMALL.replace("name: FedAvg", "name: FedAvg, seeds: [3, 3]"), "seeds: one stands there twice"),
         (SMALL + "by-seed: {common-expert.seed: [1, 2]}", "by-seed: common-expert.seed: 2 value.s. for 1 seed"),
         (SMALL + "by-seed: {common-expert.sed: [1]}", "row 'FedAvg': .*common-expert.sed"),
         (SMALL.replace("name: FedJETs", "name: FedAvg"), "rows: two are called 'FedAvg'"),
@@ -88,6 +90,21 @@ def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: s
     with pytest.raises(FedjetsError, match=word) as caught:
         read_experiment(path, [], None)
     assert "\n" not in str(caught.value)
+
+
+def test_the_seed_of_all_rows_is_no_setting_of_the_command(tmp_path: Path) -> None:
+    """Each row would have one run, and count it once for every seed of the file."""
+    path = tmp_path / "experiment.yaml"
+    path.write_text(SMALL.replace("seeds: [1]", "seeds: [1, 2]"))
+    with pytest.raises(FedjetsError, match="run.seed: the seeds of the file say it"):
+        read_experiment(path, ["run.seed=1"], None)
+
+
+def test_rows_that_start_from_runs_elsewhere_are_runs_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    row = "  - {{name: {0}, settings: {{run.start-from: /runs/{0}/base}}}}\n"
+    path.write_text("title: small\npreset: digits\nseeds: [1]\nrows:\n" + row.format("a") + row.format("b"))
+    assert len({config.run_name for _, (config,) in read_experiment(path, [], None).rows}) == 2
 
 
 def test_settings_by_seed_follow_the_seeds_of_each_row(tmp_path: Path) -> None:
@@ -244,6 +261,32 @@ def test_experts_are_followed_on_the_same_clients(unseen: tuple[int, ...], shown
     figure = figures._experts("title", {"row": [({}, records)]})
     (axes,) = figure.axes
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [shown, shown]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "error.json"])
+def test_a_damaged_result_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
+    experiment = read_experiment(small(tmp_path), [], tmp_path / "runs")
+    run_dir = experiment.rows[0][1][0].run_dir
+    run_dir.mkdir(parents=True)
+    (run_dir / name).write_text("")
+    with pytest.raises(FedjetsError, match=f"{run_dir.name}/{name}: ") as caught:
+        write_results(experiment, tmp_path / "results")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_where_another_run_writes_is_left_alone(tmp_path: Path) -> None:
+    """A reason in it would have its Ctrl-C lose a round, and others call it failed."""
+    experiment = read_experiment(small(tmp_path), [], tmp_path / "runs")
+    config = experiment.rows[0][1][0]
+    config.run_dir.mkdir(parents=True)
+
+    def refused(config: Config, display: Display) -> None:
+        raise FedjetsError("another run writes there")
+
+    with RunLock(config), pytest.raises(FedjetsError, match="runs failed"):
+        run_experiment(experiment, tmp_path / "results", refused, Console(quiet=True), validate)
+    assert not (config.run_dir / "error.json").exists()
+    assert (experiment.rows[1][1][0].run_dir / "error.json").is_file()
 
 
 PERSONAL = """

@@ -111,6 +111,13 @@ def test_a_run_tells_its_tables_by_domain(folder: Path, tmp_path: Path, monkeypa
     assert np.array(summary["expert_class_accuracy"]).shape == (2, 2)
 
 
+def test_of_public_folders_alone_a_site_and_its_server_tell_the_same_columns(folder: Path) -> None:
+    """The site has no folder of domains, and does not say of which its images are."""
+    server = config(folder, partition__public_share=1.0)
+    site = server.model_copy(update={"data": server.data.model_copy(update={"dir": ""})})
+    assert open_task(server).spec.columns == open_task(site).spec.columns == CLASSES
+
+
 def test_nobody_trains_on_a_domain_that_is_held_out(folder: Path) -> None:
     """Not the common expert, and not the server that judges by public samples."""
     left_out, public = {"partition__held_out_domain": "negative"}, {"partition__public_share": 0.6}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.federation.validated import Validated
 from fedjets_flwr.wire.messages import BadReply, Reply
@@ -70,6 +71,14 @@ def trained_on(method: TinyMethod, experts: Sequence[Tensor], gate: Tensor, step
         (slope,) = torch.autograd.grad(F.nll_loss(mixed.log(), labels), gate)
         gate = (gate - method.strategy.config.gate.lr * slope).detach()
     return gate.float()
+
+
+def test_a_judge_without_samples_is_refused(method: TinyMethod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would refuse everybody, and say that their experts are bad."""
+    whole = method.strategy.task.samples(-1, part="public")
+    monkeypatch.setattr(type(method.strategy.task), "samples", lambda self, client, part: whole.first(0))
+    with pytest.raises(FedjetsError, match=r"aggregation.rule = 'validated': no public samples to judge by"):
+        judge_of(method)
 
 
 def test_the_loss_of_an_expert_is_that_without_its_prior(method: TinyMethod) -> None:

@@ -275,8 +275,14 @@ def missing_tensor(path: Path) -> None:
     safetensors.torch.save_file(tensors, path, metadata)
 
 
+def without_dimensions(path: Path) -> None:
+    told = {"arch": "resnet20", "dataset": "cifar10", "mean": "0,0,0", "std": "1,1,1", "test_accuracy": "0.5"}
+    safetensors.torch.save_file({"linear.weight": torch.tensor(1.0), "conv1.weight": torch.tensor(1.0)}, path, told)
+
+
 BAD_FILES: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
+    "without dimensions": without_dimensions,
     "folder": lambda path: path.mkdir(),
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"\x80\x04not safetensors" * 50),

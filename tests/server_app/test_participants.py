@@ -9,7 +9,10 @@ from fedjets_flwr.federation.cohort import draw_participants
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.wire.messages import Job, Reply
 from server_app.scoring import Scoring
+from tests.support.runs import TinyRunner, participants, tiny_run
 from tests.support.tiny import TinyMethod, samples_of, tiny, tiny_method
+
+__all__ = ["tiny_run"]
 
 PARTS: dict[str, Scalar] = {
     "partition__val_share": 0.2, "partition__test_share": 0.2, "partition__samples_per_client": 40,
@@ -99,6 +102,23 @@ def test_means_on_shared_images_are_over_those_who_have_them() -> None:
 def test_a_right_answer_to_every_sample_is_believed() -> None:
     found: Any = scoring("finetune", told(1, [4, 4], [1, 1])).rounds.scoring.own_tests(1, last=False)
     assert found["participants"]["local"] == 1.0
+
+
+def test_an_oracle_of_domains_scores_what_tells_its_domain(tiny_run: TinyRunner) -> None:
+    """The test images that all share do not."""
+    run = tiny_run("fedjets", gate__mode="oracle", partition__name="domains", partition__public_share=0.2, **PARTS)
+    found = participants(run)
+    assert found["clients"]
+    assert all("local" in counts and "global" not in counts for counts in found["clients"].values())
+
+
+def test_who_gets_no_experts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = scoring("finetune", told(1, [4, 4], [1, 1]))
+    monkeypatch.setattr(
+        method.strategy, "personal", lambda clients, routes: {c: ("expert.0",) for c in clients if c != 3}
+    )
+    method.rounds.scoring.own_tests(1, last=False)
+    assert method.rounds.clients.failures == {3: "it told nothing by which it could be given experts"}
 
 
 def test_who_could_not_be_prepared_has_no_score_and_is_named() -> None:

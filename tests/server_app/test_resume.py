@@ -124,6 +124,18 @@ def test_a_finished_run_can_be_resumed(run: Runner) -> None:
     check_same(run, "fedavg", run(run__resume=True, **own))
 
 
+def test_results_are_not_lost_to_a_resume_that_finds_no_checkpoint(run: Runner) -> None:
+    own: dict[str, Scalar] = EIGHT | {"run__name": "thinned", "strategy__name": "fedavg", "run__rounds": 2}
+    folder = run(**own).config.run_dir
+    gc.collect()
+    for path in (folder / "checkpoints").glob("round-*"):
+        path.unlink()
+    before = (folder / "summary.json").read_bytes(), (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(FedjetsError, match="no whole checkpoint to go on from"):
+        run(run__resume=True, **own)
+    assert ((folder / "summary.json").read_bytes(), (folder / "metrics.jsonl").read_bytes()) == before
+
+
 @pytest.mark.parametrize("name", ["fedjets", "scaffold"])
 def test_a_damaged_newest_checkpoint(run: Runner, name: str) -> None:
     own: dict[str, Scalar] = EIGHT | {"run__name": f"damaged-{name}", "strategy__name": name}

@@ -148,6 +148,7 @@ def test_experts_may_all_start_from_the_common_expert() -> None:
 
 
 NOISE: dict[str, Scalar] = {"privacy__noise_multiplier": 1.0}
+UNROUTED = tuple(name for name in NAMES if name != "fedjets")
 BATCH_NORM: dict[str, Scalar] = {"moe__trainable": "all", "model__norm": "batch"}
 
 
@@ -169,6 +170,13 @@ BATCH_NORM: dict[str, Scalar] = {"moe__trainable": "all", "model__norm": "batch"
         ("fedmix", {"gate__learns_from": "anchors"}, "gate.learns-from = 'anchors'"),
         ("fedjets", {"gate__learns_from": "anchors", "cohort__sampling": "uniform"}, "gate.learns-from = 'anchors'"),
         ("fedjets", {"gate__learns_from": "anchors", "cohort__anchors": 0}, "gate.learns-from = 'anchors'"),
+        ("fedjets", {"gate__mode": "oracle", "cohort__anchor_selection": "k-means"}, "gate.mode = 'oracle'"),
+        (
+            "fedjets",
+            {"gate__mode": "oracle", "partition__anchors": 4, "cohort__sampling": "uniform"},
+            "gate.mode = 'oracle': 4 anchors are not one for each of 3 experts",
+        ),
+        *((name, {"privacy__route_epsilon": 1.0}, "privacy.route-epsilon = 1: .* tell no route") for name in UNROUTED),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(name: str, changes: dict[str, Scalar], setting: str) -> None:

@@ -9,8 +9,10 @@ from safetensors import safe_open
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.report.page import write_report
 from fedjets_flwr.report.plots import draw_plots
+from fedjets_flwr.runs.score import VALIDATION_ACCURACY
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.in_process import Finished, run_in_process
+from tests.support.tiny import tiny_method
 
 SETTINGS: dict[str, Scalar] = {
     "transport__name": "inline", "partition__public_share": 0.3, "partition__validation_clients": 2,
@@ -34,6 +36,16 @@ def test_rounds_score_the_validation_clients_and_the_last_one_the_unseen_too(fin
         assert record["score"]["value"] == record["validation"]["accuracy"]
     unseen = [str(client) for client in range(config.partition.clients, first)]
     assert list(records[-1]["evaluation"]["per_client_accuracy"]) == unseen
+
+
+def test_where_none_is_here_the_unseen_ones_still_choose_nothing() -> None:
+    """They may be late, or hold no labels."""
+    method = tiny_method("fedavg", partition__validation_clients=2, partition__public_share=0.3)
+    scoring, clients = method.rounds.scoring, method.rounds.clients
+    clients.validation, clients.unseen = [], [7, 8]
+    assert scoring.scored(last=False) == []
+    assert scoring.scored(last=True) == [7, 8]
+    assert scoring.score is VALIDATION_ACCURACY
 
 
 def test_no_weight_depends_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

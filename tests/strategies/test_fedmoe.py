@@ -218,6 +218,11 @@ def test_a_client_without_the_memory_gets_the_mean_of_its_domain(text_settings: 
     method.learn([answer(0, UNEVEN), answer(1, other), answer(2, None)])
     mean = [x / 4 + 3 * y / 4 for x, y in zip(UNEVEN, other, strict=True)]  # 10 and 30 windows
     assert [x for row in method.structures[2].activation for x in row] == pytest.approx(mean)
+    del method.structures[2], method.num_samples[1]  # after a resume, at which that one is not here
+    method.learn([answer(2, None)])
+    mean = [10 * x / 11 + y / 11 for x, y in zip(UNEVEN, other, strict=True)]
+    assert [x for row in method.structures[2].activation for x in row] == pytest.approx(mean)
+    method.num_samples[1] = 30
     method.structures = {}
     method.learn([answer(0, UNEVEN, 1), answer(1, other, 2), answer(2, None, 1)])
     assert [x for row in method.structures[2].activation for x in row] == UNEVEN

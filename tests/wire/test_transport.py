@@ -1,11 +1,13 @@
 """Inline and shared transport: the same bits, and nothing that a reply or a request could make them touch."""
 
+import fcntl
 import os
 import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -92,6 +94,23 @@ def test_leftovers_of_dead_runs_go_and_those_of_living_ones_stay(folder: SharedF
     assert folder.path.exists()
     for each in (folder, other):
         each.close()
+
+
+def test_a_folder_is_locked_before_others_can_find_it(folder: SharedFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that starts at that moment would take it for a dead one's."""
+    seen: list[set[Path]] = []
+    before, lock = set(folder.path.parent.glob("fedjets-*")), fcntl.flock
+
+    def locked(file: IO[str], how: int) -> None:
+        seen.append(set(folder.path.parent.glob("fedjets-*")) - before)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    other = SharedFolder()
+    assert seen[-1] == set()
+    assert probe(str(other.path)) == other.token
+    other.close()
+    assert set(folder.path.parent.glob(".fedjets-*")) == set()
 
 
 def test_a_request_cannot_name_any_folder(tmp_path: Path, folder: SharedFolder) -> None:

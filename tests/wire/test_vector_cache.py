@@ -32,6 +32,17 @@ def test_a_client_lacks_what_changed_and_after_a_failure_everything() -> None:
     assert ledger.missing(3, {"gate": "a"}) == ["gate"]
 
 
+def test_what_came_meanwhile_can_be_taken_back() -> None:
+    ledger = VectorLedger()
+    ledger.sent(3, {"gate": "a"})
+    before = ledger.held_by([3, 4])
+    ledger.sent(3, {"gate": "b", "expert.0": "a"})
+    ledger.sent(4, {"gate": "b"})
+    ledger.restore(before)
+    assert ledger.missing(3, {"gate": "a", "expert.0": "a"}) == ["expert.0"]
+    assert ledger.missing(4, {"gate": "b"}) == ["gate"]
+
+
 def test_a_store_keeps_one_version_of_each_name_and_one_run(tmp_path: Path) -> None:
     store = VectorStore(tmp_path / "vectors")
     assert store.get("gate", VERSION) is None
