@@ -27,7 +27,7 @@ def scored(adapt: Adapt) -> Work:
     def score(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         """Count right and total on the client's own test part and, if they are here, on test images that all share."""
         own, parts = adapt(context, vectors), {"local": "test"}
-        if context.runtime.has_global and not context.runtime.oracle_of_domains:
+        if context.runtime.has_global and not ("gate" in vectors and context.runtime.oracle_of_domains):
             parts["global"] = "global"
         task, numbers = context.task, dict[str, Number](own.numbers)
         for name, part in parts.items():

@@ -31,8 +31,8 @@ from fedjets_flwr.tasks import open_task
 from fedjets_flwr.tasks.base import Inputs, Samples
 from fedjets_flwr.wire.vector_cache import VectorStore
 
-KEPT_ARCHITECTURES = 8
-"""Of which a process keeps models, the last ones: sets of a language model's experts differ by client and round."""
+KEPT_FLOATS = 50_000_000
+"""Of a process's models, those it used last: sets of a language model's experts differ by client and round."""
 KEPT_CLIENTS = 256
 """Clients whose data a process keeps at hand; the others' comes from the disk again, by memory map."""
 
@@ -110,7 +110,7 @@ class Runtime:
         """Return a model of some architecture that holds a vector; the next call, or job, writes over it."""
         pool = self._pools.pop(architecture, None) or [self._new(architecture)]
         self._pools[architecture] = pool
-        while len(self._pools) > KEPT_ARCHITECTURES:
+        while len(self._pools) > 1 and sum(p[0].spec.size for p in self._pools.values() if p) > KEPT_FLOATS:
             del self._pools[next(iter(self._pools))]
         pool[0].load(vector)
         return pool[0]

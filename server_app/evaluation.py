@@ -212,7 +212,7 @@ def inspect(
         classes += result.classes
     exchange.traffic = before
     if strategy.task.simulates:
-        exchange.held.restore(held)
+        exchange.held.restore({client: versions for client, versions in held.items() if client not in pending.failures})
     accuracy = right / classes
     table = [[None if value != value else round(value, 6) for value in row] for row in accuracy.tolist()]
     return {"expert_class_accuracy": table, "routing": routing(results, accuracy)}, pending.failures

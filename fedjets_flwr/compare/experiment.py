@@ -133,8 +133,9 @@ def read_experiment(path: StrPath, extra: Sequence[str], output_dir: Path | None
     parent = (output_dir or Path("runs") / path.stem).expanduser().absolute()
     shared |= {"run.output-dir": str(parent)}
     final = parse_pairs(extra)
-    if "run.seed" in final:
-        raise FedjetsError(f"run.seed: the seeds of the file say it; change them in {path}")
+    for key, instead in (("run.seed", f"change the seeds in {path}"), ("run.output-dir", "use --output-dir")):
+        if key in final:
+            raise FedjetsError(f"{key}: all rows would have the same; {instead}")
     rows = []
     above: dict[tuple[str, int], Config] = {}
     for row in file.rows:

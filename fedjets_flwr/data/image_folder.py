@@ -1,6 +1,5 @@
 """A site's own images: torchvision's ImageFolder layout, or a flat folder without labels."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedjets_flwr.data.datasets import UNKNOWN, Images
-from fedjets_flwr.data.site_cache import current_site_folder
+from fedjets_flwr.data.site_cache import site_file
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
 
@@ -43,8 +42,7 @@ def cached_images(folder: Path, classes: Sequence[str], shape: tuple[int, int, i
     if not folder.is_dir():
         raise FedjetsError(f"{folder}: no such folder of images")
     files = [(path, path.stat(follow_symlinks=path.exists())) for path in sorted(folder.rglob("*"))]
-    digest = hashlib.sha256(repr((1, classes, shape)).encode()).hexdigest()
-    path = current_site_folder(cache, folder, files) / f"{digest}.safetensors"
+    path = site_file(cache, folder, files, (1, classes, shape))
     if (tensors := kept(path)) is not None:
         return Images(tensors["pixels"], tensors["labels"])
     found = read_folder(folder, classes, shape).images

@@ -4,7 +4,6 @@ The SHA-256 of a document's name, modulo 10, says which part it is of: 0 to 7 tr
 whose text an earlier one has is left out.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedjets_flwr.data.site_cache import current_site_folder
+from fedjets_flwr.data.site_cache import site_file
 from fedjets_flwr.data.text_folder import different, ended, list_own, number_of, read_own
 from fedjets_flwr.data.text_sources import MAX_CHARACTERS, Document
 from fedjets_flwr.data.text_tokens import Tokens, digest_of, tokens_of
@@ -111,8 +110,7 @@ def open_site(place: Path, tokeniser: str, cache: Path) -> SiteText:
         FedjetsError: as :func:`read_site`.
     """
     files = [(path, path.stat()) for path in list_own(place)]
-    name = hashlib.sha256(repr((FORMAT, digest_of(tokeniser))).encode()).hexdigest()
-    path = current_site_folder(cache, place, files) / f"{name}.safetensors"
+    path = site_file(cache, place, files, (FORMAT, digest_of(tokeniser)))
     if (tensors := kept(path)) is None:
         tensors = _as_tensors(encode_site(place, tokens_of(tokeniser)))
         keep(tensors, path)

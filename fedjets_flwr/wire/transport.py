@@ -189,14 +189,16 @@ class SharedFolder:
         parent = Path("/dev/shm")
         if not os.access(parent, os.W_OK):
             parent = Path(tempfile.gettempdir())
-        for old in parent.glob("fedjets-*"):
-            if _FOLDER.fullmatch(old.name) and _abandoned(old):
+        for old in (*parent.glob("fedjets-*"), *parent.glob(".fedjets-*")):
+            if _FOLDER.fullmatch(old.name.removeprefix(".")) and _abandoned(old):
                 shutil.rmtree(old, ignore_errors=True)
         self.path = parent / f"fedjets-{os.getpid()}-{secrets.token_hex(8)}"
-        made = self.path.with_name(f".{self.path.name}")  # until it is locked, others would take it for abandoned
+        made = self.path.with_name(f".{self.path.name}")
         made.mkdir(mode=0o700)
-        self._lock = (made / "lock").open("w")  # held while this run lives
+        # Held while this run lives. Until then others would take the folder for abandoned, so the lock comes last.
+        self._lock = (made / "new").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (made / "new").rename(made / "lock")
         self.token = secrets.token_hex(16)
         (made / "probe").write_text(self.token)
         made.rename(self.path)
@@ -262,7 +264,7 @@ def _abandoned(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except OSError:
-        # Held, another user's, or just being made.
+        # Held, another user's, or not locked yet.
         return False
 
 

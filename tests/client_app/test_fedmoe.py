@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from client_app import runtime
 from client_app.algorithms import fedmoe
 from client_app.client import ClientContext
-from client_app.runtime import KEPT_ARCHITECTURES, Runtime
+from client_app.runtime import Runtime
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.models.pretraining import provide_common_expert
@@ -142,7 +143,9 @@ def test_a_client_answers_with_what_it_holds(text_settings: Settings, tmp_path: 
     assert torch.equal(predictions[..., 1], (logits.argmax(2) == at.data.targets).float())
 
 
-def test_a_process_keeps_the_models_of_the_last_sets_of_experts_alone(text_settings: Settings) -> None:
+def test_a_process_keeps_the_models_of_the_last_sets_of_experts_alone(
+    text_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sets differ by client and change with the rounds; a thousand of them would fill the memory."""
     site = Site(text_settings)
     pairs = [(a, b) for a in range(4) for b in range(4)]
@@ -152,10 +155,11 @@ def test_a_process_keeps_the_models_of_the_last_sets_of_experts_alone(text_setti
         return site.runtime.model(replace(site.architecture, held=sets), joined(site.vectors, sets))
 
     first = model(*pairs[0])
+    monkeypatch.setattr(runtime, "KEPT_FLOATS", 8 * first.spec.size)
     assert model(*pairs[0]) is first
     for pair in pairs:
         model(*pair)
-    assert len(site.runtime._pools) == KEPT_ARCHITECTURES < len(pairs)
+    assert len(site.runtime._pools) == 8
     again = model(*pairs[0])
     assert again is not first
     assert torch.equal(again.vector, first.vector)

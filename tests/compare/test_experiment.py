@@ -92,12 +92,13 @@ def test_a_wrong_experiment_is_one_clear_line(tmp_path: Path, text: str, word: s
     assert "\n" not in str(caught.value)
 
 
-def test_the_seed_of_all_rows_is_no_setting_of_the_command(tmp_path: Path) -> None:
-    """Each row would have one run, and count it once for every seed of the file."""
+@pytest.mark.parametrize(("key", "value"), [("run.seed", "1"), ("run.output-dir", "elsewhere")])
+def test_what_differs_by_run_is_no_setting_of_the_command(tmp_path: Path, key: str, value: str) -> None:
+    """With one seed each row would have one run, and count it once for every seed of the file."""
     path = tmp_path / "experiment.yaml"
     path.write_text(SMALL.replace("seeds: [1]", "seeds: [1, 2]"))
-    with pytest.raises(FedjetsError, match="run.seed: the seeds of the file say it"):
-        read_experiment(path, ["run.seed=1"], None)
+    with pytest.raises(FedjetsError, match=f"{key}: all rows would have the same; "):
+        read_experiment(path, [f"{key}={value}"], None)
 
 
 def test_rows_that_start_from_runs_elsewhere_are_runs_of_their_own(tmp_path: Path) -> None:

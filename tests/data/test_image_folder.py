@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import ray
@@ -17,6 +18,7 @@ from PIL import Image
 from client_app.node import read_node
 from client_app.runtime import open_runtime
 from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.data import image_folder
 from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.data.image_folder import cached_images
 from fedjets_flwr.data.site_cache import site_folder
@@ -287,6 +289,27 @@ def test_nothing_that_was_made_of_a_removed_image_stays_in_the_cache(sites: Path
     (next(folder.rglob("*.png"))).unlink()
     cached_images(folder, classes, shape, cache)
     assert len(list((cache / "folders").rglob("*.safetensors"))) == 1
+
+
+def test_what_is_still_made_of_older_files_is_not_taken_for_the_new_ones(
+    sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is removed, and another process is done with the new folder, while one still decodes the old one."""
+    folder, cache, classes, shape = tmp_path / "site", tmp_path / "cache", tuple(CLASSES.split(",")), (1, 8, 8)
+    shutil.copytree(sites / "1", folder)
+    read, counts = image_folder.read_folder, list[int]()
+
+    def slow(*arguments: Any) -> image_folder.Folder:
+        found = read(*arguments)
+        if not counts:
+            counts.append(len(found.images))
+            next(folder.rglob("*.png")).unlink()
+            counts.append(len(cached_images(folder, classes, shape, cache)))
+        return found
+
+    monkeypatch.setattr(image_folder, "read_folder", slow)
+    cached_images(folder, classes, shape, cache)
+    assert len(cached_images(folder, classes, shape, cache)) == counts[1] == counts[0] - 1
 
 
 def test_runs_of_other_sizes_keep_their_images_of_a_folder_side_by_side(sites: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_who_gets_no_experts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         method.strategy, "personal", lambda clients, routes: {c: ("expert.0",) for c in clients if c != 3}
     )
     method.rounds.scoring.own_tests(1, last=False)
-    assert method.rounds.clients.failures == {3: "it told nothing by which it could be given experts"}
+    assert method.rounds.clients.failures == {3: "it did not answer: which experts suit it is not known"}
 
 
 def test_who_could_not_be_prepared_has_no_score_and_is_named() -> None:
