@@ -3,8 +3,7 @@
 The bare loop trains the same list of (client, expert, batch) with the same optimiser in one process that has all cores:
 no server, no routing, no averaging, no messages. It is tried with one torch thread on each of a pool of threads, and
 with all cores in each operation; the faster counts. `head` is the preset: linear experts over cached features, whose
-training is over before Flower, which looks for messages every 0.1 s, has handed out the exchange of a round. `all` is
-the same with whole experts, where training dominates.
+training takes hundredths of a second a round. `all` is the same with whole experts, where training dominates.
 """
 
 from contextlib import ExitStack

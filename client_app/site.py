@@ -80,6 +80,8 @@ def open_site(message: Message, context: Context, config: Config, node: Node) ->
     try:
         if node.opted_out and not kind.startswith("evaluate."):
             raise Refused("opt-out = true: it takes part in no round")
+        if strangers := sorted({job.client for job in head.jobs} - {node.client}):
+            raise Refused(f"client {strangers[0]} is asked for, and client {node.client} is here")
         check_asked(policy, config, Asked(kind, head.jobs, received))
     except Refused as refusal:
         note("refused", {"reason": str(refusal)})

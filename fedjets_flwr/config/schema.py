@@ -765,6 +765,11 @@ class Config(Section):
                 " set one of them to 'mean'",
             ),
             (
+                self.aggregation.rule != "validated" or partition.validation_clients == 0,
+                "aggregation.rule = 'validated': the server judges by, and trains the gate on, the public samples that"
+                " validation clients hold; set partition.validation-clients to 0",
+            ),
+            (
                 partition.val_share + partition.test_share < 1,
                 f"partition.val-share + partition.test-share = {partition.val_share + partition.test_share:g}: nothing"
                 " is left to train on; lower one of them",

@@ -71,11 +71,15 @@ def _eight_bits(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """A registered change: what it does, and its strengths at severities 1 to 5, or the only one."""
+    """A registered change: what it does, and its strengths at severities 1 to 5, or the only one.
+
+    ``draws``: by chance; ``whole``: a strength is a whole number.
+    """
 
     change: Change
     strengths: tuple[float, ...]
     draws: bool = False
+    whole: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -88,7 +92,7 @@ KINDS: dict[str, Kind] = {
     "noise": Kind(_noise, (0.04, 0.06, 0.08, 0.09, 0.10), draws=True),
     "blur": Kind(_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
     "contrast": Kind(_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "jpeg": Kind(_jpeg, (80, 65, 58, 50, 40)),
+    "jpeg": Kind(_jpeg, (80, 65, 58, 50, 40), whole=True),
 }
 
 
@@ -129,7 +133,7 @@ def parse_domain(text: str) -> Domain:
             strength = kind.strengths[(1, 2, 3, 4, 5).index(int(number))] if mark == ":" else float(number)
         except (ValueError, IndexError):
             strength = -1.0
-        if len(kind.strengths) == 1 or not 0 < strength <= 100:
+        if len(kind.strengths) == 1 or not 0 < strength <= 100 or (kind.whole and strength % 1):
             raise FedjetsError(f"{where}: {name} has no such {'severity' if mark == ':' else 'strength'}")
         return Domain(text, kind, strength)
     kind = _kind(text, where)

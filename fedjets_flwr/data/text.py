@@ -176,7 +176,8 @@ def open_text(config: Config) -> TextSplit:
         FedjetsError: text is missing, damaged or too little.
     """
     tensors = _tokens(config)
-    digest = bytes(tensors["digest"].tolist()).hex()
+    # With the tokeniser: another version of its package may learn other merges of the same text.
+    digest = hashlib.sha256(bytes(tensors["digest"].tolist()) + tensors["tokeniser"].numpy().tobytes()).hexdigest()
     split = TextSplit(config.text_domains, len(tensors["lengths"]), digest, config, tensors)
     split.check()
     return split

@@ -3,14 +3,14 @@
 import json
 import shutil
 import tempfile
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fedjets_flwr.config.schema import Config, Scalar
-from fedjets_flwr.data.clients import open_client, open_dataset
+from fedjets_flwr.data.clients import open_client, open_dataset, open_split
 from fedjets_flwr.data.image_folder import to_picture
 from fedjets_flwr.data.text import FEDERATED, TEST, documents_of, open_text, split_of
 from fedjets_flwr.errors import FedjetsError
@@ -20,6 +20,7 @@ from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.follow import check, follow_to_the_end, run_folder
 from fedjets_flwr.launch.peers import tell_who_reaches
 from fedjets_flwr.models.pretraining import cached_path, named_common_expert, provide_common_expert
+from fedjets_flwr.names import PARTS, TRAIN
 
 Sites = dict[int, dict[str, Scalar]]
 """What each SuperNode's ``--node-config`` says, by client id."""
@@ -123,8 +124,11 @@ def _as_text_sites(config: Config, folder: Path) -> tuple[dict[str, Scalar], Sit
 
 def write_images(config: Config, client: int, folder: Path) -> None:
     """Write a client's images as PNG files below one folder per class."""
-    images, classes = open_client(config, client, part="all").images, open_dataset(config).classes
-    for position, (pixels, label) in enumerate(zip(images.pixels, images.labels.tolist(), strict=True)):
+    split, classes = open_split(config), open_dataset(config).classes
+    apart = config.partition.role_of(client) == TRAIN and bool(split.val or split.test)  # which the site deals anew
+    held = [open_client(config, client, part=part).images for part in (PARTS if apart else ("all",))]
+    images = chain.from_iterable(zip(images.pixels, images.labels.tolist(), strict=True) for images in held)
+    for position, (pixels, label) in enumerate(images):
         path = folder / classes[label] / f"{position:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         to_picture(pixels).save(path)

@@ -113,6 +113,10 @@ def _lenet(a: Architecture) -> nn.Sequential:
     return nn.Sequential(OrderedDict([*stages, ("head", nn.Linear(84, a.num_classes))]))
 
 
+SMALLEST = {"lenet": 16}
+"""Least height and width of an image, of models that do not take them all."""
+
+
 class BasicBlock(nn.Module):
     """Residual block of the CIFAR ResNets with a parameter-free shortcut (He et al. 2016, option A)."""
 
@@ -122,14 +126,15 @@ class BasicBlock(nn.Module):
         self.bn1 = _norm(norm, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = _norm(norm, outputs)
-        self.stride, self.extra = stride, (outputs - inputs) // 2
+        self.stride, self.extra = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(f(x) + x), x subsampled and zero-padded in channels where the shape changes."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         shortcut = x
         if self.stride != 1 or self.extra:
-            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
+            before = self.extra // 2
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
         return F.relu(out + shortcut, inplace=True)
 
 

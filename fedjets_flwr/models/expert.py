@@ -12,7 +12,7 @@ from torch import nn
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import NECKS, AnyArchitecture, Architecture, build, tail
+from fedjets_flwr.models.architectures import NECKS, SMALLEST, AnyArchitecture, Architecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.models.gate import build_gate
@@ -24,8 +24,15 @@ _ARCHITECTURES = TypeAdapter(list[AnyArchitecture])
 
 
 def configured_architecture(config: Config, spec: Spec) -> Architecture:
-    """Return the architecture that ``model.*`` describes for samples of a kind."""
+    """Return the architecture that ``model.*`` describes for samples of a kind.
+
+    Raises:
+        FedjetsError: it takes larger images only.
+    """
     m = config.model
+    least = SMALLEST.get(m.name, 0)
+    if any(side < least for side in spec.shape[1:]):
+        raise FedjetsError(f"model.name = {m.name!r}: takes images of {least} x {least} or more; choose another model")
     return Architecture(m.name, m.width, m.norm, m.stem, spec.shape[0], len(spec.classes))
 
 

@@ -40,7 +40,7 @@ def embed(backbone: Backbone, pixels: Tensor, layer: str, folder: Path, device: 
         folder: the cache.
         device: where to compute.
     """
-    path = folder / "embeddings" / f"{_key(backbone, pixels)}.safetensors"
+    path = folder / "embeddings" / f"{_key(backbone, pixels, device)}.safetensors"
     entry, computed = _read(path), False
     if entry is None:
         keep(compute(backbone, pixels, device), path)
@@ -58,7 +58,7 @@ def embed_adapted(backbone: Backbone, pixels: Tensor, inputs: Inputs, folder: Pa
         inputs: their normalised batches, on the device where to compute.
         folder: the cache.
     """
-    path = folder / "embeddings" / f"{_key(backbone, pixels)}-adabn.safetensors"
+    path = folder / "embeddings" / f"{_key(backbone, pixels, inputs(torch.arange(1)).device)}-adabn.safetensors"
     entry = _read(path)
     if entry is None:
         keep({"logits": adapted_logits(backbone.common.model, inputs, len(pixels))}, path)
@@ -88,9 +88,10 @@ def embedded(entry: Mapping[str, Tensor], layer: str, backbone: Backbone) -> Emb
     return Embedded(entry["logits"], entry[layer], features)
 
 
-def _key(backbone: Backbone, pixels: Tensor) -> str:
+def _key(backbone: Backbone, pixels: Tensor, device: torch.device) -> str:
     kept = "trunk" if backbone.keeps_trunk else "penultimate"
-    hasher = hashlib.sha256(f"3:{backbone.common.digest}:{kept}:{tuple(pixels.shape)}".encode())
+    where = "" if device.type == "cpu" else f":{device.type}"  # which rounds otherwise
+    hasher = hashlib.sha256(f"3:{backbone.common.digest}:{kept}:{tuple(pixels.shape)}{where}".encode())
     hasher.update(pixels.contiguous().numpy().tobytes())
     return hasher.hexdigest()
 

@@ -46,12 +46,14 @@ def with_prior(probs: Tensor, prior: Tensor) -> Tensor:
 
 
 def support_of(shares: Tensor) -> Tensor:
-    """Return equal shares of the classes to which EM's ``shares`` (C,) give :data:`PRESENT` or more, (C,).
+    """Return equal shares of the classes to which EM's ``shares`` (C,) give :data:`PRESENT` or more, (C,); else of all.
 
     A client of K groups of classes holds few of them alike: which ones is all that it needs to know.
     """
     present = (shares >= PRESENT).double()
-    return present / present.sum().clamp_min(1.0)
+    if not present.any():
+        present = torch.ones_like(present)
+    return present / present.sum()
 
 
 def map_prior(probs: Tensor) -> Tensor:

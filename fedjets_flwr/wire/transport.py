@@ -243,9 +243,12 @@ class SharedFolder:
         return shutil.disk_usage(self.path).free > 1.5 * needed
 
     def close(self) -> None:
-        """Delete the folder."""
+        """Delete the folder, out of the way of clients that still write."""
+        gone = self.path.with_name(f".{self.path.name}")
+        with suppress(OSError):
+            self.path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
         self._lock.close()
-        shutil.rmtree(self.path, ignore_errors=True)
         _MAPS.forget_deleted()
 
 
@@ -263,9 +266,10 @@ def _abandoned(folder: Path) -> bool:
         with (folder / "lock").open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
+    except FileNotFoundError:
+        return not folder.name.startswith(".")  # else it is not locked yet, or just goes
     except OSError:
-        # Held, another user's, or not locked yet.
-        return False
+        return False  # held, or another user's
 
 
 def probe(folder: str) -> str:

@@ -5,15 +5,17 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from client_app.app import config_of
 from client_app.client import Update
-from client_app.policy import Policy, Refused, check_leaving, policy_of
+from client_app.local_privacy import Spent, _count
+from client_app.policy import Noise, Policy, Refused, check_leaving, policy_of
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Release, privatised, spent
@@ -24,6 +26,7 @@ from tests.support.faults import same_weights
 from tests.support.in_process import Finished
 from tests.support.runs import TinyRunner
 from tests.support.sites import SiteGrid
+from tests.support.tiny import tiny
 
 Run = Callable[..., Finished]
 
@@ -168,6 +171,34 @@ def test_a_site_clips_its_update_and_noise_of_its_own_is_on_every_number(
     one = spent([Release(2.0, (1, 1), (1, 0))], {}, 1e-3)["epsilon_normal"]
     assert sums[0] == pytest.approx(one, rel=1e-3)
     assert one < sums[1] < 2 * one
+
+
+def test_a_site_works_for_its_own_client_alone(run: Run) -> None:
+    """Of others it would count no noise, and take samples that this one keeps apart."""
+
+    class Asks(SiteGrid):
+        def before(self, message: Message) -> None:
+            if message.metadata.message_type.startswith("train"):
+                self.sites[101].config["client-id"] = 2
+
+    failed = failures_of(run("fedjets", Asks, **EVERYBODY | {"run__rounds": 1}))
+    assert list(failed) == [1]
+    assert "client 1 is asked for, and client 2 is here" in failed[1]
+
+
+def test_noise_is_counted_for_a_site_whichever_client_it_is(tmp_path: Path) -> None:
+    noise, config = (
+        Noise.model_validate({"clip-norm": 1.0, "noise-multiplier": 4.0, "delta": 1e-3}),
+        tiny(run__cache_dir=str(tmp_path)),
+    )
+
+    def count(client: int, place: str) -> Spent:
+        runtime = SimpleNamespace(own=Path(place))
+        return _count(noise, SimpleNamespace(client=client, config=config, runtime=runtime, server_round=1))  # type: ignore[arg-type]
+
+    first, second, elsewhere = count(3, "/images"), count(5, "/images"), count(3, "/others")
+    assert (first.releases, second.releases, elsewhere.releases) == (1, 2, 1)
+    assert first.epsilon_in_total == elsewhere.epsilon_in_total < second.epsilon_in_total
 
 
 def test_noise_of_a_site_has_the_deviation_that_its_policy_says() -> None:

@@ -75,7 +75,20 @@ def test_severities_grow() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["fog", "blur:6", "blur:0", "blur:x", "noise=-1", "noise=", "negative:2", "rotate-90=45", ""]
+    "wrong",
+    [
+        "fog",
+        "blur:6",
+        "blur:0",
+        "blur:x",
+        "noise=-1",
+        "noise=",
+        "negative:2",
+        "rotate-90=45",
+        "jpeg=0.5",
+        "jpeg=60.7",
+        "",
+    ],
 )
 def test_what_is_no_domain_is_refused_by_its_name(wrong: str) -> None:
     with pytest.raises(FedjetsError, match=r"^partition\.domains: "):

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fedjets_flwr.config.schema import Config, Model
-from fedjets_flwr.data.datasets import load_dataset
+from fedjets_flwr.data.datasets import Spec, load_dataset
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import Architecture, build, tail_start
+from fedjets_flwr.models.architectures import Architecture, BasicBlock, build, tail_start
 from fedjets_flwr.models.common_expert import CommonExpert, accuracy_of, freeze, load_common_expert, logits_of
-from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture
+from fedjets_flwr.models.expert import (
+    build_configured_gate,
+    build_expert,
+    configured_architecture,
+    expert_architecture,
+)
 from fedjets_flwr.models.gate import build_gate
 
 NAMES = get_args(Model.model_fields["name"].annotation)
@@ -129,6 +134,26 @@ def test_a_seed_decides_the_weights(name: str) -> None:
     torch.rand(5)
     assert torch.equal(weights(1), first)
     assert not torch.equal(weights(2), first)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_a_shortcut_of_a_cifar_resnet_gets_channels_of_zeros_on_both_sides(width: int) -> None:
+    block = BasicBlock(width, 2 * width, 2, "batch").eval()
+    nn.init.zeros_(block.bn2.weight)
+    nn.init.zeros_(block.bn2.bias)
+    x = torch.rand(2, width, 4, 4)
+    found = block(x)
+    before = width // 2
+    assert torch.equal(found[:, before : before + width], x[:, :, ::2, ::2])
+    assert not found[:, :before].any()
+    assert not found[:, before + width :].any()
+
+
+def test_lenet_takes_no_smaller_images_than_its_convolutions() -> None:
+    spec = Spec((1, 15, 16), ("a", "b"))
+    with pytest.raises(FedjetsError, match="model.name = 'lenet': takes images of 16 x 16 or more"):
+        configured_architecture(Config.from_flat({"model.name": "lenet"}), spec)
+    assert build(Architecture("lenet", 4, "batch", "cifar", 3, 10), 1)(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
 
 def test_lenet_is_the_papers_and_drops_units_in_training_alone() -> None:

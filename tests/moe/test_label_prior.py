@@ -96,6 +96,8 @@ def test_the_support_is_the_classes_above_two_percent_and_they_count_alike() -> 
     assert support_of(em_prior(probs)).tolist() == [0.5, 0.5, 0.0, 0.0]
     assert support_of(torch.tensor([0.0, 1.0])).tolist() == [0.0, 1.0]
     assert support_of(torch.tensor([0.02, 0.0199, 0.97])).tolist() == [0.5, 0.0, 0.5]
+    many = torch.full((100,), 0.01, dtype=torch.float64)  # none has two percent
+    assert torch.equal(support_of(many), many)
 
 
 def test_one_map_step_by_hand() -> None:

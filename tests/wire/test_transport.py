@@ -6,6 +6,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -94,6 +97,37 @@ def test_leftovers_of_dead_runs_go_and_those_of_living_ones_stay(folder: SharedF
     assert folder.path.exists()
     for each in (folder, other):
         each.close()
+
+
+def test_a_client_that_still_writes_leaves_nothing_behind(folder: SharedFolder) -> None:
+    done = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not done.is_set():
+            with suppress(OSError):
+                (folder.path / f"late-{number}").touch()
+            number += 1
+
+    late = threading.Thread(target=write)
+    late.start()
+    time.sleep(0.05)
+    folder.close()
+    done.set()
+    late.join()
+    assert not folder.path.exists()
+    assert not list(folder.path.parent.glob(f".{folder.path.name}"))
+
+
+def test_a_folder_without_a_lock_goes_and_one_that_is_being_made_stays(folder: SharedFolder) -> None:
+    left = folder.path.with_name("fedjets-1-0123456789abcdef")
+    new = folder.path.with_name(".fedjets-1-fedcba9876543210")
+    for path in (left, new):
+        path.mkdir()
+    SharedFolder().close()
+    assert (left.exists(), new.exists()) == (False, True)
+    new.rmdir()
+    folder.close()
 
 
 def test_a_folder_is_locked_before_others_can_find_it(folder: SharedFolder, monkeypatch: pytest.MonkeyPatch) -> None:
