@@ -107,6 +107,13 @@ def test_augmentation_needs_whole_experts() -> None:
     assert Config.from_flat(flat | {"moe.trainable": "all"}).data.augment == "crop"
 
 
+def test_what_the_server_judges_by_is_no_validation_clients() -> None:
+    judged = {"aggregation.rule": "validated", "partition.public-share": 0.3}
+    Config.from_flat(judged)
+    with pytest.raises(FedjetsError, match="aggregation.rule = 'validated': .* set partition.validation-clients to 0"):
+        Config.from_flat(judged | {"partition.validation-clients": 2})
+
+
 def test_more_anchors_than_experts_are_refused() -> None:
     config = Config.from_flat({"partition.anchors": 7, "moe.experts": 5})
     with pytest.raises(FedjetsError, match=r"^partition\.anchors = 7"):
