@@ -175,10 +175,8 @@ class Scoring:
         lost = set(clients.participants) - set(present) - apart
         clients.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
         for client in set(present) - served.keys() - clients.failures.keys():
-            out = client in strategy.opted_out
-            clients.failures[client] = (
-                f"{'it opted out' if out else 'it did not answer'}: which experts suit it is not known"
-            )
+            why = "it opted out" if client in strategy.opted_out else "it did not answer"
+            clients.failures[client] = f"{why}: which experts suit it is not known"
         clients.failures |= dict.fromkeys(sorted(apart), "it opted out: the gate is not asked for its experts")
         if failed and not found and last:
             reason = next(iter(failed.values()))

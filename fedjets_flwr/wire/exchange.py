@@ -309,6 +309,7 @@ class Exchange:
         Enough is ``limits.enough-share`` of the nodes, and ``limits.grace-seconds`` for the others after that.
         """
         limits = self.config.limits
+        # 0.28 of 25 nodes is 7, and a little more in floating point.
         wanted, good, since = math.ceil(limits.enough_share * len(messages) - 1e-9), 0, math.inf
         self.why_late = f"no reply within limits.exchange-seconds = {self.deadline:g}"
 

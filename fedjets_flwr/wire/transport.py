@@ -193,15 +193,15 @@ class SharedFolder:
             if _FOLDER.fullmatch(old.name.removeprefix(".")) and _abandoned(old):
                 shutil.rmtree(old, ignore_errors=True)
         self.path = parent / f"fedjets-{os.getpid()}-{secrets.token_hex(8)}"
-        made = self.path.with_name(f".{self.path.name}")
-        made.mkdir(mode=0o700)
+        self._hidden = hidden = self.path.with_name(f".{self.path.name}")  # its name as it is made, and as it goes
+        hidden.mkdir(mode=0o700)
         # Held while this run lives. Until then others would take the folder for abandoned, so the lock comes last.
-        self._lock = (made / "new").open("w")
+        self._lock = (hidden / "new").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        (made / "new").rename(made / "lock")
+        (hidden / "new").rename(hidden / "lock")
         self.token = secrets.token_hex(16)
-        (made / "probe").write_text(self.token)
-        made.rename(self.path)
+        (hidden / "probe").write_text(self.token)
+        hidden.rename(self.path)
         self._sequence = 0
         self._files: set[Path] = set()
 
@@ -244,10 +244,9 @@ class SharedFolder:
 
     def close(self) -> None:
         """Delete the folder, out of the way of clients that still write."""
-        gone = self.path.with_name(f".{self.path.name}")
         with suppress(OSError):
-            self.path.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            self.path.rename(self._hidden)
+            shutil.rmtree(self._hidden, ignore_errors=True)
         self._lock.close()
         _MAPS.forget_deleted()
 
