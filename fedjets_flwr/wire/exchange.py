@@ -57,6 +57,11 @@ SizeOf = Callable[[str], int]
 """Floats of a vector by its full name."""
 
 
+def enough(share: float, nodes: int) -> int:
+    """Return how many of ``nodes`` are a share of them, rounded up: 7 of 25 for 0.28, whatever a float makes of it."""
+    return math.ceil(share * nodes - 1e-9)
+
+
 @dataclass
 class PendingExchange:
     """One exchange under way: what was asked of whom, and what became of it.
@@ -309,8 +314,7 @@ class Exchange:
         Enough is ``limits.enough-share`` of the nodes, and ``limits.grace-seconds`` for the others after that.
         """
         limits = self.config.limits
-        # 0.28 of 25 nodes is 7, and a little more in floating point.
-        wanted, good, since = math.ceil(limits.enough_share * len(messages) - 1e-9), 0, math.inf
+        wanted, good, since = enough(limits.enough_share, len(messages)), 0, math.inf
         self.why_late = f"no reply within limits.exchange-seconds = {self.deadline:g}"
 
         def settled() -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data import text as text_module
-from fedjets_flwr.data import text_sources
+from fedjets_flwr.data import text_cache, text_sources
 from fedjets_flwr.data.datasets import load_dataset
 from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, TextSplit, documents_of, open_text, split_of
 from fedjets_flwr.data.text_sources import Document
@@ -217,6 +217,18 @@ def test_the_digest_is_of_the_text_and_not_of_its_place(own: Make, tmp_path: Pat
 
     (tmp_path / "data" / "b" / document.name).rename(tmp_path / "data" / "b" / "other.txt")
     assert open_text(moved).digest not in (before.digest, after.digest)
+
+
+def test_the_digest_tells_other_pairs_of_the_same_text(
+    own: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another version of the tokeniser's package may learn them: a run over both machines would mean nothing."""
+    here = open_text(own(run__cache_dir=str(tmp_path / "here"), **PAIRS))
+    learn = text_cache.learn_pairs
+    monkeypatch.setattr(text_cache, "learn_pairs", lambda public, size: learn(public, 290))
+    there = open_text(own(run__cache_dir=str(tmp_path / "there"), **PAIRS))
+    assert there.tokeniser != here.tokeniser
+    assert there.digest != here.digest
 
 
 def test_what_became_of_text_is_kept_until_a_file_changes(

@@ -8,6 +8,7 @@ from torch import Tensor
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
+from fedjets_flwr.moe import embedding
 from fedjets_flwr.moe.embedding import Embedded, embed
 
 CPU = torch.device("cpu")
@@ -96,6 +97,25 @@ def test_the_layer_read_shares_one_entry_and_a_trunk_does_not(tmp_path: Path) ->
     assert not run(tmp_path, trainable="head")[1]
     assert run(tmp_path, trainable="stage")[1]
     assert len(entries(tmp_path)) == 2
+
+
+def test_what_a_gpu_computed_is_no_entry_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They round otherwise, and a folder may be shared by machines with and without one."""
+    backbone, x = Backbone(common_expert(), "all"), pixels()
+    values = embedding.compute(backbone, x, CPU)
+    computed: list[torch.device] = []
+
+    def on_its_device(backbone: Backbone, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
+        computed.append(device)
+        return {name: value + (device.type == "cuda") for name, value in values.items()}
+
+    monkeypatch.setattr(embedding, "compute", on_its_device)
+    devices = [torch.device("cuda", 0), CPU, torch.device("cuda", 1)]
+    found = [embed(backbone, x, "logits", tmp_path, device)[0].logits for device in devices]
+    assert computed == devices[:2]
+    assert torch.equal(found[1], values["logits"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
 def flipped(data: bytes) -> bytes:

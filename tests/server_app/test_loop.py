@@ -16,7 +16,7 @@ from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.runs.checkpoint import Checkpoints, newest_vectors
-from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.runs.tracking import BYTES, read_metrics
 from fedjets_flwr.seeds import derive
 from tests.support.faults import clients_of, same_weights, tampering
 from tests.support.in_process import Finished, InProcessGrid
@@ -69,6 +69,17 @@ def test_bytes_of_a_round_are_counted_from_its_start(tiny_run: TinyRunner) -> No
     assert [(r["bytes_down"], r["bytes_up"]) for r in found] == [(5 * 50 * 4, 5 * 50 * 4)] * 3
     assert [r["bytes_served"] for r in found] == [0, 2 * 50 * 4, 2 * 50 * 4]
     assert [r["failures"] for r in found] == [{}] * 3
+
+
+def test_looking_at_every_expert_costs_a_method_nothing(tiny_run: TinyRunner) -> None:
+    """What unseen clients were shown for it they do not hold: an expert that one is served later travels to it."""
+    changes: dict[str, Scalar] = {
+        "cohort__sampling": "anchored", "cohort__anchors": 1, "cohort__normals": 0, "run__evaluate_every": 1,
+        "gate__lr": 5.0, "run__rounds": 6,
+    }  # fmt: skip
+    with_it, without = (records(tiny_run("fedjets", run__inspect_every=every, **changes)) for every in (1, 0))
+    assert ["inspection" in record for record in with_it] == [True] * 6
+    assert [{n: r[n] for n in BYTES} for r in with_it] == [{n: r[n] for n in BYTES} for r in without]
 
 
 def test_checkpoints_are_kept_every_so_many_rounds_and_after_the_last(tiny_run: TinyRunner) -> None:
