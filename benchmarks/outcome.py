@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedjets_flwr.launch.simulation import cpu_count
+from fedjets_flwr.cpus import cpu_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -144,10 +144,12 @@ def _target(
 
 
 def label_flip(work: Work) -> Work:
-    """Return work on samples whose labels y are C - 1 - y."""
+    """Return work on samples whose labels y are C - 1 - y, also in the offset of logits if training adjusts them."""
 
     def attack(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
-        flipped = replace(context.data, targets=flip(context.data.targets, context.num_classes))
+        data = context.data
+        offset = data.offset.flip(-1) if isinstance(data.offset, Tensor) else data.offset
+        flipped = replace(data, targets=flip(data.targets, context.num_classes), offset=offset)
         return work(replace(context, data=flipped), vectors)
 
     return attack
@@ -197,7 +199,7 @@ def poisoned(train: Work) -> Work:
 def holders(config: Config, name: str) -> float:
     """Return how many clients of a round train a vector, as far as one can know before."""
     if not expert_ids([name]):
-        return config.cohort_size
+        return config.cohort.anchors if config.gate.learns_from == "anchors" else config.cohort_size
     return max(1.0, strategy(config.strategy.name).holders(config))
 
 

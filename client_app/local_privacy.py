@@ -8,13 +8,12 @@ a Gaussian of multiplier z / 2, as the server's own do. Sample counts, losses an
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
 from client_app.client import ClientContext, Update
 from client_app.policy import Noise, Refused
-from fedjets_flwr.data.site_cache import site_folder
+from fedjets_flwr.data.site_cache import site_name
 from fedjets_flwr.federation.privacy import Ledger, Release, privatised, spent
 
 log = logging.getLogger("flwr")
@@ -54,7 +53,7 @@ def with_noise(
 def _count(noise: Noise, context: ClientContext) -> Spent:
     """Count a release, and return what it and all releases so far tell of this site, whichever client it was."""
     own = context.runtime.own
-    name = f"client-{context.client}" if own is None else site_folder(Path(), own).name
+    name = f"client-{context.client}" if own is None else site_name(own)
     folder = context.config.cache_dir / "local-privacy" / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     ledger, release = Ledger(folder), Release(noise.noise_multiplier, (1, 1), (1, 0))

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 StrPath = str | os.PathLike[str]
 """How a user may name a file or a folder."""
@@ -36,6 +37,17 @@ def written(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def locked(file: IO[str]) -> bool:
+    """Lock a file, and return whether that was possible; where the disk knows no locks nobody else can, either."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def made_once(path: Path, wait: Callable[[], object]) -> Iterator[None]:
     """Hold, during the block that makes a file, what keeps others from making it, too: they look again afterwards.
@@ -49,13 +61,9 @@ def made_once(path: Path, wait: Callable[[], object]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(file):
             wait()
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.printable import one_line
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,8 @@ def parse(text: str, form: Format, named: str) -> Any:
     except RecursionError:
         raise FedjetsError(f"{named}: nested too deep") from None
     except Exception as error:  # parsers trip over hostile text in many ways of their own
-        raise FedjetsError(f"{named}: not {form.name}: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says in one line of sensible length."""
-    return shortened(" ".join(str(error).split()) or type(error).__name__)
+        words = one_line(" ".join(str(error).split()) or type(error).__name__)  # YAML's are of several lines
+        raise FedjetsError(f"{named}: not {form.name}: {words}") from None
 
 
 def shortened(text: str, most: int = 300) -> str:

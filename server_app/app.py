@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.cpus import cpu_count
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.federation.privacy import Ledger, check_accountant, check_noise_fits, spent
@@ -144,12 +144,13 @@ def run(
     """Do a whole run, write its folder and return the rounds, with the method's final state; see :func:`do`."""
     began = time.time()
     before = {} if since is None else {"launch": round(began - since, 3)}
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cpu_count())
     wanted = strategy(config.strategy.name)
     wanted.validate(config)
     told_at_end = config.privacy.route_epsilon > 0 and Ledger(config.run_dir).read()[0]
     if config.privacy.noise_multiplier > 0 or told_at_end:
         check_accountant()
+    own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     roster = read_roster(config)
     tracker = Tracker(config, announce)
     (config.run_dir / "error.json").unlink(missing_ok=True)
@@ -158,8 +159,8 @@ def run(
     checkpoints.common = common.digest
     method = wanted(config, common, open_task(config, common))
     check_noise(method)
+    warn_of_seen_tests(config)
     check_surety(method)
-    own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     audit = Audit(config, common.digest)
     callbacks = [tracker, checkpoints, audit, *own, *installed_callbacks(config)]
     found = newest_checkpoint(config, tracker, checkpoints)
@@ -201,13 +202,27 @@ def run(
 def check_noise(method: Strategy) -> None:
     """Raise FedjetsError if noise would fall on running statistics, once the experts are known."""
     config = method.config
-    if config.privacy.noise_multiplier > 0 and not (config.partition.public_share or config.common_expert.path):
+    if config.privacy.noise_multiplier > 0 and config.starts_from_clients:
         log.warning(
             "privacy.noise-multiplier: no noise covers the common expert, which is trained on the clients' own samples;"
             " set partition.public-share above 0, or name one by common-expert.path"
         )
     if config.privacy.noise_multiplier > 0:
+        if config.run.start_from:
+            raise FedjetsError(
+                "run.start-from: the models that it names were trained without this run's noise, and are handed out all"
+                " the same; leave it out, or set privacy.noise-multiplier to 0"
+            )
         check_noise_fits(config, any(spec.size > spec.trained for spec in method.specs.values()))
+
+
+def warn_of_seen_tests(config: Config) -> None:
+    """Say where clients that train are scored on images that the models' start was trained on."""
+    if config.partition.test_share and config.partition.name != "majority" and config.starts_from_clients:
+        log.warning(
+            "partition.test-share: the common expert is trained on clients' own test parts, too; set"
+            " partition.public-share above 0, or name one by common-expert.path"
+        )
 
 
 def check_surety(method: Strategy) -> None:

@@ -4,6 +4,7 @@ Every E rounds the clients that never train are served and scored; where some ar
 ones once, after the last round. Clients that train adapt what they are served and are scored on tests of their own.
 """
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 from statistics import median
@@ -20,6 +21,8 @@ from server_app.clients import Clients
 from server_app.evaluation import inspect, read_entropy, read_result, score_participants
 from server_app.stopwatch import Stopwatch
 from strategies.base import Routes
+
+log = logging.getLogger("flwr")
 
 
 class Scoring:
@@ -107,7 +110,7 @@ class Scoring:
         """Keep the counts of clients that never train in :attr:`results`; return the method's accuracy.
 
         Raises:
-            FedjetsError: nobody answered, and nobody is prepared anew in a round to come.
+            FedjetsError: of simulated clients nobody answered, and nobody is prepared anew in a round to come.
         """
         strategy, clients, pending = self.strategy, self.clients, self._pending
         del self._pending  # what it holds of messages would stay until the next evaluation
@@ -128,7 +131,11 @@ class Scoring:
         asked = set(self.scored(last)).difference(clients.unlabelled)
         again = not last and not clients.changed.isdisjoint(asked)
         if asked and not self.results and not again:
-            raise FedjetsError(f"round {server_round}: no unseen client answered; the log above has the reasons")
+            client, why = next(iter(pending.failures.items()))
+            message = f"round {server_round}: no unseen client answered; client {client}: {why}"
+            if clients.exchange.nodes.simulated:
+                raise FedjetsError(message)
+            log.warning("%s; this round is not evaluated", message)  # sites come and go; what was trained stays
         self._summaries, gated = {}, "gate" in strategy.vectors
         for kind, held in (("validation", clients.validation), ("evaluation", clients.unseen)):
             if answered := {client: self.results[client] for client in held if client in self.results}:
@@ -173,7 +180,8 @@ class Scoring:
             tuned = self.config.participants.tuned and last
             found, failed = score_participants(clients.exchange, server_round, strategy, served, tuned)
         lost = set(clients.participants) - set(present) - apart
-        clients.failures |= failed | dict.fromkeys(sorted(lost), "could not be prepared")
+        unsaid = sorted(lost - clients.failures.keys())  # of some it is known why
+        clients.failures |= failed | dict.fromkeys(unsaid, "could not be prepared")
         for client in set(present) - served.keys() - clients.failures.keys():
             why = "it opted out" if client in strategy.opted_out else "it did not answer"
             clients.failures[client] = f"{why}: which experts suit it is not known"

@@ -33,6 +33,11 @@ class FedMix(FedJets):
             raise FedjetsError("gate.learns-from = 'anchors': all clients train FedMix's gate; set it to 'all'")
         if config.moe.mix == "logits":
             raise FedjetsError("moe.mix = 'logits': FedMix mixes probabilities; set it to 'probs' or leave it out")
+        if config.aggregation.weighting != "samples" and config.fedmix.weighting != "samples":
+            raise FedjetsError(
+                f"aggregation.weighting = {config.aggregation.weighting!r}: a client's stake in an expert"
+                " (fedmix.weighting = 'responsibility') grows with its samples; set fedmix.weighting to 'samples'"
+            )
         super().validate(config)
 
     @property

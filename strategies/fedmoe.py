@@ -46,6 +46,10 @@ def floats_of_a_weight(train: Train) -> int:
     return 2 + moments[train.optimizer]
 
 
+FLOATS_OF_PROBED = 4
+"""The same of a weight that finds out which experts a text activates: by Adam, whatever trains."""
+
+
 class FedMoE(Strategy):
     """One model of experts, of which clients hold different parts.
 
@@ -147,9 +151,9 @@ class FedMoE(Strategy):
         """The memory that finding out takes: all of a trained model, or the weights and trained adapters."""
         a, experts = self.whole, self.whole.switch_layers * self.whole.experts
         if self.probe == "full":
-            return self.bytes_of(experts)
+            return FLOAT_BYTES * FLOATS_OF_PROBED * sizes_of(a).of(experts)
         adapters = probe_floats(a.width, a.hidden, experts, self.config.fedmoe.rank)
-        return FLOAT_BYTES * (sizes_of(a).of(experts) + floats_of_a_weight(self.config.train) * adapters)
+        return FLOAT_BYTES * (sizes_of(a).of(experts) + FLOATS_OF_PROBED * adapters)
 
     def _check_memory(self, client: int) -> None:
         if self.first(client) < self.whole.switch_layers:

@@ -23,8 +23,13 @@ class FedSR(FedAvg):
 
     @classmethod
     def validate(cls, config: Config) -> None:
-        """Only SGD has the momentum that clients may keep."""
+        """Only SGD has the momentum that clients may keep; FedL2R's penalty is on features that are trained."""
         super().validate(config)
+        if config.moe.trainable == "head" and not config.fedsr.stochastic:
+            raise FedjetsError(
+                "moe.trainable = 'head': with fedsr.stochastic = false nothing makes the features that fedsr.l2 keeps"
+                " small; set it to 'all' or 'stage'"
+            )
         if config.fedsr.keep_momentum and config.train.optimizer != "sgd":
             raise FedjetsError(
                 f"fedsr.keep-momentum: train.optimizer = {config.train.optimizer!r} has none; set it to 'sgd'"

@@ -39,6 +39,7 @@ class Scaffold(FedAvg):
 
     algorithm = "scaffold"
     private = False
+    equal_weights = True  # Algorithm 1: plain means of models and of variates, whose sum of c - c_i is zero
     stops_early = False  # its variates are of the last model
 
     @classmethod

@@ -2,7 +2,7 @@
 
 The server sees FedAvg among those who take part: who opted out is asked for no vector and no embedding, receives the
 generalist like everybody else, and tells how its own mixture does on test samples of its own. The early stop of the
-generalist (appendix) is not here: it is the last round's.
+generalist (appendix) is that of FedAvg's rounds, ``early-stopping.*``.
 """
 
 from typing import ClassVar

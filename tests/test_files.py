@@ -1,9 +1,14 @@
+import errno
+import fcntl
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.files import made_once, written
+from fedjets_flwr.runs.checkpoint import RunLock
 
 
 def test_a_file_is_replaced_in_one_step_and_its_folder_made(tmp_path: Path) -> None:
@@ -57,4 +62,19 @@ def test_a_maker_that_fails_keeps_nobody(tmp_path: Path) -> None:
         fail()
     assert not list(tmp_path.iterdir())
     with made_once(tmp_path / "file", lambda: pytest.fail("nobody else is there")):
+        pass
+
+
+def test_where_a_disk_knows_no_locks_nobody_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network's disks: a run there must not wait for another that does not exist."""
+
+    def unknown(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with made_once(tmp_path / "file", lambda: pytest.fail("nobody else is there")):
+        pass
+    config = Config.from_flat({"run.output-dir": str(tmp_path), "run.name": "run"})
+    config.run_dir.mkdir()
+    with RunLock(config, seconds=0):
         pass

@@ -48,10 +48,17 @@ def query(context: ClientContext, vectors: Mapping[str, Tensor]) -> Update:
         def losses_of(rows: Tensor) -> list[Tensor]:
             return [context.task.loss(probed.module(inputs(rows)), data.targets[rows], data.offset)]
 
-        adam = Adam(probed, rate(context.config.train, context.server_round, context.config.run.rounds))
+        adam = Adam(probed, _probe_rate(context))
         fit([probed], [adam], islice(order, steps), losses_of)
         numbers["activation"] = _looked(context, probed, model.sent)["activation"]
     return Update(numbers=numbers)
+
+
+def _probe_rate(context: ClientContext) -> float:
+    """Return the rate of finding out: that of training makes sense if that is Adam's, too."""
+    config = context.config
+    usual = rate(config.train, context.server_round, config.run.rounds) if config.train.optimizer == "adam" else 0.001
+    return config.fedmoe.probe_lr or usual
 
 
 def _architecture(context: ClientContext) -> LanguageArchitecture:

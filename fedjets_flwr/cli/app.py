@@ -38,7 +38,7 @@ SetOption = Annotated[
 ]
 GpusOption = Annotated[str, typer.Option(help="GPUs of a client's process: auto, 0, or a number; 0.5 shares one")]
 RayOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--ray-address", metavar="HOST:PORT", help="simulate on a Ray cluster that runs; auto: the one of this node"
     ),
@@ -61,11 +61,16 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
     overwrite: OverwriteOption = False,
     superlink: Annotated[str, typer.Option(help="a connection of your Flower configuration; empty: simulate")] = "",
-    ray_address: RayOption = "",
+    ray_address: RayOption = None,
 ) -> None:
     """Run a federated training through Flower and follow it to its end."""
-    if superlink and ray_address:
-        raise FedjetsError("--ray-address is for a simulation, and --superlink for a deployment; leave one out")
+    if superlink:
+        for option, given in {
+            "--ray-address": ray_address is not None, "--supernodes": supernodes != 0,
+            "--cpus-per-client": cpus_per_client != 1, "--gpus": gpus != "auto",
+        }.items():  # fmt: skip
+            if given:
+                raise FedjetsError(f"{option} is for a simulation, and --superlink for a deployment; leave one out")
     written = read_flat(preset, config, set_ or []) | _switched(resume=resume, overwrite=overwrite)
     if superlink:
         elsewhere, here = agreed(*remote_config(written, output_dir))
@@ -78,7 +83,7 @@ def run(
     from fedjets_flwr.launch.simulation import Resources  # after the settings: a typo is told at once
     from fedjets_flwr.launch.warm import WarmFlower, find_room
 
-    if ray_address:
+    if ray_address is not None:
         _validate(c)  # before the cluster is asked, which may take minutes
     room = find_room(Resources(supernodes, cpus_per_client, gpus), ray_address, console)
     with WarmFlower(c.run_dir / "flower.log", room) as flower:
@@ -151,7 +156,7 @@ def compare(
     set_: SetOption = None,
     cpus_per_client: Annotated[int, typer.Option(help="CPUs of a client's process")] = 1,
     gpus: GpusOption = "auto",
-    ray_address: RayOption = "",
+    ray_address: RayOption = None,
     parallel: Annotated[int, typer.Option(metavar="N", help="runs at once, which share this machine's CPUs")] = 1,
 ) -> None:
     """Run presets x seeds, skipping what is done, and write one table and its figures."""
@@ -160,7 +165,7 @@ def compare(
     from fedjets_flwr.launch.simulation import Resources
     from fedjets_flwr.launch.warm import WarmFlowers, find_room
 
-    if ray_address and parallel != 1:
+    if ray_address is not None and parallel != 1:
         raise FedjetsError("--parallel shares this machine, and --ray-address is for a cluster; leave one out")
     wanted = read_experiment(experiment, set_ or [], output_dir)
     folder = output or Path("results") / experiment.stem
@@ -178,10 +183,9 @@ def pretrain(
     output: Annotated[Path | None, typer.Option(help="file to write (default: the cache)")] = None,
 ) -> None:
     """Train a common expert centrally."""
-    import os
-
     import torch
 
+    from fedjets_flwr.cpus import cpu_count
     from fedjets_flwr.models.pretraining import cached_path, save_common_expert
     from fedjets_flwr.models.pretraining import pretrain as train
 
@@ -192,7 +196,7 @@ def pretrain(
     c = local_config(read_flat(preset, config, pairs))
     if output is not None and output.is_dir():
         raise FedjetsError(f"--output {output}: a folder; name a file")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cpu_count())
     expert = train(c, lambda text: console.print(text))
     path = output or cached_path(c)
     save_common_expert(expert, path)
@@ -451,7 +455,7 @@ def show_settings(
     """List every setting with its default."""
     if write:
         from fedjets_flwr.config import docs as settings_doc
-        from fedjets_flwr.launch.superlink import APP_ROOT
+        from fedjets_flwr.release import APP_ROOT
 
         settings_doc.write(APP_ROOT)
         return

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import OWN_DATA, Config, Scalar
 from fedjets_flwr.config.sources import absolute_paths, parse_pairs, read_preset, read_toml
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
@@ -29,7 +29,6 @@ from fedjets_flwr.runs.records import SummaryTold, read_told
 Settings = dict[str, Scalar]
 
 
-OWN_DATA = ("image-folder", "text-folder", "task-folder")
 """Whose ``data.dir`` says which data it is; a published data set is the same wherever it lies."""
 
 

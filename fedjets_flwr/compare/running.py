@@ -15,6 +15,7 @@ from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.follow import check
+from fedjets_flwr.release import code_digest
 from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.tracking import write_json
 
@@ -45,7 +46,14 @@ def run_experiment(
     runs = {config.run_dir: config for _, configs in experiment.rows for config in configs}
     _check_rows(experiment, validate)
     numbers = {run_dir: number for number, run_dir in enumerate(runs, start=1)}
-    waiting = [_resumed(config) for run_dir, config in runs.items() if done(run_dir) is None]
+    finished = {run_dir: summary for run_dir in runs if (summary := done(run_dir)) is not None}
+    waiting = [_resumed(config) for run_dir, config in runs.items() if run_dir not in finished]
+    if old := [path for path, summary in finished.items() if summary.get("code") != code_digest()]:
+        console.print(
+            f"{len(old)} of {len(runs)} runs are done, by other code of this app, and stand in the table as they are;"
+            f" delete their folders to do them again: {', '.join(path.name for path in old)} in {old[0].parent}",
+            soft_wrap=True,
+        )
     over, failed, began = 0, list[str](), time.monotonic()
 
     def time_left() -> str:

@@ -14,7 +14,11 @@ Column = tuple[str, Callable[[Line], str]]
 
 def markdown(experiment: Experiment) -> str:
     """Return the table: percentages, mean ± standard deviation over seeds."""
-    lines, failures = lines_of(experiment), failures_of(experiment)
+    return _table(experiment, lines_of(experiment))
+
+
+def _table(experiment: Experiment, lines: Sequence[Line]) -> str:
+    failures = failures_of(experiment)
     columns = _columns(lines)
     text = [
         f"# {experiment.title}\n",
@@ -150,9 +154,9 @@ def _rounds(values: Sequence[int | None]) -> str:
 def write_results(experiment: Experiment, folder: Path) -> None:
     """Write ``table.md`` and ``results.json`` of what is done so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown(experiment))
-    lines = [vars(line) for line in lines_of(experiment)]
-    write_json(folder / "results.json", {"title": experiment.title, "lines": lines})
+    lines = lines_of(experiment)
+    (folder / "table.md").write_text(_table(experiment, lines))
+    write_json(folder / "results.json", {"title": experiment.title, "lines": [vars(line) for line in lines]})
 
 
 def draw_results(experiment: Experiment, folder: Path) -> None:

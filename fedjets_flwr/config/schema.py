@@ -205,7 +205,9 @@ class Partition(Section):
         1, ge=1, le=100, description="domains that an unseen client's images are of, in turn (domains split)"
     )
     held_out_domain: str = Field(
-        "", description="one of the domains, which all unseen clients hold and nobody trains on; empty: none"
+        "",
+        description="one of the domains, which all unseen clients hold and no client trains on; as-is, where domains"
+        " are made of images, is what the common expert was trained on; empty: none",
     )
     public_share: float = Field(
         0.0,
@@ -559,7 +561,12 @@ class Fedmoe(Section):
         description="how a client finds out, once, which experts its text activates: by adapters or the whole model;"
         " none: its first experts are drawn at random, and it tells nothing of its text",
     )
-    probe_steps: int = Field(15, ge=1, le=1_000_000, description="local steps of that")
+    probe_steps: int = Field(15, ge=1, le=1_000_000, description="local steps of that, by Adam")
+    probe_lr: float = Field(
+        0.0,
+        ge=0,
+        description="their rate in every round; 0: that of training if train.optimizer is adam, else 0.001",
+    )
     rank: int = Field(4, ge=1, le=4096, description="rank of the adapters")
     recommend: bool = Field(
         True, description="clients whose score stands still get as many experts as clients like them, for a trial"
@@ -770,14 +777,17 @@ class Config(Section):
                 " validation clients hold; set partition.validation-clients to 0",
             ),
             (
+                self.aggregation.rule != "validated" or partition.name != "domains" or self.data.name in OWN_DATA,
+                "aggregation.rule = 'validated': the public samples are of none of partition.domains, and honest"
+                " updates on other domains would be refused; choose another rule or partition.name",
+            ),
+            (
                 partition.val_share + partition.test_share < 1,
                 f"partition.val-share + partition.test-share = {partition.val_share + partition.test_share:g}: nothing"
                 " is left to train on; lower one of them",
             ),
             (
-                not (partition.opt_out or partition.private_share)
-                or self.of_text  # a language model is trained on public text alone
-                or bool(partition.public_share or self.common_expert.path or not self.common_expert.max_epochs),
+                not (partition.opt_out or partition.private_share) or not self.starts_from_clients,
                 "partition.opt-out, partition.private-share: the common expert would be trained on what clients keep"
                 " out; set partition.public-share to 0.2, say, common-expert.path, or common-expert.max-epochs to 0",
             ),
@@ -840,6 +850,12 @@ class Config(Section):
         for holds, message in rules:
             if not holds:
                 raise FedjetsError(message)
+
+    @property
+    def starts_from_clients(self) -> bool:
+        """Whether the common expert is trained here on samples of the clients; a language model never is."""
+        elsewhere = self.of_text or self.partition.public_share or self.common_expert.path
+        return not elsewhere and self.common_expert.max_epochs > 0
 
     @property
     def memory_shares(self) -> tuple[float, ...]:
@@ -989,6 +1005,8 @@ class Config(Section):
         return not free and not (key == "run.rounds" and not by_rounds)
 
 
+OWN_DATA = ("image-folder", "text-folder", "task-folder")
+"""Of ``data.name``: what ``data.dir`` holds is nobody else's, and decides the result."""
 FREE = frozenset([
     "run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.overwrite", "run.tensorboard", "run.device",
     "run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download", "limits.max-failure-share",

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedjets_flwr.data.datasets import UNKNOWN, Images
 from fedjets_flwr.data.site_cache import site_file
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import keep, kept
+from fedjets_flwr.printable import reason
 
 log = logging.getLogger("flwr")
 
@@ -150,12 +152,11 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS} pixels")
-            upright = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            upright = _eight_bits(ImageOps.exif_transpose(image), path).convert("L" if channels == 1 else "RGB")
             if upright.size != (width, height):
                 upright = upright.resize((width, height), Image.Resampling.BILINEAR)
     except Exception as error:  # decoders of damaged files raise what they like
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FedjetsError(f"{path}: not a readable image ({reason})") from None
+        raise FedjetsError(f"{path}: not a readable image ({reason(error)})") from None
     pixels = np.asarray(upright, dtype=np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -166,12 +167,29 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a 16-bit grey image by its upper 8 bits; Pillow would make everything above 255 white."""
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Return a 16-bit grey image by its upper 8 bits; Pillow would make everything above 255 white.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers, of which nobody knows what is white.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; save them as integers of 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).clip(0, 65535)
+    if values.max() < 4096:
+        _warn_of_dark(path.parent)
     return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+@cache
+def _warn_of_dark(folder: Path) -> None:
+    """Say once of a folder that what its cameras count with 12 bits is read as nearly black."""
+    log.warning(
+        "%s: images of 16 bits that use 12 of them or fewer are read as nearly black; scale their values to 16 bits",
+        folder,
+    )
 
 
 def _is_image(path: Path, folder: Path) -> bool:

@@ -203,7 +203,8 @@ def _by_combination(
         if distinct == 0 < count:
             raise FedjetsError(
                 f"partition.labels-per-client = {part.labels_per_client}: only {free} label combinations are free of"
-                f" anchors, none can be kept out of training for partition.{name}; change it or partition.anchors"
+                f" anchors, none can be kept out of training for partition.{name}; change it or partition.anchors, or"
+                " take partition.name = 'dirichlet' and partition.alpha = 1, which fit few classes"
             )
         if distinct < count and part.unseen_samples == 0:
             raise FedjetsError(

@@ -10,9 +10,14 @@ from pathlib import Path
 from fedjets_flwr.files import made_once, written
 
 
+def site_name(place: Path) -> str:
+    """Return what a site is called on its own disk, however its folder is written down."""
+    return hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
+
+
 def site_folder(cache: Path, place: Path) -> Path:
     """Return where all is kept that is made of a site's files; it goes as soon as one of them changes."""
-    return cache / "folders" / hashlib.sha256(str(place).encode()).hexdigest()[:16]
+    return cache / "folders" / site_name(place)
 
 
 def site_file(cache: Path, place: Path, files: Iterable[tuple[Path, stat_result]], made: object) -> Path:

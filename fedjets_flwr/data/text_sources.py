@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.reading import one_line
+from fedjets_flwr.printable import reason
 
 MAX_BYTES = 100_000_000
 """Of a file of text, unpacked; the largest of the domains here has 16 million."""
@@ -207,7 +207,7 @@ def parsed(text: str, path: Path) -> ast.Module:
             warnings.simplefilter("ignore")  # old escapes in strings: not ours to mend
             return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise FedjetsError(f"{path}: not a Python module ({one_line(error)})") from None
+        raise FedjetsError(f"{path}: not a Python module ({reason(error)})") from None
 
 
 def _text(node: ast.expr | None, path: Path) -> str:

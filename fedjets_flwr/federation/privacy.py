@@ -221,14 +221,14 @@ def spent(releases: Sequence[Release], routes: Mapping[int, float], delta: float
 
     Returns:
         ``releases``, how many; ``epsilon_*`` for a reader who knows the cohorts, ``epsilon_*_secret_cohorts`` for one
-        who does not (equal for an anchor that joins every round); ``delta``; and ``route_epsilon``, the most that any
-        client's uploaded ids add.
+        who does not (equal for an anchor that joins every round), both left out where nothing had noise, since exact
+        averages have no bound; ``delta``; and ``route_epsilon``, the most that any client's uploaded ids add.
 
     Raises:
         FedjetsError: the accountant is not installed.
     """
     told: dict[str, float] = {"releases": len(releases)}
-    for role in ("normal", "anchor"):
+    for role in ("normal", "anchor") if releases else ():
         events = Counter((r.noise_multiplier, *(r.normal if role == "normal" else r.anchor)) for r in releases)
         told[f"epsilon_{role}"] = _composed(events, delta, secret=False)
         # The bound with sampling is not always the smaller one.

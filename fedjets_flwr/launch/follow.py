@@ -64,6 +64,7 @@ def run_folder(config: Config, display: Display) -> Iterator[Path]:
         yield folder
     except INTERRUPTS:
         request_file(folder).unlink(missing_ok=True)
+        _give_back(config)
         if not ended(folder):  # the ServerApp could not tell
             write_json(folder / "error.json", error_facts(Stopped()))
         done = read_metrics(folder)
@@ -73,10 +74,16 @@ def run_folder(config: Config, display: Display) -> Iterator[Path]:
             rounds = f"{len(done)} of {config.run.rounds} rounds"
             display.tell(config.run_name, f"stopped after {rounds}; go on with --resume")
         raise
-    finally:
-        with suppress(FedjetsError), RunLock(config, seconds=0):
-            if not read_metrics(folder):  # a run elsewhere that did rounds may have a checkpoint there
-                put_back(folder)
+    except BaseException:
+        _give_back(config)
+        raise
+
+
+def _give_back(config: Config) -> None:
+    """Bring back what a run was to replace, if it came to nothing and nobody writes there any more."""
+    with suppress(FedjetsError), RunLock(config, seconds=0):
+        if not read_metrics(config.run_dir):  # a run elsewhere that did rounds may have a checkpoint there
+            put_back(config.run_dir)
 
 
 def follow_to_the_end(launched: Launched, config: Config, display: Display, mirrored: bool = False) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import json
 import os
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.launch.stand_in import stand_in
 from fedjets_flwr.launch.superlink import STAGED
 
@@ -25,9 +26,21 @@ class OwnRay:
 
     Attributes:
         cpus: for clients' processes.
+        devices: ``CUDA_VISIBLE_DEVICES`` of each of the simulations that share this machine's GPUs; none: one sees all.
+        number: of the simulation among them.
     """
 
     cpus: int
+    devices: tuple[str, ...] = ()
+    number: int = 0
+
+    def of(self, number: int) -> "OwnRay":
+        """Return that of another simulation of several."""
+        return replace(self, number=number)
+
+    def told(self, config: Config) -> dict[str, Scalar]:
+        """Return the settings as clients' processes are told them: all of them have the environment of this one."""
+        return config.flat()
 
     def environment(self, folder: Path, path: str) -> dict[str, str]:
         """Return what makes Flower simulate there.
@@ -46,6 +59,7 @@ class OwnRay:
             "RAY_ADDRESS": "local",  # whatever the user's own says
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_preload_python_modules": IMPORTED,
+            **({"CUDA_VISIBLE_DEVICES": self.devices[self.number]} if self.devices else {}),
             # The very code that Flower gets, whatever is installed or edited meanwhile.
             "PYTHONPATH": os.pathsep.join([str(folder / STAGED), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": stand_in(["-I", "-S", str(ASK), str(folder / "ready")], folder, path),

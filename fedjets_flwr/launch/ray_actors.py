@@ -23,8 +23,9 @@ from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.simulation.app import flwr_simulation
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-PLACE_SECONDS = 300.0
-"""Within which all actors must run: the room for one may have been taken since it was found."""
+PLACE_SECONDS = 100.0
+"""Within which all actors must run: the room for one may have been taken since it was found. The server waits for them
+from about the same moment, by default for ``limits.node-seconds`` = 120, and does not know why they are not there."""
 
 Job = tuple[Callable[[], ClientApp], Message, str, Context]
 

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from fedjets_flwr.config.schema import OWN_DATA, Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.stand_in import stand_in
 from fedjets_flwr.printable import one_line
@@ -73,6 +74,19 @@ class Placement:
 
     address: str
     nodes: tuple[str, ...]
+
+    def of(self, number: int) -> "Placement":
+        """Return the same: a cluster serves one simulation at a time."""
+        return self
+
+    def told(self, config: Config) -> dict[str, Scalar]:
+        """Return the settings as clients' processes are told them: a node's environment is not this one's."""
+        flat = config.flat()
+        if not config.run.cache_dir and "FEDJETS_CACHE" in os.environ:
+            flat["run.cache-dir"] = str(config.cache_dir.absolute())
+        if not config.data.dir and "FEDJETS_DATA" in os.environ and config.data.name not in OWN_DATA:
+            flat["data.dir"] = str(config.data_dir.absolute())
+        return flat
 
     def environment(self, folder: Path, path: str) -> dict[str, str]:
         """Return what makes Flower simulate there.

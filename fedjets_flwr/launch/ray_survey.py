@@ -3,18 +3,17 @@
 It is a process of its own because Ray ends, or keeps waiting, the process that fails to connect.
 """
 
-import hashlib
 import json
 import logging
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedjets_flwr.launch.superlink import APP_ROOT, DISTRIBUTION, PACKAGES
+from fedjets_flwr.release import DISTRIBUTION, code_digest
 
 ANSWER_SECONDS = 120.0
 """Within which every node must say what is installed there."""
@@ -25,11 +24,15 @@ def installed() -> dict[str, str]:
 
     What follows a plus sign is the build of a version, such as one for a GPU, of which a cluster may have several.
     """
-    digest = hashlib.sha256()
-    for file in sorted(path for package in PACKAGES for path in (APP_ROOT / package).rglob("*.py")):
-        digest.update(f"{file.relative_to(APP_ROOT)}\0".encode() + file.read_bytes())
-    found = {name: version(name).partition("+")[0] for name in ("flwr", "torch", "torchvision", "numpy")}
-    return {DISTRIBUTION: f"{version(DISTRIBUTION)} ({digest.hexdigest()[:12]})"} | found
+    found = {name: _version(name).partition("+")[0] for name in ("flwr", "torch", "torchvision", "numpy")}
+    return {DISTRIBUTION: f"{_version(DISTRIBUTION)} ({code_digest()})"} | found
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def installed_there() -> dict[str, str]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedjets_flwr.cpus import cpu_count
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import (
     flower_environment,
@@ -61,9 +62,22 @@ class Resources:
             raise FedjetsError(
                 f"--parallel {self.parallel}: give 1 to {fitting}, the clients that fit here at once: a run needs one"
             )
-        at_once = fitting // self.parallel
+        at_once = min(fitting // self.parallel, self.supernodes or fitting)
+        devices: tuple[str, ...] = ()
+        if share and self.parallel > 1:  # each has a Ray of its own, and all would begin with the first GPU
+            devices, most = self._devices(share)
+            at_once = min(at_once, most)
         used = at_once * self.cpus_per_client
-        return f"{self._words(at_once, share)} init-args-num-cpus={used}", OwnRay(used)
+        return f"{self._words(at_once, share)} init-args-num-cpus={used}", OwnRay(used, devices)
+
+    def _devices(self, share: float) -> tuple[tuple[str, ...], int]:
+        """Return the GPUs of each of several simulations, and how many clients fit on those of one."""
+        names = visible_gpus()
+        if (each := len(names) // self.parallel) == 0:
+            sharing = -(-self.parallel // len(names))
+            return tuple(names[i % len(names)] for i in range(self.parallel)), int(1 / share) // sharing
+        slices = [names[i * each : (i + 1) * each] for i in range(self.parallel)]
+        return tuple(map(",".join, slices)), self._on_gpus(each, share)
 
     def on(self, cluster: RayCluster) -> tuple[str, Placement]:
         """Return Flower's ``--federation-config`` of a simulation on a cluster, and what goes where there.
@@ -100,8 +114,12 @@ class Resources:
         at_once = cpus // self.cpus_per_client
         if share:
             # Flower counts processes for the machine; one that fits no single GPU would wait for ever.
-            at_once = min(at_once, gpus * int(1 / share) if share < 1 else int(gpus / share))
+            at_once = min(at_once, self._on_gpus(gpus, share))
         return at_once
+
+    @staticmethod
+    def _on_gpus(gpus: int, share: float) -> int:
+        return gpus * int(1 / share) if share < 1 else int(gpus / share)
 
     def _gpu_share(self, present: int, where: str) -> float:
         if self.gpus == "auto":
@@ -118,11 +136,6 @@ class Resources:
         return share
 
 
-def cpu_count() -> int:
-    """Return the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gpu_count() -> int:
     """Return the GPUs that PyTorch sees, without starting one up."""
     if sys.platform == "linux" and not any((Path("/dev") / name).exists() for name in GPU_FILES):
@@ -132,10 +145,17 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def private_folder() -> Path:
-    """Make a folder for this user alone, where Ray's sockets fit, and return it."""
+def visible_gpus() -> list[str]:
+    """Return the names by which ``CUDA_VISIBLE_DEVICES`` calls the GPUs that PyTorch sees."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(gpu_count())] if named is None else named.split(",")[: gpu_count()]
+
+
+def private_folder(for_sockets: bool) -> Path:
+    """Make a folder for this user alone, and return it; Ray's sockets do not fit into one with a long name."""
     where = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="fedjets-", dir=where if len(where) + 17 <= SOCKET_FOLDER else "/tmp"))
+    fits = not for_sockets or len(where) + 17 <= SOCKET_FOLDER
+    return Path(tempfile.mkdtemp(prefix="fedjets-", dir=where if fits else "/tmp"))
 
 
 class LocalFlower(SuperLink):
@@ -182,7 +202,7 @@ class LocalFlower(SuperLink):
     def prepare(self) -> None:
         """Make the folder with the app, unless that was done."""
         if not self._prepared:
-            self.folder, self._prepared = private_folder(), True
+            self.folder, self._prepared = private_folder(for_sockets=isinstance(self._where, OwnRay)), True
             (self.folder / "flower.log").touch()
             stage_app(self.folder / STAGED)
 
@@ -193,7 +213,8 @@ class LocalFlower(SuperLink):
         """Have the log lie in a folder, at once if that is on the same disk."""
         if self.log != log:
             self.log = log
-            log.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                log.replace(log.with_name(f"{log.name}.1"))  # an error may have pointed to it
             with suppress(OSError):
                 os.link(self.folder / "flower.log", log)
 

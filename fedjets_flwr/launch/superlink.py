@@ -20,16 +20,14 @@ from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import flower_environment
 from fedjets_flwr.reading import TOML, read
+from fedjets_flwr.release import APP_ROOT, DISTRIBUTION, PACKAGES
 from fedjets_flwr.runs.remote_log import Mirror, without_announcements
 from fedjets_flwr.runs.stopping import StopRequest
 from fedjets_flwr.runs.tracking import read_metrics
 
-APP_ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTION = STAGED = "fedjets-flwr"
+STAGED = DISTRIBUTION
 PATIENCE = 120.0
 """Seconds without an answer after which a SuperLink is given up."""
-PACKAGES = ("fedjets_flwr", "client_app", "server_app", "strategies")
-"""What an app for Flower is made of; they lie side by side in a checkout and where a wheel is installed."""
 LOOK = 0.1
 """Seconds between two looks at a run's files."""
 STOP_SECONDS = 7.0

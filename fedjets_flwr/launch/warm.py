@@ -115,13 +115,14 @@ class WarmFlower:
                 heed(self._stopping)
                 raise FedjetsError(f"{error}{flower.hint()}") from None
             heed(self._stopping)
-            queued = Queued(engine, flower.runs, flower.runs.put(config.flat(), since), folder, self._stopping)
+            number = flower.runs.put(self._where.told(config), since)
+            queued = Queued(engine, flower.runs, number, folder, self._stopping)
             self._threads.submit(get_ready)  # for the pictures; this process waits anyway
             try:
                 summary = follow_to_the_end(queued, config, display)
-            except FedjetsError:
-                if not queued.over:  # the fault of what the runs need
-                    self.__exit__()
+            except BaseException:
+                if not queued.over:  # the fault of what the runs need, or the ServerApp does not heed a stop just now
+                    self.__exit__()  # before what it was to replace comes back
                 raise
             draw_or_say(folder, partial(display.tell, config.run_name))
             return summary
@@ -139,7 +140,8 @@ class WarmFlowers:
             count: how many.
         """
         logs = [log, *(log.with_stem(f"{log.stem}-{number}") for number in range(2, count + 1))]
-        self._all = [WarmFlower(path, room) for path in logs]
+        federation, where = room
+        self._all = [WarmFlower(path, (federation, where.of(number))) for number, path in enumerate(logs)]
         self._free = LifoQueue[WarmFlower]()  # the last one is warm
         for flower in reversed(self._all):
             self._free.put(flower)
@@ -238,19 +240,19 @@ def heed(stopping: Event) -> None:
         raise KeyboardInterrupt
 
 
-def find_room(resources: Resources, ray_address: str, console: Console) -> Room:
+def find_room(resources: Resources, ray_address: str | None, console: Console) -> Room:
     """Return the room for simulations, and say who gets in.
 
     Args:
         resources: of each.
-        ray_address: of a Ray cluster that runs the clients; empty: this machine does.
+        ray_address: of a Ray cluster that runs the clients; None: this machine does.
         console: where it is said.
 
     Raises:
         FedjetsError: no client fits, or there is no such cluster.
     """
     tell_who_reaches(console)
-    if not ray_address:
+    if ray_address is None:
         return resources.here()
     federation, placement = resources.on(find_cluster(ray_address))
     nodes = len(set(placement.nodes))

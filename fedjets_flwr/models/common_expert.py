@@ -23,6 +23,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import AnyArchitecture, Architecture, build
 from fedjets_flwr.models.transformer import LanguageArchitecture
+from fedjets_flwr.printable import reason
 
 log = logging.getLogger("flwr")
 
@@ -134,7 +135,7 @@ def _load(path: Path, size: int, written: int) -> CommonExpert:
         return common_expert_of(metadata, tensors)
     except (SafetensorError, LookupError, ValueError, ArithmeticError, TypeError, RuntimeError, OSError) as error:
         raise FedjetsError(
-            f"common-expert.path = {str(path)!r}: not a common expert ({str(error).splitlines()[0]});"
+            f"common-expert.path = {str(path)!r}: not a common expert ({reason(error)});"
             " make one with `fedjets pretrain`"
         ) from None
 

@@ -13,6 +13,11 @@ BATCH = 512
 """Samples that are normalised together. Statistics of more are the means of their batches'."""
 
 
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the layers of a model that have statistics."""
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+
+
 @torch.no_grad()
 def adapt_batch_norm(model: nn.Module, inputs: Inputs, count: int) -> None:
     """Put the statistics of ``count`` samples in place of the running ones of all batch norms; weights stay.
@@ -22,7 +27,7 @@ def adapt_batch_norm(model: nn.Module, inputs: Inputs, count: int) -> None:
         inputs: the samples' batches.
         count: n >= 1; of a single sample without spatial extent there are no statistics, and the old ones stay.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    layers = batch_norms(model)
     if layers and count > 1:
         momenta = [layer.momentum for layer in layers]
         for layer in layers:

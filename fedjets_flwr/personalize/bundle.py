@@ -28,6 +28,7 @@ from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, commo
 from fedjets_flwr.models.expert import gate_inputs
 from fedjets_flwr.models.gate import build_gate
 from fedjets_flwr.moe.specialist import build_mixture
+from fedjets_flwr.printable import reason
 from fedjets_flwr.reading import JSON, parse
 
 CARD = "card.json"
@@ -276,7 +277,7 @@ def read_common(card: Card, data: bytes, path: Path) -> CommonExpert:
         tensors = _tensors(data)
         common = common_expert_of(_metadata(data), tensors)
     except (SafetensorError, LookupError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
-        raise FedjetsError(f"{path}: not a common expert ({_line(error)})") from None
+        raise FedjetsError(f"{path}: not a common expert ({reason(error)})") from None
     found, wanted = common.architecture, replace(card.architecture(card.experts[0]), neck="")
     fits = found == wanted
     if card.trainable == "all":  # a whole expert is of any architecture
@@ -316,7 +317,7 @@ def filled(make: Callable[[], Module], data: bytes, path: Path) -> Module:
             raise ValueError(f"{min(name for name, _ in differing)} does not fit {CARD}")
         module.load_state_dict(tensors, assign=True)
     except (SafetensorError, KeyError, ValueError, ArithmeticError, TypeError, RuntimeError) as error:
-        raise FedjetsError(f"{path}: not the weights of this model ({_line(error)})") from None
+        raise FedjetsError(f"{path}: not the weights of this model ({reason(error)})") from None
     module.eval().requires_grad_(False)
     return module
 
@@ -331,7 +332,3 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 def _metadata(data: bytes) -> dict[str, str]:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(header.get("__metadata__", {}))
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -14,6 +14,7 @@ from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.moe.embedding import Embedded, compute, embedded
 from fedjets_flwr.moe.mixture import COMMON, Mixture, gate_scores, predict, read
+from fedjets_flwr.printable import reason
 
 _FORMULA = ("=", "+", "-", "@")
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -97,8 +98,9 @@ def place(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise FedjetsError(f"--device {device}: cannot be used here ({reason}); leave it out for the CPU") from None
+        raise FedjetsError(
+            f"--device {device}: cannot be used here ({reason(error)}); leave it out for the CPU"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fedjets_flwr.moe.label_prior import with_prior
 from fedjets_flwr.moe.mixture import probabilities, read, sample_scores
 from fedjets_flwr.personalize.inference import CHUNK, Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser
+from fedjets_flwr.printable import reason
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between onnxruntime and PyTorch."""
@@ -74,8 +75,7 @@ def export_onnx(personaliser: Personaliser, path: StrPath, images: object = None
     except FedjetsError:
         raise
     except Exception as error:  # of two libraries, of any kind
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FedjetsError(f"{path}: not written; the model cannot be exported ({reason})") from error
+        raise FedjetsError(f"{path}: not written; the model cannot be exported ({reason(error)})") from error
     if not difference <= TOLERANCE:
         raise FedjetsError(
             f"{path}: not written; onnxruntime's probabilities differ from PyTorch's by {difference:.2g}, more than"

@@ -26,7 +26,7 @@ from fedjets_flwr.models.architectures import build, tail
 from fedjets_flwr.models.common_expert import CommonExpert
 from fedjets_flwr.models.expert import build_configured_gate
 from fedjets_flwr.models.flat_model import FlatModel
-from fedjets_flwr.moe.adabn import adapt_batch_norm
+from fedjets_flwr.moe.adabn import adapt_batch_norm, batch_norms
 from fedjets_flwr.moe.embedding import adapted_logits
 from fedjets_flwr.moe.gating import READ_OUTS, keeps_common, surest, top_k_experts
 from fedjets_flwr.moe.label_prior import ESTIMATES, estimates, with_prior
@@ -151,7 +151,7 @@ def personalise(
     prior = prior or config.personalize.prior
     if read_out not in READ_OUTS:
         raise FedjetsError(f"--read-out {read_out}: no such read-out; choose one of {', '.join(READ_OUTS)}")
-    statistics = statistics or config.personalize.statistics
+    asked, statistics = statistics, statistics or config.personalize.statistics
     if prior not in ("none", *ESTIMATES):
         raise FedjetsError(f"--prior {prior}: no such correction; choose one of none, {', '.join(ESTIMATES)}")
     if statistics not in STATISTICS:
@@ -163,6 +163,8 @@ def personalise(
     embedding = torch.cat([chunk.seen.embedding for chunk in chunks])
     scores = gate_scores(gate.module if gate else _surest(run, chunks, where, statistics), embedding, where)
     models = {m: _trained(run, m, where) for m in _choose(run, scores, experts, read_out)}
+    if asked == "own" and not any(batch_norms(model.module) for model in models.values()):
+        raise FedjetsError("--statistics own: it is about batch norm, of which the experts have none; leave it out")
     if read_out == "familiar":
         first = next(iter(models))
         keep = _keeps_common(run, first, chunks, where)

@@ -3,7 +3,6 @@
 A file's name carries the SHA-256 of its bytes, so a truncated or altered one is known before it is read.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.files import written
+from fedjets_flwr.files import locked, written
+from fedjets_flwr.release import code_digest
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.claim import CHECKPOINTS, LOCK, forget_before, make_room, replaces
 from fedjets_flwr.runs.score import improves
@@ -73,7 +73,7 @@ class RunLock:
         """
         self._file = (self._config.run_dir / LOCK).open("w")
         deadline = time.monotonic() + self._seconds
-        while not self._taken():
+        while not locked(self._file):
             if time.monotonic() > deadline:
                 raise FedjetsError(f"{self._config.run_dir}: another run writes there; stop it, or set run.name")
             time.sleep(0.2)
@@ -81,13 +81,6 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def _taken(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
 
 
 class Checkpoints(Callback):
@@ -135,6 +128,7 @@ class Checkpoints(Callback):
             return
         facts = {"round": server_round, "identity": self.config.identity(), "settings": self.config.flat()}
         facts |= {"best": self._best, "common-expert": self.common, "anchors": self.anchors, "start": self.start}
+        facts["code"] = code_digest()
         if notes := self.notes():
             facts["method"] = notes
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
@@ -199,6 +193,8 @@ class Checkpoints(Callback):
                 " common-expert.* back, or start afresh under another run.name"
             )
         if facts["identity"] == self.config.identity():
+            if facts.get("code", code_digest()) != code_digest():
+                log.warning("the checkpoint is of other code of this app: what follows may not be as it began")
             return
         mine, theirs = self.config.flat(), facts["settings"]
         decide = filter(self.config.decides, mine)

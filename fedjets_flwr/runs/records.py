@@ -183,6 +183,7 @@ class SummaryTold(Told):
     domain_of: dict[ClientId, Count] = {}
     privacy: dict[str, Number | None] | None = None
     versions: dict[str, str] | None = None
+    code: str = ""
     weights_hash: str = ""
 
 

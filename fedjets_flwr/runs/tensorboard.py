@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fedjets_flwr.errors import FedjetsError
+from fedjets_flwr.printable import reason
 from fedjets_flwr.runs.callback import Callback
 
 
@@ -13,7 +15,17 @@ class TensorBoard(Callback):
     """Writes loss, accuracy, score, gate entropy and seconds; needs the extra ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        """Begin.
+
+        Raises:
+            FedjetsError: the extra is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise FedjetsError(
+                f"run.tensorboard = true: {reason(error)}; pip install 'fedjets-flwr[tensorboard]', or set it to false"
+            ) from None
 
         self._writer = SummaryWriter(folder / "tensorboard")
 

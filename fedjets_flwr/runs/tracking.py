@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.files import written
 from fedjets_flwr.reading import JSON
+from fedjets_flwr.release import code_digest
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.claim import holds_results
 from fedjets_flwr.runs.remote_log import Announcer
@@ -136,6 +137,7 @@ class Tracker(Callback):
             **self.prepared,
             **results_of(read_metrics(self.folder)),
             "weights_hash": digest,
+            "code": code_digest(),
             "versions": {name: version(name) for name in ("flwr", "torch", "torchvision", "numpy", "ray")}
             | {"python": platform.python_version()},
             **extra,

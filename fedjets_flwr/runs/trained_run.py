@@ -19,7 +19,7 @@ from fedjets_flwr.models.common_expert import COMMON_EXPERT, CommonExpert, load_
 from fedjets_flwr.models.expert import expert_architecture
 from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.names import expert_ids, expert_name
-from fedjets_flwr.reading import one_line
+from fedjets_flwr.printable import reason
 from fedjets_flwr.runs.checkpoint import newest_vectors
 from fedjets_flwr.runs.records import SETTINGS_TOLD, ClientId, Count, SummaryTold, read_told
 
@@ -167,7 +167,7 @@ def vectors_in(folder: Path) -> dict[str, Tensor]:
         if not all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in vectors.values()):
             raise ValueError("vectors that are no finite numbers")
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise FedjetsError(f"{folder}: damaged ({one_line(error)})") from None
+        raise FedjetsError(f"{folder}: damaged ({reason(error)})") from None
     return vectors
 
 
@@ -215,7 +215,6 @@ def _serving(
             return found
         read_out, routed, init = _UNTOLD[config.strategy.name]
     except (ValidationError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise FedjetsError(f"{folder / 'summary.json'}: damaged, or of another version ({reason})") from None
+        raise FedjetsError(f"{folder / 'summary.json'}: damaged, or of another version ({reason(error)})") from None
     architecture = expert_architecture(config, common, spec, init or config.moe.init)
     return Serving(read_out=read_out, routed=routed, architectures=(architecture,) * experts)

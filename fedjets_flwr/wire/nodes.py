@@ -59,6 +59,11 @@ class Nodes:
         self._mute: Backoff[int] = Backoff()
         self._turn = 0
 
+    @property
+    def simulated(self) -> bool:
+        """Whether no SuperNode hosts clients of its own."""
+        return all(host.any_client for host in self.hosts.values())
+
     def wait_for(self, clients: Iterable[int], limits: Limits) -> None:
         """Return when the nodes host ``clients``, or, after ``limits.node-seconds``, enough of them.
 
@@ -152,7 +157,7 @@ class Nodes:
         self._mute.silent(node, self._turn)
 
     def hand_out(self, jobs: Sequence[Job]) -> tuple[dict[int, tuple[Job, ...]], list[int]]:
-        """Return the jobs of each node, the longest handed out first, and the clients that no node hosts."""
+        """Return the jobs of each node, the longest dealt first, and the clients that no node hosts."""
         shares: dict[int, list[Job]] = {}
         load: dict[int, float] = {}
         homeless = []
@@ -190,7 +195,7 @@ def read_host(content: RecordDict) -> Host:
         opted_out = bool(record["opted-out"])
     except (KeyError, TypeError):
         raise BadReply("it speaks another version; install the same release") from None
-    if not isinstance(clients, list) or not all(isinstance(c, int) and c >= 0 for c in clients):
+    if not isinstance(clients, list) or not all(type(c) is int and c >= 0 for c in clients):
         raise BadReply("its clients are not ids")
     if any_client and not in_simulation():
         raise BadReply("it claims to host any client, outside a simulation")

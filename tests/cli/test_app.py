@@ -30,7 +30,17 @@ BAD = [
     (["--supernodes", "-1"], "--supernodes"),
     (["-c", "data.name=cifar10", "-c", "data.download=false", "-c", "data.dir=empty"], "data.dir"),
     (["--ray-address", "nowhere"], "--ray-address nowhere"),
+    (["--ray-address", ""], "--ray-address : give HOST:PORT"),
     (["--ray-address", "auto", "--superlink", "far"], "--ray-address is for a simulation"),
+    (["--supernodes", "2", "--superlink", "far"], "--supernodes is for a simulation"),
+    (["--gpus", "0", "--superlink", "far"], "--gpus is for a simulation"),
+    (["--cpus-per-client", "2", "--superlink", "far"], "--cpus-per-client is for a simulation"),
+    (
+        ["-c", "aggregation.rule=validated", "-c", "partition.name=domains", "-c", "partition.public-share=0.2"],
+        "aggregation.rule",
+    ),
+    (["-c", "strategy.name=fedmix", "-c", "aggregation.weighting=equal"], "aggregation.weighting"),
+    (["-c", "strategy.name=fedsr", "-c", "fedsr.stochastic=false", "-c", "moe.trainable=head"], "moe.trainable"),
 ]
 
 

@@ -26,10 +26,11 @@ from client_app.algorithms import (
     scaffold,
     specialist,
 )
-from client_app.participants import as_received
+from client_app.participants import as_received, predictions
 from client_app.runtime import Runtime
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.data.clients import open_client
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.expert import build_expert
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import batches
@@ -84,7 +85,8 @@ def test_every_local_algorithm_is_found_by_its_name() -> None:
     }  # fmt: skip
     own = {name: algorithm.adapt for name, algorithm in found.items() if algorithm.adapt is not as_received}
     assert own == {
-        "fedmoe": fedmoe.adapt, "finetune": finetune.adapt, "local": local.adapt, "specialist": specialist.adapt
+        "fedmoe": fedmoe.adapt, "finetune": finetune.adapt, "ifca": ifca.adapt, "local": local.adapt,
+        "specialist": specialist.adapt,
     }  # fmt: skip
     assert {name: algorithm.query for name, algorithm in found.items() if algorithm.query} == {"fedmoe": fedmoe.query}
 
@@ -127,6 +129,31 @@ def test_ifca_trains_the_model_that_fits_best(tmp_path: Path, client: int, adjus
         assert_equal(trained, {"trained": wanted[best]})
         n = len(samples_of(runtime.config, client))
         assert numbers == {"num-examples": n, "loss": pytest.approx(loss, abs=1e-5), "cluster": expert_id(best)}
+
+
+@each_client
+def test_a_training_client_of_ifca_is_answered_by_the_model_that_fits_its_samples(tmp_path: Path, client: int) -> None:
+    """It has labels: the model that is surest of its test images may be another one."""
+    runtime, start = tiny_runtime(tmp_path), start_vectors(*ALL)
+    context = context_of(runtime, Job(client, ALL), ROUND)
+    fits = ifca.best_fitting(context, context.experts(start))
+    sure = next(m for m in range(EXPERTS) if m != fits)
+    start[f"expert.{sure}"] = -50 * start[f"expert.{sure}"]
+    found = ifca.adapt(context, start).predict(context)
+    alone = context.expert(fits, start[f"expert.{fits}"])
+    assert torch.equal(found, predictions(alone, context))
+
+
+def test_ifca_passes_over_a_model_that_is_not_finite(tmp_path: Path) -> None:
+    runtime, start = tiny_runtime(tmp_path), start_vectors(*ALL)
+    context = context_of(runtime, Job(0, ALL), ROUND)
+    fits = ifca.best_fitting(context, context.experts(start))
+    broken = {**start, "expert.0": start["expert.0"] * float("nan")}
+    assert ifca.best_fitting(context, context.experts(broken)) != 0
+    if fits:
+        assert ifca.best_fitting(context, context.experts(broken)) == fits
+    with pytest.raises(FedjetsError, match="no model has a finite loss"):
+        ifca.best_fitting(context, context.experts({name: v * float("nan") for name, v in start.items()}))
 
 
 def test_where_models_are_equal_clients_of_ifca_draw_one_each(tmp_path: Path) -> None:

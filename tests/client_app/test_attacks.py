@@ -1,4 +1,4 @@
-"""What simulated attackers make of honest work, on linear experts."""
+"""What simulated attackers make of honest work, on linear experts, and on whole ones where batch norm is the aim."""
 
 from pathlib import Path
 
@@ -9,18 +9,22 @@ from torch import Tensor
 from client_app.attacks import (
     BOOST,
     POISONS,
+    RUINED,
     Target,
     adaptive,
     flip,
     gaussian,
     holders,
+    poisoning,
     replacement,
     ruined_statistics,
     sign_flip,
 )
+from client_app.client import Update
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.federation.judge import Judge
-from fedjets_flwr.models.flat_model import VectorSpec
+from fedjets_flwr.models.architectures import build
+from fedjets_flwr.models.flat_model import FlatModel, VectorSpec
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.messages import Job
 from tests.support.runs import TinyRunner
@@ -78,6 +82,29 @@ def test_running_statistics_stay_honest_unless_they_are_the_aim(tmp_path: Path) 
     target = Target(whole.context, whole.name, sent, trained, spec, whole.generator)
     assert all(torch.equal(poison(target)[-10:], trained[-10:]) for poison in POISONS.values())
     assert not torch.equal(sign_flip(target)[:-10], trained[:-10])
+
+
+def test_ruined_variances_are_positive_and_far_too_small_and_all_else_is_honest(tmp_path: Path) -> None:
+    """Of an expert with batch norm: the server refuses a variance that is negative, and this one it must judge."""
+    runtime = tiny_runtime(tmp_path, moe__trainable="all", attack__kind="ruined-statistics", attack__share=0.4)
+    honest = FlatModel(build(runtime.architectures[0], 5))
+    numbers = torch.rand(honest.spec.size, generator=torch.Generator().manual_seed(6)) + 0.5
+    context = context_of(runtime, Job(0, {}), 1)
+    attack = poisoning(ruined_statistics, lambda context, vectors: Update({"expert.1": numbers.clone()}))
+    (ruined,) = attack(context, {"expert.1": torch.zeros(honest.spec.size)}).vectors.values()
+
+    def named(vector: Tensor) -> dict[str, Tensor]:
+        honest.load(vector)
+        return {name: value.clone() for name, value in honest.module.state_dict().items()}
+
+    before, after = named(numbers), named(ruined)
+    variances = [name for name in before if name.endswith("running_var")]
+    assert variances
+    for name in variances:
+        assert torch.equal(after.pop(name), RUINED * before[name])
+        assert 0 < RUINED * float(before.pop(name).max()) < 0.01
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert any(name.endswith("running_mean") for name in after)
 
 
 def test_labels_are_mirrored() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,21 +13,28 @@ import ray
 import torch
 from flwr.app import Context, Message, RecordDict
 
+import strategies
 from client_app.app import config_of
 from client_app.client import Update
 from client_app.local_privacy import Spent, _count
-from client_app.policy import Noise, Policy, Refused, check_leaving, policy_of
+from client_app.policy import THINGS, Noise, Policy, Refused, check_leaving, policy_of
 from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Release, privatised, spent
+from fedjets_flwr.models.pretraining import save_common_expert
 from fedjets_flwr.runs.audit import AUDIT_LOG
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.audited import told
 from tests.support.faults import same_weights
-from tests.support.in_process import Finished
+from tests.support.in_process import Finished, InProcessGrid
+from tests.support.methods import OF_TEXT, needed
 from tests.support.runs import TinyRunner
 from tests.support.sites import SiteGrid
-from tests.support.tiny import tiny
+from tests.support.tasks import task_folder, task_run, task_settings
+from tests.support.text import TextRun, text_folder, text_run, text_settings
+from tests.support.tiny import common_expert, tiny
+
+__all__ = ["task_folder", "task_run", "task_settings", "text_folder", "text_run", "text_settings"]
 
 Run = Callable[..., Finished]
 
@@ -116,6 +124,117 @@ def test_which_model_fits_a_client_best_is_a_route() -> None:
     check_leaving(policy, "train.ifca", Update(numbers={"loss": 1.0, "num-examples": 3}))
     with pytest.raises(Refused, match="may-leave has no routes, which the reply to train.ifca holds"):
         check_leaving(policy, "train.ifca", Update(numbers={"loss": 1.0, "cluster": 2}))
+
+
+ALWAYS = {
+    "num-examples": "a count of samples",
+    "computed": "whether embeddings were in a cache",
+    "labelled": "whether anything can be scored here",
+    "steps": "of SCAFFOLD's local training: epochs and batches of samples that are counted anyway",
+    "evaluate right": "totals of an unseen client's right answers by reading",
+    "common-right": "totals of its right answers by control",
+    "gate-entropy": "one mean over all of an unseen client's samples",
+    "expert": "the update",
+    "gate": "the update",
+    "trained": "the update, of whichever model the client of IFCA chose",
+    "choice": "the update, of whichever expert the client chose",
+    "dense": "the update, of what all experts of a language model share",
+    "variate": "the update of a control variate",
+    "generator": "the update",
+}
+"""What leaves a site whatever its policy says, and why: by its name without the numbers of experts, clients and places,
+or by the message's type and its name."""
+
+
+def listening() -> tuple[type[InProcessGrid], set[tuple[str, str]]]:
+    """Return a grid, and the (message type, name) of every number and vector that its clients reply."""
+    heard: set[tuple[str, str]] = set()
+
+    class Listening(InProcessGrid):
+        def change(self, reply: Message) -> Message:
+            kind, content = reply.metadata.message_type, reply.content
+            heard.update((kind, name) for told in content.metric_records.values() for name in told)
+            # A client that fails tells nothing: its error is a name that no policy knows.
+            heard.update((kind, name) for name in content.config_records if name.startswith("error."))
+            for vectors in content.array_records.values():
+                heard.update((kind, name.partition(".")[2]) for name in vectors)
+            return reply
+
+    return Listening, heard
+
+
+def kept_back(kind: str, name: str) -> bool:
+    """Return whether a policy by which nothing may leave keeps a reply back for what it names so."""
+    try:
+        check_leaving(Policy.model_validate({"may-leave": frozenset()}), kind, Update(numbers={name: 0}))
+    except Refused:
+        return True
+    return False
+
+
+def check_every_name(heard: set[tuple[str, str]], *wanted: str) -> None:
+    """Assert that a policy keeps back what was heard, or that it stands in ``ALWAYS``; all that is ``wanted`` was."""
+    free = {(kind, re.sub(r"(\.\d+)+$", "", name)) for kind, name in heard if not kept_back(kind, name)}
+    assert {(kind, name) for kind, name in free if not {name, f"{kind} {name}"} & ALWAYS.keys()} == set()
+    assert set(wanted) <= {name for _, name in heard}
+    assert not {name for name in THINGS if name in ALWAYS}
+
+
+SIZES: dict[str, dict[str, Scalar]] = {
+    "fedadg": {"moe__trainable": "all", "moe__init": "common", "train__momentum": 0.0},
+    "fedmix": {"partition__anchors": 2},
+}
+EVERYTHING: dict[str, Scalar] = {
+    "partition__test_share": 0.2, "partition__samples_per_client": 80, "participants__evaluate_every": 1,
+    "run__rounds": 1, "run__evaluate_every": 1, "run__inspect_every": 1, "cohort__normals": 2,
+}  # fmt: skip
+LISTENED = [name for name in strategies.names() if name not in OF_TEXT]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("name", LISTENED)
+def test_a_policy_can_keep_back_all_that_replies_of_a_method_name(name: str, run: Run) -> None:
+    """A name that a policy does not know leaves every site, so a new one has to be put down here or there."""
+    grid, heard = listening()
+    run(name, grid, **needed(name) | EVERYTHING | SIZES.get(name, {}))
+    check_every_name(heard, "num-examples", "local")
+
+
+@pytest.mark.runs
+def test_a_policy_can_keep_back_what_is_only_told_if_a_run_asks(tmp_path: Path, run: Run) -> None:
+    """How sure experts are, mean embeddings, losses of the shared model, and experts that clients choose themselves."""
+    save_common_expert(replace(common_expert(), usual_entropy=0.5), tmp_path / "usual.safetensors")
+    grid, heard = listening()
+    asks: dict[str, Scalar] = {"personalize__read_out": "familiar", "cohort__anchor_selection": "k-means"}
+    run("fedjets", grid, common_expert__path=str(tmp_path / "usual.safetensors"), **asks)
+    check_every_name(heard, "usual-entropy", "kept-common", "mean-embedding", "experts", "answered", "classes")
+    heard.clear()
+    run("fedjets", grid, transport__name="shared")
+    check_every_name(heard, "experts", "choice.0")
+    heard.clear()
+    looks: dict[str, Scalar] = {"run__rounds": 3, "early_stopping__check_every": 1, "partition__val_share": 0.2}
+    run("fedavg", grid, **EVERYTHING | looks)
+    check_every_name(heard, "validation-loss")
+    heard.clear()
+    run("scaffold", grid, scaffold__option="I", cohort__normals=4, cohort__anchors=3)
+    check_every_name(heard, *(f"variate.{client}" for client in range(7)))
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("name", ["fedavg", "finetune", "local", "scaffold", *OF_TEXT])
+def test_a_policy_can_keep_back_all_that_is_told_of_a_text(name: str, text_run: TextRun) -> None:
+    """As for images: what is told of a text is told by other names."""
+    grid, heard = listening()
+    text_run(name, grid, run__rounds=2, **({"train__optimizer": "sgd"} if name == "scaffold" else {}))
+    check_every_name(heard, "num-examples", "bits-per-byte", "domain")
+
+
+@pytest.mark.runs
+def test_a_policy_can_keep_back_how_well_a_client_writes(task_run: TextRun) -> None:
+    """Scores have names of their own, and so has what tuning makes of a model."""
+    grid, heard = listening()
+    task_run("fedmoe", grid, run__rounds=1, participants__tuned=True)
+    check_every_name(heard, "accuracy", "f1", "exact-match", "rouge-2", "tuned-bits-per-byte", "activation", "used")
 
 
 def test_what_a_policy_allows_changes_no_bit(tmp_path: Path, run: Run) -> None:

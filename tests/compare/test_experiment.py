@@ -17,10 +17,10 @@ from fedjets_flwr.compare.lines import chosen_reading, lines_of
 from fedjets_flwr.compare.running import run_experiment
 from fedjets_flwr.compare.table import draw_results, markdown, write_results
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.cpus import cpu_count
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.display import Display
 from fedjets_flwr.launch.follow import check
-from fedjets_flwr.launch.simulation import cpu_count
 from fedjets_flwr.runs.checkpoint import Checkpoints, RunLock
 from fedjets_flwr.runs.tracking import read_metrics
 from server_app.app import run

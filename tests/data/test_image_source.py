@@ -179,3 +179,22 @@ def test_a_file_of_too_many_bytes_is_not_opened(tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(FedjetsError, match=f"more than {MAX_BYTES} bytes"):
         read_image(tmp_path / "x.png", GREY)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    """Nobody knows which number is white; Pillow would cut them off at 255."""
+    Image.fromarray(RAMP.astype(np.float32) / 255).save(tmp_path / "float.tiff")
+    with pytest.raises(FedjetsError, match=r"float.tiff: not a readable image \(floating-point pixels; save them as"):
+        read_image(tmp_path / "float.tiff", (1, *RAMP.shape))
+
+
+def test_twelve_bits_in_sixteen_are_told_once_for_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Cameras and scanners count so; the upper 8 bits of that are nearly black."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(RAMP.astype(np.uint16) * 16).save(tmp_path / name)
+        assert read_image(tmp_path / name, (1, *RAMP.shape)).max() < 16
+    assert caplog.text.count("images of 16 bits that use 12 of them or fewer") == 1
+    (tmp_path / "full").mkdir()
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "full" / "c.png")
+    read_image(tmp_path / "full" / "c.png", (1, *RAMP.shape))
+    assert caplog.text.count("images of 16 bits") == 1

@@ -16,10 +16,11 @@ from hypothesis import strategies as some
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data import text as text_module
-from fedjets_flwr.data import text_cache, text_sources
+from fedjets_flwr.data import text_sources
 from fedjets_flwr.data.datasets import load_dataset
 from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, TextSplit, documents_of, open_text, split_of
 from fedjets_flwr.data.text_sources import Document
+from fedjets_flwr.data.text_tokens import learn_pairs
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.kept import digest_of
 from fedjets_flwr.models.pretraining import cached_path
@@ -224,8 +225,7 @@ def test_the_digest_tells_other_pairs_of_the_same_text(
 ) -> None:
     """As another version of the tokeniser's package may learn them: a run over both machines would mean nothing."""
     here = open_text(own(run__cache_dir=str(tmp_path / "here"), **PAIRS))
-    learn = text_cache.learn_pairs
-    monkeypatch.setattr(text_cache, "learn_pairs", lambda public, size: learn(public, 290))
+    monkeypatch.setattr("fedjets_flwr.data.text_cache.learn_pairs", lambda public, size: learn_pairs(public, 290))
     there = open_text(own(run__cache_dir=str(tmp_path / "there"), **PAIRS))
     assert there.tokeniser != here.tokeniser
     assert there.digest != here.digest

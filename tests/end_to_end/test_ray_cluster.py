@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedjets_flwr.launch.daemons import stop_daemons
-from fedjets_flwr.launch.superlink import APP_ROOT, PACKAGES
+from fedjets_flwr.release import APP_ROOT, PACKAGES
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.processes import wait_until_gone
 from tests.support.ray_clusters import HEAD, TwoNodes, needs_namespaces, two_nodes

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedjets_flwr.config.sources import parse_pairs
+from fedjets_flwr.cpus import cpu_count
 from fedjets_flwr.federation.aggregation import weights_hash
-from fedjets_flwr.launch.simulation import cpu_count
 from fedjets_flwr.launch.superlink import to_toml
 from fedjets_flwr.runs.run_folder import Recorded, read_recorded
 from tests.support.deployed import ONE_EACH, QUICK
@@ -79,6 +79,27 @@ def unbroken(folder: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> str:
     own = parse_pairs([*TINY, f"run.rounds={rounds}", f"run.evaluate-every={rounds}", "run.name=unbroken"])
     changes = {key.replace(".", "__").replace("-", "_"): value for key, value in own.items()}
     return weights_hash(run_in_process(folder, monkeypatch, **changes).vectors)
+
+
+def test_what_a_run_was_to_replace_is_back_when_it_stops_before_its_rounds(tmp_path: Path) -> None:
+    """The ServerApp looks for a stop between rounds, and the common expert may take minutes."""
+    before = finish(tmp_path, "replaced")
+    endless = ("common-expert.max-epochs=100000", "common-expert.target-accuracy=1", "common-expert.seed=7")
+    process = start(tmp_path, "replaced", "--overwrite", *(word for pair in endless for word in ("-c", pair)))
+    hidden, deadline = tmp_path / "replaced" / ".before" / "summary.json", time.monotonic() + 120
+    progress = tmp_path / "replaced" / "progress.json"
+    while not (hidden.is_file() and progress.is_file() and "common expert" in progress.read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    family = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert "what it was to replace is back" in output
+    assert not (tmp_path / "replaced" / ".before").exists()
+    recorded = read_recorded(tmp_path / "replaced")
+    assert (recorded.status, recorded.results) == ("completed", before)
+    wait_until_gone(family, seconds=5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.federation.reply_checks import bounded_mean
 from fedjets_flwr.models.flat_model import FlatModel
+from fedjets_flwr.moe.controls import CONTROLS
 from fedjets_flwr.runs.tracking import read_metrics
+from fedjets_flwr.wire.binding import fingerprint
 from fedjets_flwr.wire.messages import VERSION
 from tests.support.faults import (
     OneClientANode,
@@ -29,6 +31,7 @@ from tests.support.faults import (
 )
 from tests.support.in_process import Finished
 from tests.support.methods import TRAINED, needed
+from tests.support.sites import SiteGrid
 
 Change = Callable[[RecordDict, int], None]
 BAD_ROUND = 2
@@ -388,31 +391,40 @@ def test_an_inspection_cannot_count_more_than_there_is(run: Runner) -> None:
     assert max(value for row in table for value in row if value is not None) <= 1
 
 
+def one_more_right(content: RecordDict, client: int) -> None:
+    """The common expert is right once more than there are samples; there are as many numbers as controls."""
+    count = content.metric_records[f"client.{client}"]["num-examples"]
+    edit_list("common-right", lambda v: [*v[:-1], count + 1])(content, client)
+
+
 @pytest.mark.parametrize(
-    ("client", "change"),
+    ("client", "change", "reason"),
     [
-        pytest.param(3, numbers(num_examples=0), id="no samples"),
-        pytest.param(3, numbers(num_examples=-1), id="negative samples"),
-        pytest.param(3, numbers(num_examples=10**12), id="1e12 samples"),
-        pytest.param(3, numbers(num_examples=math.nan), id="NaN samples"),
-        pytest.param(3, reported("OSError: no data"), id="reports an error"),
-        pytest.param(13, numbers(common_right=[10**6] * 3), id="more right than samples"),
-        pytest.param(13, numbers(common_right=None), id="no control"),
-        pytest.param(13, numbers(computed=7), id="computed 7"),
-        pytest.param(13, numbers(computed=None), id="no computed"),
+        pytest.param(3, numbers(num_examples=0), "num-examples = 0", id="no samples"),
+        pytest.param(3, numbers(num_examples=-1), "num-examples: expected an integer", id="negative samples"),
+        pytest.param(3, numbers(num_examples=10**12), "num-examples: expected an integer", id="1e12 samples"),
+        pytest.param(3, numbers(num_examples=math.nan), "num-examples: expected an integer", id="NaN samples"),
+        pytest.param(3, reported("OSError: no data"), "OSError: no data", id="reports an error"),
+        pytest.param(13, one_more_right, "common-right: expected values from 0 to", id="more right than samples"),
+        pytest.param(
+            13, edit_list("common-right", lambda v: v[:3]), f"expected {len(CONTROLS)} values", id="3 controls"
+        ),
+        pytest.param(13, numbers(common_right=None), "common-right: expected integers", id="no control"),
+        pytest.param(13, numbers(computed=7), "computed: expected an integer from 0 to 1", id="computed 7"),
+        pytest.param(13, numbers(computed=None), "computed: expected an integer", id="no computed"),
     ],
 )
-def test_a_client_that_prepares_badly_is_left_out(run: Runner, client: int, change: Change) -> None:
-    check_left_out(run, "fedavg", client, change)
+def test_a_client_that_prepares_badly_is_left_out(run: Runner, client: int, change: Change, reason: str) -> None:
+    check_left_out(run, "fedavg", client, change, reason)
 
 
 @pytest.mark.parametrize("strategy", [s for s in TRAINED if s not in {"fedavg", "ensembles"}])
 def test_every_method_goes_on_without_an_unprepared_client(run: Runner, strategy: str) -> None:
-    check_left_out(run, strategy, 3, reported("OSError: no data"))
+    check_left_out(run, strategy, 3, reported("OSError: no data"), "OSError: no data")
 
 
 def test_ensembles_go_on_without_an_unprepared_client(run: Runner) -> None:
-    check_left_out(run, "ensembles", 3, reported("OSError: no data"))
+    check_left_out(run, "ensembles", 3, reported("OSError: no data"), "OSError: no data")
 
 
 def test_a_late_client_that_only_a_later_member_draws_is_prepared(run: Runner) -> None:
@@ -435,7 +447,7 @@ def test_a_late_client_that_only_a_later_member_draws_is_prepared(run: Runner) -
     assert late in found.num_samples
 
 
-def check_left_out(run: Runner, strategy: str, client: int, change: Change) -> None:
+def check_left_out(run: Runner, strategy: str, client: int, change: Change, reason: str) -> None:
     found = run(change_one("query.prepare", client, change, server_round=0), **needed(strategy))
     assert client not in found.num_samples
     assert all_weights_finite(found)
@@ -446,10 +458,19 @@ def check_left_out(run: Runner, strategy: str, client: int, change: Change) -> N
         part = found.config.partition
         asked += range(part.clients, part.all_clients) if "evaluation" in record else []
         assert set(record["failures"]) == {str(client)} & set(map(str, asked))
+    told = {why for record in records for why in record["failures"].values()}
+    assert told  # when it is wanted for its own tests alone, no reason is told
+    assert all(reason in why for why in told)
+
+
+WHOLE_HOST: dict[str, Any] = {
+    "any-client": False, "clients": [14], "shared": "", "sees-private": False, "has-common-expert": True,
+    "opted-out": False,
+}  # fmt: skip
 
 
 class LyingHost(OneClientANode):
-    """Its last node describes itself badly."""
+    """Its last node describes itself as it is told."""
 
     description: ConfigRecord | None = None
 
@@ -462,21 +483,68 @@ class LyingHost(OneClientANode):
         return reply
 
 
+def described(run: Runner, description: dict[str, Any] | None) -> Finished:
+    record = None if description is None else ConfigRecord(description)
+    return run(type("Grid", (LyingHost,), {"description": record}), strategy__name="fedavg", run__rounds=1)
+
+
+NOT_IDS = "its clients are not ids"
+ANOTHER_VERSION = "it speaks another version; install the same release"
+
+
 @pytest.mark.parametrize(
-    "description",
+    ("description", "reason"),
     [
-        None,
-        ConfigRecord({}),
-        ConfigRecord({"any-client": False, "clients": 3, "has-common-expert": True}),
-        ConfigRecord({"any-client": False, "clients": ["x"], "has-common-expert": True}),
+        pytest.param(None, ANOTHER_VERSION, id="nothing"),
+        pytest.param({}, ANOTHER_VERSION, id="empty"),
+        *(
+            pytest.param({k: v for k, v in WHOLE_HOST.items() if k != name}, ANOTHER_VERSION, id=f"no {name}")
+            for name in WHOLE_HOST
+        ),
+        pytest.param(WHOLE_HOST | {"clients": 3}, NOT_IDS, id="a number"),
+        pytest.param(WHOLE_HOST | {"clients": "14"}, NOT_IDS, id="a text"),
+        pytest.param(WHOLE_HOST | {"clients": ["x"]}, NOT_IDS, id="texts"),
+        pytest.param(WHOLE_HOST | {"clients": [14.0]}, NOT_IDS, id="floats"),
+        pytest.param(WHOLE_HOST | {"clients": [-1]}, NOT_IDS, id="negative"),
     ],
-    ids=["nothing", "empty", "a number", "texts"],
 )
-def test_a_node_that_describes_itself_badly_is_not_used(run: Runner, description: ConfigRecord | None) -> None:
-    grid = type("Grid", (LyingHost,), {"description": description})
-    found = run(grid, strategy__name="fedavg", run__rounds=1)
+def test_a_node_that_describes_itself_badly_is_not_used(
+    run: Runner, description: dict[str, Any] | None, reason: str
+) -> None:
+    """One field is wrong, so that the check of that field alone is what refuses it."""
+    found = described(run, description)
     assert sorted(found.exchange.nodes.hosts) == list(range(1, 15))
-    assert failures(found) == [{}]
+    (record,) = read_metrics(found.config.run_dir)
+    assert record["refused_nodes"] == {"node 15": reason}
+    assert record["failures"] == {}
+
+
+def test_a_node_that_describes_itself_whole_is_used(run: Runner) -> None:
+    """What the wrong descriptions are made of is a right one."""
+    found = described(run, WHOLE_HOST)
+    assert sorted(found.exchange.nodes.hosts) == list(range(1, 16))
+    assert found.exchange.nodes.hosts[15].clients == {14}
+    assert "refused_nodes" not in read_metrics(found.config.run_dir)[0]
+
+
+class ForAnyClient(SiteGrid):
+    """The site of client 4 says that it runs any client, as the nodes of a simulation do."""
+
+    def change(self, reply: Message) -> Message:
+        reply = super().change(reply)
+        if reply.metadata.message_type == "query.describe" and self.context.node_id == 104:
+            reply.content["host"] = ConfigRecord(dict(reply.content.config_records["host"]) | {"any-client": True})
+        return reply
+
+
+def test_outside_a_simulation_no_site_runs_any_client(run: Runner) -> None:
+    """It would be sent the models and the jobs of clients whose sites have gone."""
+    found = run(ForAnyClient, run__rounds=2, run__evaluate_every=2, limits__node_seconds=0.3)
+    first, second = read_metrics(found.config.run_dir)
+    key = fingerprint(SiteGrid.latest.sites[104].key)
+    assert first["refused_nodes"] == {key: "it claims to host any client, outside a simulation"}
+    assert {*first["failures"], *second["failures"]} <= {"4"}
+    assert {kind for node, kind in SiteGrid.latest.kinds if node == 104} == {"query.describe"}
 
 
 def test_an_absurd_loss_of_either_sign_is_bounded() -> None:

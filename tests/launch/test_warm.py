@@ -34,7 +34,7 @@ def tiny_run(folder: Path, name: str, *changes: str) -> Config:
 @contextmanager
 def engine_in(folder: Path) -> Iterator[tuple[WarmFlower, Display]]:
     console = Console(file=io.StringIO())
-    room = find_room(Resources(), "", console)
+    room = find_room(Resources(), None, console)
     with WarmFlower(folder / "flower.log", room) as flower, Display(console) as display:
         yield flower, display
 

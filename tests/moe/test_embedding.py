@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.backbone import Backbone
 from fedjets_flwr.models.common_expert import CommonExpert, freeze
 from fedjets_flwr.moe import embedding
-from fedjets_flwr.moe.embedding import Embedded, embed
+from fedjets_flwr.moe.embedding import Embedded, embed, embed_adapted
+from fedjets_flwr.tasks.base import Inputs
 
 CPU = torch.device("cpu")
 
@@ -114,6 +115,28 @@ def test_what_a_gpu_computed_is_no_entry_of_a_cpu(tmp_path: Path, monkeypatch: p
     found = [embed(backbone, x, "logits", tmp_path, device)[0].logits for device in devices]
     assert computed == devices[:2]
     assert torch.equal(found[1], values["logits"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_what_another_device_adapted_is_no_entry_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above; ``meta`` stands for the device that is not here, and another sum for what it would come to."""
+    backbone, x = Backbone(common_expert(), "all"), pixels()
+    honest = embedding.adapted_logits
+    computed: list[str] = []
+
+    def on_its_device(model: nn.Module, inputs: Inputs, count: int) -> Tensor:
+        computed.append(inputs(torch.arange(1)).device.type)
+        return honest(model, on("cpu"), count) + (computed[-1] != "cpu")
+
+    def on(device: str) -> Inputs:
+        return lambda rows: backbone.common.normalise(x[rows]).to(device)
+
+    monkeypatch.setattr(embedding, "adapted_logits", on_its_device)
+    found = [embed_adapted(backbone, x, on(device), tmp_path) for device in ("meta", "cpu", "meta", "cpu")]
+    assert computed == ["meta", "cpu"]
+    assert torch.equal(found[1], honest(backbone.common.model, on("cpu"), len(x)))
+    assert torch.equal(found[1], found[3])
     assert torch.equal(found[0], found[2])
     assert not torch.equal(found[0], found[1])
 

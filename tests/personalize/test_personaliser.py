@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.architectures import Architecture
+from fedjets_flwr.models.architectures import Architecture, build, tail
+from fedjets_flwr.models.flat_model import VectorSpec
 from fedjets_flwr.moe.label_prior import em_prior, with_prior
+from fedjets_flwr.moe.metrics import STATISTICS
 from fedjets_flwr.personalize.inference import Predictions
 from fedjets_flwr.personalize.personaliser import Personaliser, personalise
 from fedjets_flwr.runs.trained_run import TrainedRun
@@ -143,6 +145,32 @@ def test_other_settings_answer_as_in_their_run(
     check_like_the_run(finish(tmp_path_factory, **changes), tmp_path)
 
 
+def with_small_variances(run: TrainedRun, expert: int) -> TrainedRun:
+    """Return a run one of whose experts takes all that it sees for outliers, with the statistics it was trained to."""
+    model = tail(build(run.serving.architectures[expert], 0), run.config.moe.trainable)
+    places, vector = VectorSpec.of(model).positions("running_var"), run.vectors[f"expert.{expert}"].clone()
+    assert len(places)
+    vector[places] *= 1e-6
+    return replace(run, vectors={**run.vectors, f"expert.{expert}": vector})
+
+
+def test_without_a_gate_the_surest_is_chosen_with_the_statistics_that_it_answers_with(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """An expert that is surest only because its running variances are wrong is so no more once AdaBN resets them."""
+    run = finish(tmp_path_factory, strategy__name="ifca", cohort__sampling="anchored")
+    pixels = open_client(run.config, UNSEEN).images.pixels
+    before = {statistics: personalise(run, pixels, statistics=statistics) for statistics in STATISTICS}
+    (wrong, *_) = set(range(run.num_experts)) - {m for made in before.values() for m in made.card.experts}
+    changed = with_small_variances(run, wrong)
+    assert personalise(changed, pixels, statistics="trained").card.experts == (wrong,)
+    after = personalise(changed, pixels, statistics="own")
+    assert after.card.experts == before["own"].card.experts
+    assert after.predictions is not None and before["own"].predictions is not None
+    assert torch.equal(after.predictions.probabilities, before["own"].predictions.probabilities)
+    assert set(after.predictions.experts.tolist()) == set(after.card.experts)
+
+
 def test_an_oracle_cannot_serve_a_site_without_labels(run: TrainedRun, held: Images) -> None:
     config = run.config.model_copy(update={"gate": run.config.gate.model_copy(update={"mode": "oracle"})})
     with pytest.raises(FedjetsError, match=r"gate.mode = 'oracle' reads labels"):
@@ -199,6 +227,7 @@ def test_fewer_experts_are_the_best_of_more(run: TrainedRun, held: Images) -> No
         ({"experts": -1}, "--experts -1"),
         ({"read_out": "best"}, "--read-out best: no such read-out; choose one of top-1"),
         ({"prior": "masked"}, "--prior masked"),
+        ({"statistics": "site"}, "--statistics site: choose trained or own"),
         ({"device": "abacus"}, "--device abacus"),
     ],
 )
@@ -343,7 +372,7 @@ def forge(path: Path, change: Callable[[dict[str, torch.Tensor]], object], metad
 
 
 @pytest.mark.parametrize("name", ["common-expert", "gate", "expert"])
-@pytest.mark.parametrize("kind", ["shape", "missing", "extra", "nan", "dtype", "garbage", "empty"])
+@pytest.mark.parametrize("kind", ["shape", "missing", "extra", "escape", "nan", "dtype", "garbage", "empty"])
 def test_forged_weights_are_refused(bundle: Path, made: Personaliser, name: str, kind: str) -> None:
     path = bundle / (f"expert-{made.card.experts[0]}.safetensors" if name == "expert" else f"{name}.safetensors")
     last = {"gate": "output.weight"}.get(name, "head.weight")
@@ -351,6 +380,7 @@ def test_forged_weights_are_refused(bundle: Path, made: Personaliser, name: str,
         "shape": lambda t: t.update({last: t[last][:, :-1].clone()}),
         "missing": lambda t: t.pop(last),
         "extra": lambda t: t.update(more=torch.zeros(1)),
+        "escape": lambda t: t.update({"\x1b[2Jmore": torch.zeros(1)}),
         "nan": lambda t: t.update({last: t[last] * float("nan")}),
         "dtype": lambda t: t.update({last: t[last].to(torch.complex64)}),
     }
@@ -431,6 +461,29 @@ def test_personalize_and_predict(
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
     assert call(monkeypatch, "predict", bundle, classed, "--output", "found.csv") == 0
     assert (tmp_path / "found.csv").read_text() == shown.out
+
+
+def test_options_of_personalize_reach_the_bundle(
+    run: TrainedRun, held: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The card tells the read-out and the prior; the statistics are those in the experts' files."""
+    folder = drawn(tmp_path / "images", held)
+    asked = ("personalize", "--run", run.folder, "--images", folder, "--output")
+    options = ("--prior", "em", "--statistics", "own", "--read-out", "mixture")
+    assert call(monkeypatch, *asked, tmp_path / "bundle", *options) == 0
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    assert (card["read_out"], card["prior"]) == ("mixture", "em")
+    found = Personaliser.load(tmp_path / "bundle")
+    wanted, trained = (personalise(run, folder, 0, "mixture", "em", statistics=word) for word in ("own", "trained"))
+    assert wanted.card.experts == trained.card.experts == found.card.experts
+    for m, expert in found.experts.items():
+        assert torch.equal(expert.vector, wanted.experts[m].vector)
+        assert not torch.equal(expert.vector, trained.experts[m].vector)
+    capfd.readouterr()
+    assert call(monkeypatch, *asked, tmp_path / "other", "--statistics", "site") == 1
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "error: --statistics site: choose trained or own\n")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sites that lie about whom they speak for, say nothing, or hang: the run goes on, and names them."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization as form
 from flwr.app import Message, MetricRecord, RecordDict
 
+from fedjets_flwr.config.schema import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.binding import PINS, fingerprint, roster_line
@@ -221,6 +223,23 @@ def test_a_site_that_hangs_is_given_up_after_the_grace_and_asked_less_often(runn
     assert "no reply limits.grace-seconds = 0.1 after" in records(run)[0]["failures"]["4"]
     asked = [kind for node, kind in SiteGrid.latest.kinds if node == LIAR and kind.startswith("train")]
     assert len(asked) == 3
+
+
+def test_a_run_goes_on_without_the_sites_that_score_it(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """They train nothing, and may be a single one: what the others train is not lost with it."""
+
+    def begin(sites: SiteGrid) -> None:
+        for client in (12, 13, 14):
+            sites.sites[100 + client].silent = {"evaluate"}
+
+    settings: dict[str, Scalar] = {**ROUNDS, "run__evaluate_every": 1, "limits__exchange_seconds": 2.0}
+    run = runner(grid(begin), **settings)
+    whole = runner(SiteGrid, **settings)
+    assert same_weights(run, whole)
+    assert "round 3: no unseen client answered; client 12: no reply" in caplog.text
+    assert not any("evaluation" in record for record in records(run))
+    summary = json.loads((run.config.run_dir / "summary.json").read_text())
+    assert (summary["status"], summary["accuracy"]) == ("completed", None)
 
 
 def test_without_late_sites_closing_early_changes_no_bit(runner: Runner, honest: Finished) -> None:

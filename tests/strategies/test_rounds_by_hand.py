@@ -1,18 +1,21 @@
 """Whole runs of every method, through the real apps, against the same rounds computed by hand in float64."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedjets_flwr.config.schema import Config, Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.federation.cohort import draw_cohort
-from fedjets_flwr.moe.controls import CONTROLS, measured
+from fedjets_flwr.models.pretraining import save_common_expert
+from fedjets_flwr.moe.controls import CONTROLS
 from fedjets_flwr.moe.metrics import PRIORS, READINGS
 from fedjets_flwr.runs.tracking import read_metrics
 from server_app.app import facts_of
@@ -136,7 +139,7 @@ def scaffold(config: Config, state: Vectors, server_round: int, **_: Any) -> lis
         new = own - old["variate"] + (old["expert.0"] - vectors["expert.0"]) / moved
         state[f"variate.{c}"] = new
         state["variate"] = state["variate"] + (new - own) / config.partition.clients
-        replies.append(Reply(c, vectors, loss))
+        replies.append(Reply(c, vectors, loss, {"expert.0": 1.0}))  # plain means, as of the variates
     return replies
 
 
@@ -319,17 +322,74 @@ def test_an_oracle_also_serves_unseen_clients(tiny_run: TinyRunner) -> None:
 # What a run leaves ----------------------------------------------------------------------------------------------------
 
 
+def with_own_statistics(config: Config, client: int) -> Array:
+    """Return the common expert's logits with batch-norm statistics of a client's samples, (n, C)."""
+    model = copy.deepcopy(common_expert().model).train()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    pixels = common_expert().normalise(open_client(config, client).images.pixels)
+    with torch.no_grad():
+        model(pixels)
+        logits: Array = model.eval()(pixels).double().numpy()
+    return logits
+
+
+def of_likeliest_groups(p: Array, groups: Sequence[Sequence[int]], held: int) -> Array:
+    """Return p of the classes of the ``held`` groups with the most of it, and 0 elsewhere."""
+    masses = [sum(p[:, label].sum() for label in group) for group in groups]
+    likeliest = np.argsort(-np.array(masses))[:held]
+    return p * np.isin(np.arange(CLASSES), [label for position in likeliest for label in groups[position]])
+
+
+def controls_by_hand(
+    config: Config, client: int, temperature: float, groups: Sequence[Sequence[int]], held: int
+) -> dict[str, float]:
+    """Return an unseen client's accuracy by every control."""
+    samples, right = samples_of(config, client), {}
+    for statistics, logits in (("", samples.h), ("_adabn", with_own_statistics(config, client))):
+        p = by_hand.softmax(logits)
+        answers = {("" if prior == "none" else f"_{prior}"): corrected(p, prior, samples.y) for prior in PRIORS}
+        answers["_tempered"] = corrected(by_hand.softmax(logits / temperature), "em", samples.y)
+        answers["_groups"] = of_likeliest_groups(p, groups, held)
+        for name, q in answers.items():
+            right[f"common_expert{statistics}{name}"] = float((q.argmax(axis=1) == samples.y).mean())
+    return right
+
+
+def mean_controls_by_hand(
+    config: Config, temperature: float, groups: Sequence[Sequence[int]], held: int
+) -> dict[str, float]:
+    found = [controls_by_hand(config, client, temperature, groups, held) for client in UNSEEN]
+    return {name: sum(right[name] for right in found) / len(found) for name in found[0]}
+
+
 def test_the_controls_are_the_common_experts_own_answers(tiny_run: TinyRunner) -> None:
+    """Trained and with a client's own statistics; there are no groups in a Dirichlet split, and no temperature."""
     method = tiny_run("fedavg")
     summary = json.loads((method.config.run_dir / "summary.json").read_text())
-    p = {client: by_hand.softmax(samples_of(method.config, client).h) for client in UNSEEN}
-    assert list(summary["controls"]) == measured(1.0, [])  # no groups in a Dirichlet split, no temperature
-    for control, prior in zip(CONTROLS, PRIORS, strict=False):
-        right = []
-        for client in UNSEEN:
-            labels = open_client(method.config, client).images.labels.numpy()
-            right.append((corrected(p[client], prior, labels).argmax(axis=1) == labels).mean())
-        assert summary["controls"][control] == pytest.approx(np.mean(right))
+    known = {name: v for name, v in mean_controls_by_hand(method.config, 1.0, [], 0).items()
+             if not name.endswith(("tempered", "groups"))}  # fmt: skip
+    assert list(summary["controls"]) == list(known)
+    assert summary["controls"] == pytest.approx(known)
+
+
+def test_controls_know_the_temperature_and_how_many_groups_a_client_holds(tiny_run: TinyRunner) -> None:
+    """Each of five anchors holds one group of two classes, every other client two; of no client are samples few."""
+    path = tiny_run.folder / "tempered.safetensors"
+    save_common_expert(replace(common_expert(), temperature=0.7), path)
+    split: dict[str, Scalar] = {"partition__name": "label-groups", "partition__labels_per_client": 4}
+    split |= {"partition__anchors": 5, "partition__samples_per_client": 60, "partition__unseen_samples": 200}
+    split |= {"cohort__normals": 2}
+    method = tiny_run("fedavg", common_expert__path=str(path), run__rounds=1, **split)
+    groups = [sorted(set(samples_of(method.config, anchor).y.tolist())) for anchor in range(5)]
+    assert sorted(label for group in groups for label in group) == list(range(CLASSES))
+    summary = json.loads((method.config.run_dir / "summary.json").read_text())
+    wanted = mean_controls_by_hand(method.config, 0.7, groups, 2)
+    assert list(summary["controls"]) == list(CONTROLS) == list(wanted)
+    assert summary["controls"] == pytest.approx(wanted)
+    for temperature, held in ((1.0, 2), (0.7**2, 2), (1 / 0.7, 2), (0.7, 1), (0.7, 3)):  # each of them matters
+        assert mean_controls_by_hand(method.config, temperature, groups, held) != pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(("name", "served", "gate"), [("fedavg", 1, 0), ("ensembles", 2, 0), ("fedjets", 2, 87)])

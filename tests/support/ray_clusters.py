@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from fedjets_flwr.launch.daemons import free_ports, start_daemon, stop_daemons
-from fedjets_flwr.launch.superlink import APP_ROOT
+from fedjets_flwr.release import APP_ROOT
 from tests.support.processes import descendants
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
