@@ -208,11 +208,6 @@ def check_noise(method: Strategy) -> None:
             " set partition.public-share above 0, or name one by common-expert.path"
         )
     if config.privacy.noise_multiplier > 0:
-        if config.run.start_from:
-            raise FedjetsError(
-                "run.start-from: the models that it names were trained without this run's noise, and are handed out all"
-                " the same; leave it out, or set privacy.noise-multiplier to 0"
-            )
         check_noise_fits(config, any(spec.size > spec.trained for spec in method.specs.values()))
 
 

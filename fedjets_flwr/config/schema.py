@@ -733,6 +733,11 @@ class Config(Section):
                 not (self.run.start_from and self.common_expert.path),
                 f"common-expert.path = {self.common_expert.path!r}: run.start-from brings its own; leave one out",
             ),
+            (
+                not (self.run.start_from and self.privacy.noise_multiplier),
+                "run.start-from: the models that it names were trained without this run's noise, and would be handed"
+                " out all the same; leave it out, or set privacy.noise-multiplier to 0",
+            ),
             (moe.top_k <= moe.experts, f"moe.top-k = {moe.top_k}: more than moe.experts = {moe.experts}; lower it"),
             (
                 cohort.anchors <= anchors,

@@ -69,10 +69,11 @@ def test_the_plain_attacks_in_closed_form(tmp_path: Path) -> None:
     ],
 )
 def test_replacement_knows_how_many_train_an_expert_of_each_method(name: str, sampling: str, count: float) -> None:
-    """Two anchors and three normal clients a round, K = 2 of M = 3; all train the gate."""
+    """Two anchors and three normal clients a round, K = 2 of M = 3; all train the gate, unless anchors alone do."""
     config = tiny(strategy__name=name, cohort__sampling=sampling)
     assert holders(config, "expert.0") == pytest.approx(count)
     assert holders(config, "gate") == 5
+    assert holders(tiny(strategy__name="fedjets", gate__learns_from="anchors"), "gate") == 2
 
 
 def test_running_statistics_stay_honest_unless_they_are_the_aim(tmp_path: Path) -> None:

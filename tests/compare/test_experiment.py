@@ -352,6 +352,27 @@ def test_a_row_starts_from_the_models_of_one_above_it(tmp_path: Path, monkeypatc
     assert [c.run.name for _, cs in elsewhere.rows for c in cs] == [c.run.name for _, cs in experiment.rows for c in cs]
 
 
+def test_runs_that_other_code_did_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand in the table as they are, though a method that was edited since may have another outcome."""
+    configure(tmp_path, monkeypatch)
+    text = SCORED.replace("seeds: [1, 2]", "seeds: [1]").replace("seeds: [2]", "seeds: [1]")
+    experiment = read_experiment(small(tmp_path, text), [f"run.cache-dir={tmp_path / 'cache'}"], tmp_path / "runs")
+
+    def told() -> str:
+        found = io.StringIO()
+        run_experiment(experiment, tmp_path / "results", in_this_process, Console(file=found, width=400), validate)
+        return found.getvalue()
+
+    assert "by other code" not in told()
+    assert "by other code" not in told()
+    (_, (first,)), *_ = experiment.rows
+    path = first.run_dir / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "0123456789ab"}))
+    said = told()
+    assert "1 of 3 runs are done, by other code of this app, and stand in the table as they are" in said
+    assert f"{first.run_name} in {tmp_path / 'runs'}" in said
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_controls_that_adapt_batch_norm_are_lines_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str

@@ -250,7 +250,11 @@ def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) -> None:
         read_text(path, 1_000_000)
 
 
-@pytest.mark.parametrize(("packed", "said"), [(b"text", "Not a gzipped file"), (gzip.compress(b"text")[:-5], "ended")])
+@pytest.mark.parametrize(
+    ("packed", "said"),
+    [(b"text", "Not a gzipped file"), (gzip.compress(b"text")[:-5], "ended")],
+    ids=["not packed", "cut off"],  # what is packed tells the second of it, and tests must have the same names twice
+)
 def test_a_damaged_archive_is_refused(packed: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(FedjetsError, match=f"a.gz: cannot be read .*{said}"):
         read_text(write(tmp_path / "a.gz", packed))

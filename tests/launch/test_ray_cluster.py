@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import ray
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
+from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch import ray_cluster
 from fedjets_flwr.launch.own_ray import OwnRay
@@ -206,5 +208,32 @@ def test_a_supernode_is_always_served_from_the_same_node(monkeypatch: pytest.Mon
 def test_room_that_was_taken_meanwhile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (refs[:1], refs[1:]))
     pool = PlacedActors(NODES, Actor(), {"num_cpus": 1}, {})
-    with pytest.raises(RuntimeError, match="1 of 2 clients' processes do not run after 300 s"):
+    with pytest.raises(RuntimeError, match="1 of 2 clients' processes do not run after 100 s"):
         pool.add_actors_to_pool(2)
+
+
+def test_nodes_are_told_the_folders_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs is that of `ray start`. A setting counts before it, and one's own images are no data set that all have."""
+    there, here = Placement("10.0.0.1:6379", ("a",)), OwnRay(1)
+    config = Config.from_flat({"data.name": "cifar10"})
+    monkeypatch.delenv("FEDJETS_CACHE", raising=False)
+    monkeypatch.delenv("FEDJETS_DATA", raising=False)
+    assert there.told(config) == here.told(config) == config.flat()
+    monkeypatch.setenv("FEDJETS_CACHE", "/shared/cache")
+    monkeypatch.setenv("FEDJETS_DATA", "/shared/data")
+    assert there.told(config) == config.flat() | {"run.cache-dir": "/shared/cache", "data.dir": "/shared/data"}
+    assert here.told(config) == config.flat()
+    named = Config.from_flat({"data.name": "cifar10", "data.dir": "/own", "run.cache-dir": "/kept"})
+    assert there.told(named) == named.flat()
+    images = Config.from_flat({"data.name": "image-folder", "data.classes": "cat,dog"})
+    assert there.told(images)["data.dir"] == ""
+
+
+def test_a_node_without_a_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception there would fail the survey of all nodes, and name none."""
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("fedjets_flwr.launch.ray_survey.version", missing)
+    assert installed()["torch"] == "none"

@@ -94,6 +94,10 @@ def test_what_does_not_fit_is_named(tiny_run: TinyRunner, changes: dict[str, Sca
             {"run__start_from": "a", "common_expert__path": "b"},
             "common-expert.path = 'b': run.start-from brings its own",
         ),
+        (
+            {"run__start_from": "a", "privacy__noise_multiplier": 1.0},
+            "run.start-from: the models that it names were trained without this run's noise",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_told(changes: dict[str, Scalar], reason: str) -> None:
