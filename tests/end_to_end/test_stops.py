@@ -81,6 +81,7 @@ def unbroken(folder: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> str:
     return weights_hash(run_in_process(folder, monkeypatch, **changes).vectors)
 
 
+@pytest.mark.slow
 def test_what_a_run_was_to_replace_is_back_when_it_stops_before_its_rounds(tmp_path: Path) -> None:
     """The ServerApp looks for a stop between rounds, and the common expert may take minutes."""
     before = finish(tmp_path, "replaced")
