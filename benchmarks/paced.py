@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-POLL, PULSE, PULSE_EVERY = 0.003, 0.05, 25.0
+POLL, PULSE, PULSE_EVERY = 0.003, 0.25, 20.0
 
 
 class Stuck(RuntimeError):

@@ -131,8 +131,8 @@ class Scoring:
         asked = set(self.scored(last)).difference(clients.unlabelled)
         again = not last and not clients.changed.isdisjoint(asked)
         if asked and not self.results and not again:
-            client, why = next(iter(pending.failures.items()))
-            message = f"round {server_round}: no unseen client answered; client {client}: {why}"
+            known = (f"client {client}: {why}" for client, why in clients.failures.items() if client in asked)
+            message = f"round {server_round}: no unseen client answered; {next(known, 'none was prepared')}"
             if clients.exchange.nodes.simulated:
                 raise FedjetsError(message)
             log.warning("%s; this round is not evaluated", message)  # sites come and go; what was trained stays

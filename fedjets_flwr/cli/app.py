@@ -361,6 +361,20 @@ def personalize(
     show_personalised(made, folder, console)
 
 
+@cli.command("hand-out")
+def hand_out(
+    run: Annotated[Path, typer.Option(help="folder of a finished run")],
+    output: Annotated[Path, typer.Option(help="folder to write")],
+    audit_log: AuditOption = None,
+) -> None:
+    """Write what a site that never trained needs for its own model, without what the run tells of others."""
+    from fedjets_flwr.personalize.hand_out import hand_out as write
+
+    _note_export(audit_log, output, write(run, output))
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) / 1e6
+    console.print(f"{output} ({size:.2f} MB), for fedjets personalize --run", soft_wrap=True)
+
+
 @cli.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder that `fedjets personalize` wrote")],

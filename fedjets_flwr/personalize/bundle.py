@@ -160,15 +160,24 @@ def write_bundle(folder: StrPath, card: BaseModel, files: Mapping[str, bytes]) -
     Raises:
         FedjetsError: the folder holds something already, or cannot be written.
     """
-    folder = Path(folder)
     card = card.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
+    write_folder(folder, {**files, CARD: f"{card.model_dump_json(indent=2)}\n".encode()})
+
+
+def write_folder(folder: StrPath, files: Mapping[str, bytes]) -> None:
+    """Write a new folder in one step, files by their paths in it.
+
+    Raises:
+        FedjetsError: the folder holds something already, or cannot be written.
+    """
+    folder = Path(folder)
     check_free(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         for name, data in files.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(data)
-        (temporary / CARD).write_text(card.model_dump_json(indent=2) + "\n")
         temporary.rename(folder)
     except OSError as error:
         raise FedjetsError(f"{folder}: cannot be written ({error.strerror})") from None

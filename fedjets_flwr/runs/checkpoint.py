@@ -51,6 +51,11 @@ def newest_vectors(folder: Path) -> dict[str, Tensor]:
     raise FedjetsError(f"{folder}: no whole checkpoint in it")
 
 
+def checkpoint_name(server_round: int, data: bytes) -> str:
+    """Return the name of a checkpoint's file, which tells its round and the digest of its bytes."""
+    return f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+
+
 def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
     """Return (round, file) of the checkpoints in a folder, the newest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
@@ -133,7 +138,7 @@ class Checkpoints(Callback):
             facts["method"] = notes
         data = safetensors.torch.save(dict(vectors), {"facts": json.dumps(facts)})
         if due:
-            path = self.folder / f"round-{server_round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+            path = self.folder / checkpoint_name(server_round, data)
             self._write(path, data)
             self._whole.add(path)
             self._thin_out(server_round, path)

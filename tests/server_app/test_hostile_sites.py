@@ -225,12 +225,15 @@ def test_a_site_that_hangs_is_given_up_after_the_grace_and_asked_less_often(runn
     assert len(asked) == 3
 
 
-def test_a_run_goes_on_without_the_sites_that_score_it(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["evaluate", "query.route"])
+def test_a_run_goes_on_without_the_sites_that_score_it(
+    runner: Runner, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
     """They train nothing, and may be a single one: what the others train is not lost with it."""
 
     def begin(sites: SiteGrid) -> None:
         for client in (12, 13, 14):
-            sites.sites[100 + client].silent = {"evaluate"}
+            sites.sites[100 + client].silent = {kind}
 
     settings: dict[str, Scalar] = {**ROUNDS, "run__evaluate_every": 1, "limits__exchange_seconds": 2.0}
     run = runner(grid(begin), **settings)
