@@ -178,14 +178,12 @@ def environment(cache: Path) -> Path:
     """Return the Python of an environment with pfl, made on first use; torch and its kin are those that run here."""
     folder = cache / f"pfl-0.6.0-python{sysconfig.get_python_version()}"
     python = folder / "bin" / "python"
-    made = (folder / "installed").is_file()
-    if not made:
+    if not (folder / "installed").is_file():
         venv.create(folder, with_pip=True, clear=True)
-    site = next((folder / "lib").glob("python*")) / "site-packages"
-    (site / "zz_shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # of whoever runs this now
-    if not made:
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *REQUIREMENTS], check=True)
         (folder / "installed").touch()
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    (site / "zz_shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # of whoever runs this now
     return python
 
 

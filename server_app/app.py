@@ -150,6 +150,7 @@ def run(
     told_at_end = config.privacy.route_epsilon > 0 and Ledger(config.run_dir).read()[0]
     if config.privacy.noise_multiplier > 0 or told_at_end:
         check_accountant()
+    # Before the common expert, which may take minutes: its extra may be missing.
     own: list[Callback] = [TensorBoard(config.run_dir)] if config.run.tensorboard else []
     roster = read_roster(config)
     tracker = Tracker(config, announce)

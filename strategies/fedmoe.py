@@ -37,17 +37,14 @@ from fedjets_flwr.wire.messages import BadReply, Job, Reply
 from strategies.base import TEXT, Routes, Strategy
 
 FLOAT_BYTES = 4
+FLOATS_OF_ADAM = 4
+"""Of a weight: itself, its gradient, two moments. Whatever trains, Adam finds out which experts a text activates."""
 MOST_TOKENS = 2**53
 
 
 def floats_of_a_weight(train: Train) -> int:
     """Return what training keeps of each weight: itself, its gradient, and the optimizer's moments."""
-    moments = {"adam": 2, "sgd": int(train.momentum > 0)}
-    return 2 + moments[train.optimizer]
-
-
-FLOATS_OF_PROBED = 4
-"""The same of a weight that finds out which experts a text activates: by Adam, whatever trains."""
+    return FLOATS_OF_ADAM if train.optimizer == "adam" else 2 + int(train.momentum > 0)
 
 
 class FedMoE(Strategy):
@@ -151,9 +148,9 @@ class FedMoE(Strategy):
         """The memory that finding out takes: all of a trained model, or the weights and trained adapters."""
         a, experts = self.whole, self.whole.switch_layers * self.whole.experts
         if self.probe == "full":
-            return FLOAT_BYTES * FLOATS_OF_PROBED * sizes_of(a).of(experts)
+            return FLOAT_BYTES * FLOATS_OF_ADAM * sizes_of(a).of(experts)
         adapters = probe_floats(a.width, a.hidden, experts, self.config.fedmoe.rank)
-        return FLOAT_BYTES * (sizes_of(a).of(experts) + FLOATS_OF_PROBED * adapters)
+        return FLOAT_BYTES * (sizes_of(a).of(experts) + FLOATS_OF_ADAM * adapters)
 
     def _check_memory(self, client: int) -> None:
         if self.first(client) < self.whole.switch_layers:

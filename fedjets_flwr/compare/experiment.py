@@ -29,9 +29,6 @@ from fedjets_flwr.runs.records import SummaryTold, read_told
 Settings = dict[str, Scalar]
 
 
-"""Whose ``data.dir`` says which data it is; a published data set is the same wherever it lies."""
-
-
 class Row(BaseModel):
     """One method of the comparison."""
 

@@ -1011,7 +1011,7 @@ class Config(Section):
 
 
 OWN_DATA = ("image-folder", "text-folder", "task-folder")
-"""Of ``data.name``: what ``data.dir`` holds is nobody else's, and decides the result."""
+"""Of ``data.name``, whose ``data.dir`` says which data it is; a published data set is the same wherever it lies."""
 FREE = frozenset([
     "run.name", "run.output-dir", "run.cache-dir", "run.resume", "run.overwrite", "run.tensorboard", "run.device",
     "run.checkpoint-every", "run.keep-checkpoints", "data.dir", "data.download", "limits.max-failure-share",

@@ -37,7 +37,8 @@ def hand_out(run: StrPath, folder: StrPath) -> str:
     check_free(folder)
     config = written_settings(run)
     summary = (open_language_run if config.of_text else open_run)(run).summary  # or what is wrong with it
-    settings = config.flat() | {key: Path(str(config.flat()[key])).name for key in PATHS}
+    settings = config.flat()
+    settings |= {key: Path(str(settings[key])).name for key in PATHS}
     del settings["run.seed"]
     weights = safetensors.torch.save(vectors_in(run / "checkpoints"))
     files = {
