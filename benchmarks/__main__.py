@@ -15,20 +15,26 @@ from typing import Any
 from benchmarks.outcome import Outcome, Plan, machine
 
 NAMES = ("aggregate", "round", "precision", "transport", "pfl", "growth", "start", "held")
+BY_NAME_ALONE = ("deploy_round",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; default: all", metavar="NAME")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help=f"default: all of {', '.join(NAMES)}; besides: {', '.join(BY_NAME_ALONE)}",
+        metavar="NAME",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds after the warm-up (default 5)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the results")
     default_cache = os.environ.get("FEDJETS_BENCH_CACHE") or "~/.cache/fedjets/bench"
     parser.add_argument("--cache", type=Path, default=Path(default_cache), help="folder of the rivals' environments")
     chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.names) - set(NAMES):
-        parser.error(f"{', '.join(sorted(unknown))}: no such benchmark; choose of {', '.join(NAMES)}")
+    if unknown := set(chosen.names) - {*NAMES, *BY_NAME_ALONE}:
+        parser.error(f"{', '.join(sorted(unknown))}: no such benchmark; choose of {', '.join(NAMES + BY_NAME_ALONE)}")
     if chosen.quick and chosen.output == Path("results/bench"):
         parser.error("--quick measures nothing: give it an --output of its own")
     chosen.output.mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,8 @@ def write(outcome: Outcome, folder: Path) -> None:
 def told(facts: Mapping[str, Any]) -> str:
     """Return the line that says where a benchmark was measured."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return f"*{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, {versions}*"
+    vectors = f" ({facts['vectors']})" if "vectors" in facts else ""  # files of earlier releases do not tell it
+    return f"*{facts['cpu']}{vectors}, {facts['cores']} cores, Python {facts['python']}, {versions}*"
 
 
 if __name__ == "__main__":

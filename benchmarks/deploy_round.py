@@ -1,23 +1,21 @@
 """A round on real daemons: seconds and bytes of ours and of the same round done naively, on one machine over TLS.
 
 Both run on the same deployment, six training sites and two unseen ones with image folders of the bundled digits, one
-after the other. Naive is stock Flower's FedAvg over all experts (``rivals/naive_deployed.py``). Alone:
-``python -m benchmarks.deploy_round``.
+after the other. Naive is stock Flower's FedAvg over all experts (``rivals/naive_deployed.py``).
 """
 
-import argparse
 import json
 import shutil
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.outcome import Bound, Outcome, Plan, Samples, machine, ratios
-from fedjets_flwr.config.schema import Config, Scalar
+from benchmarks.outcome import Bound, Outcome, Plan, Samples, ratios
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.launch.deployment import NAME, Deployment
 from fedjets_flwr.launch.local_deployment import as_sites
 from fedjets_flwr.launch.superlink import Launched, to_toml
@@ -69,7 +67,6 @@ def measure(plan: Plan) -> Outcome:
                 for name in ("bytes_down", "bytes_up", "bytes_served")
             ],
             "naive, arrays and bytes in a message": [stamps[0]["arrays"], stamps[0]["bytes"]],
-            "load of the machine": machine()["load"],
         },
     )
 
@@ -110,17 +107,3 @@ def submit_naive(deployment: Deployment, config: Config, plan: Plan) -> tuple[La
     )
     reply: dict[str, Any] = deployment.cli("run", str(app), NAME, "--format", "json")
     return Launched(deployment, str(reply["run-id"]), plan.scratch), lines
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two sites and two experts, to see that it works")
-    chosen = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="fedjets-deploy-round-"))
-    try:
-        outcome = measure(Plan(chosen.rounds, chosen.quick, folder, folder))
-        print(json.dumps(outcome.as_json(), indent=2))
-        print(outcome.as_markdown())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

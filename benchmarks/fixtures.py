@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from benchmarks.outcome import Plan
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.config.sources import absolute_paths, read_preset
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.models.architectures import Architecture, build

@@ -23,7 +23,8 @@ from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, ratios
 from benchmarks.paced import Stuck, memory
 from benchmarks.transport import EXTRA
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.flat_model import VectorSpec

@@ -141,6 +141,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": model,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

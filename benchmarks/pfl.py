@@ -26,7 +26,8 @@ from benchmarks.fixtures import random_common_expert, settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, matmul_peak, ratios
 from benchmarks.paced import Paced, descendants
 from benchmarks.rivals.two_convolutions import two_convolutions
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.data.transforms import normalise
 from fedjets_flwr.launch.simulation import Resources

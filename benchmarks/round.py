@@ -20,7 +20,8 @@ from benchmarks.engine import ours
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, matmul_peak, ratios
 from client_app.runtime import Runtime
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.launch.simulation import Resources
 from fedjets_flwr.models.common_expert import load_common_expert
 from fedjets_flwr.models.expert import build_configured_gate, build_expert, expert_architecture

@@ -20,7 +20,7 @@ import torch
 from benchmarks.engine import RIVALS, Engine, ours, stock
 from benchmarks.fixtures import settings
 from benchmarks.outcome import Bound, Outcome, Plan, Samples, cores, ratios
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.launch.simulation import Resources
 
 MODELS = 15

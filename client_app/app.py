@@ -21,7 +21,8 @@ from client_app.runtime import Runtime, common_expert_path, open_runtime, vector
 from client_app.site import Site, open_site
 from client_app.state import ADAPTED, TRAINED, ClientState
 from client_app.validation import looking
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert

@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from client_app.algorithms import algorithms
 from client_app.client import Update
-from fedjets_flwr.config.schema import Config, Scalar, Section, flatten
+from fedjets_flwr.config.schema import Config, flatten
+from fedjets_flwr.config.sections import Scalar, Section
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.wire.messages import Job
 

@@ -109,15 +109,22 @@ class Clients:
         self, kind: str, server_round: int, jobs: Sequence[Job], read: Callable[[Reply], Answer], served: bool = False
     ) -> dict[int, Answer]:
         """Return what clients answer, as ``read`` has it, by client id; who fails is missing."""
-        answers = {}
         with self._watch.part("select"):
             pending = self.request(kind, server_round, jobs, served)
-            for reply in pending.replies():
-                try:
-                    answers[reply.client] = read(reply)
-                except BadReply as error:
-                    self.refuse(pending, reply.client, error)
+            answers = self.read(pending, pending.replies(), read)
         self.note(server_round, pending)
+        return answers
+
+    def read(
+        self, pending: PendingExchange, replies: Iterable[Reply], read: Callable[[Reply], Answer]
+    ) -> dict[int, Answer]:
+        """Return what replies say, as ``read`` has it, by client id; why others have no say stands in ``pending``."""
+        answers = {}
+        for reply in replies:
+            try:
+                answers[reply.client] = read(reply)
+            except BadReply as error:
+                self.refuse(pending, reply.client, error)
         return answers
 
     def route(self, server_round: int, ids: Sequence[int], served: bool = False) -> dict[int, tuple[int, ...]]:

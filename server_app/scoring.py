@@ -5,20 +5,27 @@ ones once, after the last round. Clients that train adapt what they are served a
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from statistics import median
 
 from flwr.app import Message, MetricRecord
 
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.moe.metrics import ClientResult, summarise
+from fedjets_flwr.moe.metrics import READINGS, ClientResult, summarise
 from fedjets_flwr.names import MICRO, USUAL, expert_ids, expert_name
 from fedjets_flwr.runs.score import BITS_PER_BYTE, UNSEEN_ACCURACY, VALIDATION_ACCURACY, Score
 from fedjets_flwr.wire.exchange import PendingExchange
-from fedjets_flwr.wire.messages import BadReply, Job
+from fedjets_flwr.wire.messages import Job, Reply
+from server_app.answers import (
+    of_inspection,
+    of_own_tests,
+    read_entropy,
+    read_inspection,
+    read_own_test,
+    read_result,
+)
 from server_app.clients import Clients
-from server_app.evaluation import inspect, read_entropy, read_result, score_participants
 from server_app.stopwatch import Stopwatch
 from strategies.base import Routes
 
@@ -114,19 +121,7 @@ class Scoring:
         """
         strategy, clients, pending = self.strategy, self.clients, self._pending
         del self._pending  # what it holds of messages would stay until the next evaluation
-        self.results = {}
-        for reply in pending.read(replies):
-            try:
-                self.results[reply.client] = read_result(
-                    reply,
-                    expert_ids(self.served[reply.client]),
-                    strategy.num_samples[reply.client],
-                    len(strategy.task.spec.columns),
-                    self.config.limits.max_samples,
-                    compared=bool(self.usual),
-                )
-            except BadReply as error:
-                clients.refuse(pending, reply.client, error)
+        self.results = clients.read(pending, pending.read(replies), self._result)
         clients.failures |= pending.failures  # being late here is no reason to rest
         asked = set(self.scored(last)).difference(clients.unlabelled)
         again = not last and not clients.changed.isdisjoint(asked)
@@ -143,6 +138,16 @@ class Scoring:
         accuracies = [summary["accuracy"] for summary in self._summaries.values()]
         return MetricRecord({"accuracy": accuracies[-1]}) if accuracies else None  # type: ignore[dict-item]
 
+    def _result(self, reply: Reply) -> ClientResult:
+        return read_result(
+            reply,
+            expert_ids(self.served[reply.client]),
+            self.strategy.num_samples[reply.client],
+            len(self.strategy.task.spec.columns),
+            self.config.limits.max_samples,
+            compared=bool(self.usual),
+        )
+
     def record(self, server_round: int, last: bool) -> dict[str, object]:
         """Return what the round's record says of the evaluation; now and then every expert is looked at for it."""
         clients, found = self.clients, dict[str, object]()
@@ -157,10 +162,27 @@ class Scoring:
         if last or (every and server_round % every == 0):
             with self._watch.part("inspect"):
                 unseen = {client: result for client, result in self.results.items() if client in clients.unseen}
-                looked_at = unseen or self.results
-                found["inspection"], failed = inspect(clients.exchange, server_round, self.strategy, looked_at)
-            clients.failures |= failed
+                found["inspection"] = self.inspect(server_round, unseen or self.results)
         return found
+
+    def inspect(self, server_round: int, results: Mapping[int, ClientResult]) -> dict[str, object]:
+        """Measure every expert on every class of clients that were scored; this traffic is no part of any method.
+
+        Nor do simulated clients hold what it brought; a site does.
+        """
+        strategy, clients, exchange = self.strategy, self.clients, self.clients.exchange
+        experts = tuple(map(expert_name, range(strategy.num_experts)))
+        jobs = [Job(client, experts, cost=result.samples) for client, result in results.items()]
+        before, held = exchange.traffic.copy(), exchange.held.held_by(results)
+        pending = clients.request("query.inspect", server_round, jobs)
+        answers = clients.read(
+            pending, pending.replies(), lambda reply: read_inspection(reply, results[reply.client], len(experts))
+        )
+        exchange.traffic = before
+        if strategy.task.simulates:
+            exchange.held.restore({c: versions for c, versions in held.items() if c not in pending.failures})
+        clients.failures |= pending.failures
+        return of_inspection(answers, results, len(experts))
 
     # Clients that train ----------------------------------------------------------------------------------------------
 
@@ -178,17 +200,20 @@ class Scoring:
             routes = clients.route(server_round, present, served=True) if strategy.routed else {}
             served = strategy.personal(present, routes)
             tuned = self.config.participants.tuned and last
-            found, failed = score_participants(clients.exchange, server_round, strategy, served, tuned)
+            numbers = {"reading": READINGS.index(strategy.reading)} | ({"tuned": 1} if tuned else {})
+            jobs = [Job(c, names, (), numbers, strategy.num_samples.get(c, 1)) for c, names in served.items()]
+            pending = clients.request(f"evaluate.{strategy.algorithm}", server_round, jobs, served=True)
+            answers = clients.read(pending, pending.replies(), partial(read_own_test, strategy=strategy, tuned=tuned))
         lost = set(clients.participants) - set(present) - apart
         unsaid = sorted(lost - clients.failures.keys())  # of some it is known why
-        clients.failures |= failed | dict.fromkeys(unsaid, "could not be prepared")
+        clients.failures |= pending.failures | dict.fromkeys(unsaid, "could not be prepared")
         for client in set(present) - served.keys() - clients.failures.keys():
             why = "it opted out" if client in strategy.opted_out else "it did not answer"
             clients.failures[client] = f"{why}: which experts suit it is not known"
         clients.failures |= dict.fromkeys(sorted(apart), "it opted out: the gate is not asked for its experts")
-        if failed and not found and last:
-            reason = next(iter(failed.values()))
+        if pending.failures and not answers and last:
+            reason = next(iter(pending.failures.values()))
             raise FedjetsError(
                 f"round {server_round}: no client could be scored on its own test part; one says: {reason}"
             )
-        return {"participants": found} if found else {}
+        return {"participants": of_own_tests(answers, strategy.task.spec.kinds)} if answers else {}

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config, Train
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Train
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.common_expert import CommonExpert

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config, Train
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Train
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite
 from fedjets_flwr.federation.cohort import Cohort
@@ -74,8 +75,9 @@ class Scaffold(FedAvg):
         ]  # fmt: skip
 
     def outgoing(self, jobs: Sequence[Job]) -> Mapping[str, Tensor]:
-        """Return the state, and the correction of each client."""
-        return self.vectors | {f"correction.{job.client}": self._correction(job.client) for job in jobs}
+        """Return the state, and the correction of each client that trains."""
+        training = [job.client for job in jobs if f"correction.{job.client}" in job.vectors]
+        return self.vectors | {f"correction.{client}": self._correction(client) for client in training}
 
     def averaged(self, reply: Reply) -> Mapping[str, Tensor]:
         """Return the model."""

@@ -8,7 +8,8 @@ from torch import nn
 
 from client_app.algorithms.fedmoe import PROBES
 from client_app.attacks import ATTACKS
-from fedjets_flwr.config.schema import Config, Section, kebab
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Section, kebab
 from fedjets_flwr.data.datasets import LOADERS
 from fedjets_flwr.data.partition import PARTITIONS
 from fedjets_flwr.data.transforms import AUGMENTATIONS

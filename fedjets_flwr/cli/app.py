@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedjets_flwr.config.schema import Config, Scalar, settings
+from fedjets_flwr.config.schema import Config, settings
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.config.sources import about_preset, local_config, preset_names, read_flat, remote_config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.interrupts import Interrupts
@@ -186,8 +187,7 @@ def pretrain(
     import torch
 
     from fedjets_flwr.cpus import cpu_count
-    from fedjets_flwr.models.pretraining import cached_path, save_common_expert
-    from fedjets_flwr.models.pretraining import pretrain as train
+    from fedjets_flwr.models.pretraining import cached_path, pretrain_into
 
     pairs = [
         *(set_ or []),
@@ -197,9 +197,8 @@ def pretrain(
     if output is not None and output.is_dir():
         raise FedjetsError(f"--output {output}: a folder; name a file")
     torch.set_num_threads(cpu_count())
-    expert = train(c, lambda text: console.print(text))
     path = output or cached_path(c)
-    save_common_expert(expert, path)
+    expert = pretrain_into(path, c, lambda text: console.print(text))
     console.print(f"{expert.accuracy:.4f} on held-out samples; {path}", soft_wrap=True)
 
 

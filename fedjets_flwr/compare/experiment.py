@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedjets_flwr.config.schema import OWN_DATA, Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import OWN_DATA, Scalar
 from fedjets_flwr.config.sources import absolute_paths, parse_pairs, read_preset, read_toml
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath

@@ -9,7 +9,7 @@ from typing import Any
 from fedjets_flwr.compare.experiment import Experiment, Row, done
 from fedjets_flwr.compare.figures import bits_course, epsilon_of
 from fedjets_flwr.compare.gain import SHARES, rounds_to
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.moe.controls import CONTROLS, FREE, best_control, mean_controls
 from fedjets_flwr.moe.metrics import READINGS, Reading
 from fedjets_flwr.runs.records import ErrorTold, read_told

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from fedjets_flwr.config.schema import Config, Scalar, flatten
+from fedjets_flwr.config.schema import Config, flatten
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.reading import Format, read
 

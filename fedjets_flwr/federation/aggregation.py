@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Aggregation
+from fedjets_flwr.config.sections import Aggregation
 
 log = logging.getLogger("flwr")
 

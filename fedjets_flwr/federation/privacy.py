@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config, Privacy
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Privacy
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.claim import LEDGER
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Limits
+from fedjets_flwr.config.sections import Limits
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import all_finite, grew
 from fedjets_flwr.wire.messages import BadReply, Reply

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Aggregation
+from fedjets_flwr.config.sections import Aggregation
 from fedjets_flwr.federation.aggregation import Robust
 from fedjets_flwr.federation.judge import Judge
 

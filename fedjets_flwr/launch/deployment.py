@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.credentials import ROSTER, make_server_credentials, make_site_keys
 from fedjets_flwr.launch.daemons import (

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset, open_split
 from fedjets_flwr.data.image_folder import to_picture
 from fedjets_flwr.data.text import FEDERATED, TEST, documents_of, open_text, split_of

@@ -12,7 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from fedjets_flwr.config.schema import OWN_DATA, Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import OWN_DATA, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.stand_in import stand_in
 from fedjets_flwr.printable import one_line

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedjets_flwr.config.docs import APP_TABLE, app_config
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.daemons import flower_environment
 from fedjets_flwr.reading import TOML, read

@@ -16,3 +16,9 @@ def device_of(config: Config) -> torch.device:
     if wanted == "cuda" and not present:
         raise FedjetsError("run.device = 'cuda': PyTorch finds no GPU here; set it to 'auto' or 'cpu'")
     return torch.device("cuda" if present and wanted != "cpu" else "cpu")
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU computes in bfloat16, or PyTorch cannot tell; one that imitates it takes far longer."""
+    tells = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest PyTorch that will do
+    return tells is None or any(tells().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,22 @@ from fedjets_flwr.seeds import derive, seed_layers, torch_generator
 Progress = Callable[[str], None]
 
 
+class TargetMissed(FedjetsError):
+    """A common expert was trained for as long as allowed and stayed below its target.
+
+    Attributes:
+        best: as it was at its best.
+    """
+
+    def __init__(self, config: Config, best: CommonExpert) -> None:
+        settings = config.common_expert
+        super().__init__(
+            f"common-expert.target-accuracy = {settings.target_accuracy}: the best of {settings.max_epochs} epochs was"
+            f" {best.accuracy:.4f}; lower it, or raise common-expert.max-epochs or model.width"
+        )
+        self.best = best
+
+
 def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     """Return the common expert that the settings name, or train one and keep it in the cache, if no other run does.
 
@@ -50,9 +67,25 @@ def provide_common_expert(config: Config, progress: Progress) -> CommonExpert:
     if (found := kept_common_expert(path)) is None:
         with made_once(path, lambda: progress("waiting for the common expert that another run trains")):
             if (found := kept_common_expert(path)) is None:
-                save_common_expert(pretrain(config, progress), path)
+                pretrain_into(path, config, progress)
     progress(f"common expert: {path}")
     return found or load_common_expert(path)
+
+
+def pretrain_into(path: Path, config: Config, progress: Progress) -> CommonExpert:
+    """Train a common expert and write it to a file; one that misses its target is written beside that.
+
+    Raises:
+        FedjetsError: the target was not reached; it says where the best one is.
+    """
+    try:
+        expert = pretrain(config, progress)
+    except TargetMissed as missed:
+        beside = path.absolute().with_name(f"{path.stem}-best{path.suffix}")
+        save_common_expert(missed.best, beside)
+        raise FedjetsError(f"{missed}; or take that one by common-expert.path = {str(beside)!r}") from None
+    save_common_expert(expert, path)
+    return expert
 
 
 def named_common_expert(config: Config) -> CommonExpert:
@@ -168,7 +201,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
     73 % and 93 % columns are read here as two stopping points on the same pool.
 
     Raises:
-        FedjetsError: the target was not reached in ``common-expert.max-epochs``.
+        TargetMissed: the target was not reached in ``common-expert.max-epochs``.
     """
     if config.of_text:
         return pretrain_language_model(config, progress)
@@ -205,7 +238,7 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
         optimizer, settings.lr, total_steps=settings.max_epochs * steps, pct_start=min(0.3, 2 / settings.max_epochs)
     )
     check = max(1, math.ceil(steps / settings.checks_per_epoch))
-    best = 0.0
+    best, kept = -1.0, model.state_dict()
     for epoch in range(settings.max_epochs):
         order = torch.randperm(len(train), generator=generator)
         for step in range(steps):
@@ -220,19 +253,20 @@ def pretrain(config: Config, progress: Progress) -> CommonExpert:
             if (step + 1) % check == 0 or step + 1 == steps:
                 model.eval()
                 accuracy = accuracy_of(expert, test.pixels, test.labels)
-                best = max(best, accuracy)
+                if accuracy > best:
+                    best, kept = accuracy, deepcopy(model.state_dict())
                 progress(f"epoch {epoch + 1}/{settings.max_epochs}: held-out accuracy {accuracy:.4f}")
                 if accuracy >= settings.target_accuracy:
-                    done = replace(expert, model=freeze(model.cpu()), accuracy=accuracy)
-                    return (
-                        _with_surety(done, Images(test.pixels.cpu(), test.labels.cpu()))
-                        if config.partition.public_share
-                        else done
-                    )
-    raise FedjetsError(
-        f"common-expert.target-accuracy = {settings.target_accuracy}: the best of {settings.max_epochs} epochs was"
-        f" {best:.4f}; lower it, or raise common-expert.max-epochs or model.width"
-    )
+                    return _finished(config, expert, accuracy, test)
+    model.load_state_dict(kept)
+    raise TargetMissed(config, _finished(config, expert, best, test))
+
+
+def _finished(config: Config, expert: CommonExpert, accuracy: float, held_out: Images) -> CommonExpert:
+    """Return a trained common expert, frozen and on the CPU; public samples that were held out say how sure it is."""
+    done = replace(expert, model=freeze(expert.model.cpu()), accuracy=accuracy)
+    on_cpu = Images(held_out.pixels.cpu(), held_out.labels.cpu())
+    return _with_surety(done, on_cpu) if config.partition.public_share else done
 
 
 def _with_surety(expert: CommonExpert, held_out: Images) -> CommonExpert:

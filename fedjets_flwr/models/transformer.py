@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import MOST_PARTS
+from fedjets_flwr.config.sections import MOST_PARTS
 from fedjets_flwr.models.switch import SwitchExpert, drawn, switch, trained_beside
 from fedjets_flwr.names import DENSE, switch_expert_name
 

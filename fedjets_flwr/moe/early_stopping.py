@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Adapt, EarlyStopping
+from fedjets_flwr.config.sections import Adapt, EarlyStopping
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import LossesOf, Optimizer, fit
 from fedjets_flwr.tasks.base import Inputs, LossOf

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from fedjets_flwr.config.schema import Train
+from fedjets_flwr.config.sections import Train
 from fedjets_flwr.models.flat_model import FlatModel
 
 

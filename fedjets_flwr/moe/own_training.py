@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Adapt, Config
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Adapt
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import AnyArchitecture, build, tail
 from fedjets_flwr.models.common_expert import CommonExpert

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Specialist
+from fedjets_flwr.config.sections import Specialist
 from fedjets_flwr.models.architectures import Architecture, build, tail
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.tasks.base import Inputs, Losses

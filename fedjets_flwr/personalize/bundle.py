@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Model, Specialist
+from fedjets_flwr.config.sections import Model, Specialist
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath
 from fedjets_flwr.models.architectures import Architecture, build, tail

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Model
+from fedjets_flwr.config.sections import Model
 from fedjets_flwr.data.image_source import Pictures, open_pictures
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config, Model
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Model
 from fedjets_flwr.data.datasets import Spec
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import StrPath

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedjets_flwr.config.schema import Limits
+from fedjets_flwr.config.sections import Limits
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.printable import one_line
 from fedjets_flwr.wire.backoff import Backoff

@@ -28,7 +28,7 @@ from client_app.algorithms import (
 )
 from client_app.participants import as_received, predictions
 from client_app.runtime import Runtime
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.expert import build_expert

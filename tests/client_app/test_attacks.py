@@ -21,7 +21,7 @@ from client_app.attacks import (
     sign_flip,
 )
 from client_app.client import Update
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.federation.judge import Judge
 from fedjets_flwr.models.architectures import build
 from fedjets_flwr.models.flat_model import FlatModel, VectorSpec

@@ -9,7 +9,8 @@ from client_app.algorithms import fedjets
 from client_app.client import ClientContext, Work
 from client_app.queries import evaluate
 from client_app.runtime import Runtime
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.common_expert import CommonExpert, freeze

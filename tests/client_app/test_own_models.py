@@ -12,7 +12,7 @@ from client_app.participants import as_received, fit_own, scored
 from client_app.queries import evaluate
 from client_app.runtime import Runtime
 from client_app.state import ADAPTED, ClientState
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.architectures import build, tail

@@ -18,7 +18,7 @@ from client_app.app import config_of
 from client_app.client import Update
 from client_app.local_privacy import Spent, _count
 from client_app.policy import THINGS, Noise, Policy, Refused, check_leaving, policy_of
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Release, privatised, spent
 from fedjets_flwr.models.pretraining import save_common_expert

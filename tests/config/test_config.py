@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjets_flwr.config.docs import app_config, document, pyproject_with_settings
-from fedjets_flwr.config.schema import Config, Scalar, settings
+from fedjets_flwr.config.schema import Config, settings
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.config.sources import about_preset, local_config, parse_pairs, preset_names, read_flat, read_preset
 from fedjets_flwr.errors import FedjetsError
 from strategies import strategy

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.data.consent import opted_out, shared
 from fedjets_flwr.errors import FedjetsError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset, open_public, open_split
 from fedjets_flwr.data.datasets import load_dataset
 from fedjets_flwr.errors import FedjetsError

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client, open_dataset, open_split
 from fedjets_flwr.data.domains import KINDS, domains_held, parse_domain
 from fedjets_flwr.errors import FedjetsError

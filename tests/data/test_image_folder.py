@@ -17,7 +17,8 @@ from PIL import Image
 
 from client_app.node import read_node
 from client_app.runtime import open_runtime
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data import image_folder
 from fedjets_flwr.data.clients import open_client, open_dataset
 from fedjets_flwr.data.image_folder import cached_images

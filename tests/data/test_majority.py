@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.majority import Urn, class_pairs
 from fedjets_flwr.data.partition import Pool, Split, make_split
 from fedjets_flwr.errors import FedjetsError

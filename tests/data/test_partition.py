@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.partition import Pool, Split, _reserve, anchor_groups, held_out, make_split, public_samples
 from fedjets_flwr.errors import FedjetsError
 

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data import text_sources
 from fedjets_flwr.data.text import FEDERATED, HELD_OUT, PUBLIC, TEST, split_of
 from fedjets_flwr.data.text_sources import Document

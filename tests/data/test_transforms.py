@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Data
+from fedjets_flwr.config.sections import Data
 from fedjets_flwr.data.transforms import AUGMENTATIONS, crop, crop_flip, keep, normalise
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from tests.support.in_process import run_in_process
 
 DOMAINS = ("as-is", "rotate-90", "negative", "rotate-180", "contrast")

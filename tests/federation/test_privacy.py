@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import strategies
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import Ledger, PrivateMeans, Release, randomise, release_of, spent
 from fedjets_flwr.runs.tracking import read_metrics

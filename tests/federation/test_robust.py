@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import strategies
-from fedjets_flwr.config.schema import Aggregation, Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Aggregation, Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import (
     Robust,

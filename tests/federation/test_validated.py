@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from client_app.attacks import attackers
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.judge import Judge
 from tests.support.faults import Runner, failures

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.credentials import make_server_credentials, make_site_keys
 from fedjets_flwr.launch.daemons import kill_daemon

@@ -1,14 +1,17 @@
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import accuracy_of
-from fedjets_flwr.models.device import device_of
+from fedjets_flwr.models.device import device_of, has_bfloat16
 from fedjets_flwr.models.pretraining import pretrain
+from server_app import start
 
 
 def config(device: str, **changes: Scalar) -> Config:
@@ -30,6 +33,49 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         device_of(config("cuda"))
     with pytest.raises(FedjetsError, match="run.device"):
         pretrain(config("cuda"), print)
+
+
+@pytest.mark.parametrize(
+    ("told", "has"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+    ],
+)
+def test_whether_a_cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch, told: dict[str, bool], has: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert has_bfloat16() == has
+
+
+def test_an_older_pytorch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert has_bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("precision", "simulated", "has", "warned"),
+    [
+        ("bfloat16", True, False, True),
+        ("float32", True, False, False),
+        ("bfloat16", False, False, False),  # sites compute elsewhere
+        ("bfloat16", True, True, False),
+    ],
+)
+def test_a_precision_that_a_cpu_imitates_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    simulated: bool,
+    has: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(start, "in_simulation", lambda: simulated)
+    monkeypatch.setattr(start, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    start.warn_of_imitated_precision(config("cpu", **{"train.precision": precision}))
+    assert ("train.precision = 'bfloat16': this CPU only imitates it" in caplog.text) == warned
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Model
+from fedjets_flwr.config.sections import Model
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.local_training import Sgd

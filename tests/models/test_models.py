@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Config, Model
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Model
 from fedjets_flwr.data.datasets import Spec, load_dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.architectures import Architecture, BasicBlock, build, tail_start

@@ -1,3 +1,4 @@
+import math
 import threading
 from pathlib import Path
 
@@ -5,9 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
+from fedjets_flwr.data.clients import open_dataset
+from fedjets_flwr.data.partition import held_out, public_samples
 from fedjets_flwr.errors import FedjetsError
-from fedjets_flwr.models.common_expert import _load, load_common_expert
+from fedjets_flwr.models.common_expert import _load, accuracy_of, load_common_expert
 from fedjets_flwr.models.pretraining import cached_path, pretrain, provide_common_expert
 
 TRAINING, WAITING = "training a common expert", "waiting for the common expert"
@@ -82,6 +86,30 @@ def test_a_damaged_file_of_the_cache_is_made_anew(tmp_path: Path) -> None:
     _load.cache_clear()  # as in a process to come
     assert provide_common_expert(config, lambda text: None).digest == whole.digest
     assert load_common_expert(path).digest == whole.digest
+
+
+def test_a_common_expert_that_misses_its_target_is_kept_as_it_was_at_its_best(tmp_path: Path) -> None:
+    """Hours of training are not lost, and the message says how to go on with what they brought."""
+    said: list[str] = []
+    flat = {
+        "run.cache-dir": str(tmp_path / "cache"),
+        "common-expert.target-accuracy": 1.0,
+        "partition.public-share": 0.5,
+    }
+    config = Config.from_flat({**flat, "common-expert.max-epochs": 3, "common-expert.lr": 0.5})
+    with pytest.raises(FedjetsError, match=r"target-accuracy = 1\.0: the best of 3 epochs was 0\.\d+;") as raised:
+        provide_common_expert(config, said.append)
+    path = Path(str(raised.value).rpartition("common-expert.path = ")[2].strip("'"))
+    looks = [float(line.rpartition(" ")[2]) for line in said if "held-out accuracy" in line]
+    best = load_common_expert(path)
+    assert round(best.accuracy, 4) == max(looks)
+    train = open_dataset(config).train
+    stops = train.subset(held_out(public_samples(config, len(train))))
+    assert round(accuracy_of(best, stops.pixels, stops.labels), 4) == max(looks)
+    assert not math.isnan(best.usual_entropy)
+    named = Config.from_flat({**flat, "common-expert.path": str(path)})
+    assert provide_common_expert(named, said.append).digest == best.digest
+    assert not cached_path(config).exists()
 
 
 def test_layers_that_draw_draw_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Adapt, Config
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Adapt
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.early_stopping import Stopped, fit_until_no_better, mean_loss
 from fedjets_flwr.moe.local_training import Adam

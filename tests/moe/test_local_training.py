@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedjets_flwr.config.schema import Train
+from fedjets_flwr.config.sections import Train
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.gating import anchor_gate_loss, chosen_weights, mixture_loss, scores

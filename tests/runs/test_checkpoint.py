@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.checkpoint import Checkpoints
 from fedjets_flwr.runs.tracking import Tracker, finite, read_metrics, write_json

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from flwr.app import Error, Message
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.claim import BEFORE, LEDGER, claimed, holds_results, make_room, put_back
 from fedjets_flwr.runs.remote_log import MARK

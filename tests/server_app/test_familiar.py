@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.pretraining import save_common_expert

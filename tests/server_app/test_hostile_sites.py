@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization as form
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.tracking import read_metrics
 from fedjets_flwr.wire.binding import PINS, fingerprint, roster_line

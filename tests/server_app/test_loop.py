@@ -12,7 +12,8 @@ from flwr.app import Array, MetricRecord, RecordDict
 from torch import Tensor
 
 import server_app.preparation
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.runs.checkpoint import Checkpoints, newest_vectors

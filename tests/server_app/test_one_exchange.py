@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 import server_app.rounds
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.federation.privacy import Ledger
 from fedjets_flwr.models.architectures import Architecture

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.federation.cohort import draw_participants
 from fedjets_flwr.moe.metrics import READINGS
 from fedjets_flwr.wire.messages import Job, Reply

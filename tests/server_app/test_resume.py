@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.runs.tracking import read_metrics

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import strategies
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import PooledMeans, Robust, RunningMeans
 from fedjets_flwr.federation.cohort import Cohort, draw_cohort
@@ -20,8 +20,9 @@ from fedjets_flwr.models.expert import build_configured_gate, build_expert, deco
 from fedjets_flwr.models.flat_model import FlatModel, digest_of
 from fedjets_flwr.models.flops import forward_flops
 from fedjets_flwr.wire.messages import BadReply, Job, Number, Reply
-from server_app.app import check_noise, facts_of, request_facts
+from server_app.outcome import facts_of
 from server_app.preparation import Prepared
+from server_app.start import check_noise, request_facts
 from tests.support.tiny import (
     CLASSES,
     EXPERTS,
@@ -228,6 +229,7 @@ def test_clients_of_scaffold_get_the_model_and_c_less_c_i(option: str) -> None:
     assert set(sent) - set(method.vectors) == {"correction.1", "correction.6"}
     assert_full(sent["correction.1"], -1.5)
     assert_full(sent["correction.6"], 0.5)
+    assert set(method.strategy.outgoing([Job(6, ("expert.0",))])) == set(method.vectors)  # who is scored needs none
 
 
 def test_every_client_of_fedmix_trains_everything() -> None:

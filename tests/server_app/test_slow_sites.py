@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message
 from rich.console import Console
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.launch.follow import print_summary
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics

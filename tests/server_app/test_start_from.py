@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.aggregation import weights_hash
 from fedjets_flwr.runs.tracking import read_metrics

@@ -12,7 +12,8 @@ from flwr.app import Message
 
 from fedjets_flwr.compare.experiment import Experiment, Row
 from fedjets_flwr.compare.lines import failures_of
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.report.page import write_report
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.stopping import Stopped, StopRequest

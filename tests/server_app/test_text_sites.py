@@ -10,7 +10,8 @@ from flwr.app import Message, MetricRecord
 from rich.console import Console
 
 from client_app.node import read_node
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.text import open_text
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.launch.local_deployment import rehearse

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.report.page import write_report
 from fedjets_flwr.report.plots import draw_plots
 from fedjets_flwr.runs.score import VALIDATION_ACCURACY

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from client_app.algorithms import fedavg
 from client_app.client import Update
 from client_app.validation import looking
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.moe.early_stopping import looks, mean_loss

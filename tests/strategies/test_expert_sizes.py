@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.models.architectures import Architecture, build
 from fedjets_flwr.models.expert import expert_specs
 from fedjets_flwr.models.flat_model import FlatModel

@@ -12,7 +12,7 @@ from client_app.algorithms import fedadg
 from client_app.client import ClientContext
 from client_app.runtime import Runtime
 from client_app.state import TRAINED, ClientState
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.flat_model import FlatModel
 from fedjets_flwr.moe.adversarial import Discriminator, Generator, label_input, seeded

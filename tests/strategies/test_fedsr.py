@@ -15,7 +15,7 @@ from client_app.client import ClientContext
 from client_app.queries import expert_probabilities
 from client_app.runtime import Runtime
 from client_app.state import TRAINED, ClientState
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.bottleneck import Bottleneck
 from fedjets_flwr.models.flat_model import FlatModel

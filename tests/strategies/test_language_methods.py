@@ -13,6 +13,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.transformer import sizes_of
 from fedjets_flwr.runs.run_folder import read_recorded
 from fedjets_flwr.runs.tracking import read_metrics
+from server_app.start import request_facts
 from tests.support.in_process import Finished, InProcessGrid
 from tests.support.text import Settings, TextRun, text_folder, text_run, text_settings
 
@@ -102,8 +103,7 @@ def test_the_text_is_told_and_a_site_with_another_is_refused(
     digest = open_text(found.config).digest
     assert len(digest) > 20
     assert json.loads((found.config.run_dir / "summary.json").read_text())["samples_digest"] == digest
-    told = server_app.app.request_facts
-    monkeypatch.setattr(server_app.app, "request_facts", lambda method: told(method) | {"samples": "another"})
+    monkeypatch.setattr(server_app.app, "request_facts", lambda method: request_facts(method) | {"samples": "another"})
     with pytest.raises(FedjetsError, match="the text here is not the server's"):
         text_run("fedavg", run__rounds=1)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from tests.support.faults import Runner
 from tests.support.in_process import InProcessGrid
 

@@ -14,7 +14,7 @@ from client_app.algorithms import fedavg
 from client_app.app import _train, app
 from client_app.client import ClientContext, Update
 from client_app.runtime import open_runtime
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client, open_global
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.run_folder import read_recorded

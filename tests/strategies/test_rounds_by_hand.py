@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.models.pretraining import save_common_expert
 from fedjets_flwr.moe.controls import CONTROLS
 from fedjets_flwr.moe.metrics import PRIORS, READINGS
 from fedjets_flwr.runs.tracking import read_metrics
-from server_app.app import facts_of
+from server_app.outcome import facts_of
 from tests.support import by_hand
 from tests.support.by_hand import Array, Client, Vectors
 from tests.support.in_process import Finished

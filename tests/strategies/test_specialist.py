@@ -20,7 +20,8 @@ from client_app.participants import fit_own, own_start
 from client_app.policy import Refused
 from client_app.site import open_site
 from client_app.state import ADAPTED, ClientState
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import ClientData, open_client
 from fedjets_flwr.data.consent import opted_out
 from fedjets_flwr.data.datasets import Images

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import strategies
-from fedjets_flwr.config.schema import Train
+from fedjets_flwr.config.sections import Train
 from fedjets_flwr.config.sources import read_preset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.runs.tracking import read_metrics

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.launch.deployment import NAME, Deployment
 from fedjets_flwr.launch.local_deployment import as_sites
 from fedjets_flwr.launch.superlink import to_toml

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import server_app.app
 from client_app.runtime import open_runtime
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.runs.tracking import read_metrics
 from tests.support.in_process import Finished, InProcessGrid, configure, run_in_process
 

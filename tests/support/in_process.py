@@ -16,7 +16,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from client_app.app import app as client_app
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.runs.checkpoint import Checkpoints
 from fedjets_flwr.wire import nodes
 from fedjets_flwr.wire.exchange import Exchange

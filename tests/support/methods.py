@@ -2,7 +2,7 @@
 
 import strategies
 from client_app.algorithms import algorithms
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.config.sources import read_preset
 from strategies.base import IMAGES
 

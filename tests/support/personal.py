@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fedjets_flwr.cli.app import main
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.datasets import Images
 from fedjets_flwr.runs.trained_run import TrainedRun, open_run
 from tests.support.in_process import run_in_process

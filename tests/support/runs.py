@@ -9,7 +9,7 @@ import pytest
 
 import server_app.app
 from client_app.runtime import open_runtime
-from fedjets_flwr.config.schema import Scalar
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.models.pretraining import save_common_expert
 from fedjets_flwr.runs.run_folder import read_recorded
 from tests.support.faults import SMALL

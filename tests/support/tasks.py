@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from tests.support.text import TEXT_SIZE, TextRun, runs_of, spelled
 
 TASKS = {"topics": "accuracy", "names": "f1", "sums": "rouge-2"}

@@ -9,7 +9,8 @@ import pytest
 
 import server_app.app
 from client_app.runtime import open_runtime
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from tests.support.in_process import Finished, InProcessGrid, run_in_process
 
 DOMAINS = ("sums", "tales", "code")

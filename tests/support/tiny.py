@@ -19,7 +19,8 @@ from torch import Tensor
 import strategies
 from client_app.client import ClientContext
 from client_app.runtime import Runtime
-from fedjets_flwr.config.schema import Config, Scalar
+from fedjets_flwr.config.schema import Config
+from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_client
 from fedjets_flwr.federation.cohort import Cohort
 from fedjets_flwr.models.architectures import Architecture, build

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedjets_flwr.printable import LONGEST
 from fedjets_flwr.wire.messages import VERSION, BadReply, Reply, decode_reply
-from server_app.evaluation import read_result
+from server_app.answers import read_result
 
 SIZES = {"expert.0": 2, "gate": 3}
 INT64 = st.integers(-(2**63), 2**64 - 1)

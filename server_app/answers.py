@@ -1,4 +1,4 @@
-"""What clients that are scored reply: read, checked and averaged for :mod:`server_app.scoring`."""
+"""What clients that are scored answer: read, checked and averaged for :mod:`server_app.scoring`, which asks them."""
 
 import math
 from collections import defaultdict
@@ -9,10 +9,8 @@ import torch
 
 from fedjets_flwr.federation.reply_checks import check_samples
 from fedjets_flwr.moe.metrics import READINGS, ClientResult, routing
-from fedjets_flwr.names import expert_name
 from fedjets_flwr.tasks.base import Task
-from fedjets_flwr.wire.exchange import Exchange
-from fedjets_flwr.wire.messages import BadReply, Job, Reply
+from fedjets_flwr.wire.messages import BadReply, Reply
 from strategies.base import Strategy
 
 MOST_BITS = 1e6
@@ -89,44 +87,57 @@ class TextResult:
     tuned: float | None
 
 
-def score_participants(
-    exchange: Exchange, server_round: int, strategy: Strategy, served: Mapping[int, tuple[str, ...]], tuned: bool
-) -> tuple[dict[str, object], dict[int, str]]:
-    """Have clients that train adapt what they are served and score it on their own test parts.
+@dataclass(frozen=True)
+class OwnTest:
+    """What a client that trains told of its own test part.
 
-    With ``tuned`` they also score what more local training makes of it.
-
-    Returns what the record says of it, and why clients failed: means over clients, and (right, total) of each, on its
-    own test part (``local``) and on test images that all share (``global``, where the client has them).
+    Attributes:
+        counts: (right, total) there (``local``) and on test images that all share (``global``, where it has them).
+        shares: what the method tells of a client's model, from 0 to 1, by name.
+        text: on text, what it told of that.
     """
-    numbers = {"reading": READINGS.index(strategy.reading)} | ({"tuned": 1} if tuned else {})
-    jobs = [Job(c, names, (), numbers, cost=strategy.num_samples.get(c, 1)) for c, names in served.items()]
-    kind = f"evaluate.{strategy.algorithm}"
-    pending = exchange.request(kind, server_round, jobs, strategy.vectors, len, served=True)
-    counts: dict[int, dict[str, list[int]]] = {}
-    told: defaultdict[str, list[float]] = defaultdict(list)
-    texts: dict[int, TextResult] = {}
-    for reply in pending.replies():
-        try:
-            names = ("local", *(["global"] if "global" in reply.numbers else []))
-            most = strategy.config.limits.max_samples
-            counted = {name: _right_of(reply, name, most) for name in names}
-            shares = {name: _share_of(reply, name) for name in strategy.tells}
-            if strategy.task.tells:
-                texts[reply.client] = _text_of(reply, strategy.task, tuned)
-            for name, share in shares.items():
-                told[name].append(share)
-            counts[reply.client] = counted
-        except BadReply as error:
-            pending.reject(reply.client, str(error))
-    if not counts:
-        return {}, pending.failures
-    right = {n: [c[n][0] / c[n][1] for c in counts.values() if n in c] for n in ("local", "global")}
-    means = {name: sum(values) / len(values) for name, values in (right | told).items() if values}
-    found = _of_texts(texts, counts, strategy.task.spec.kinds) if texts else {}
+
+    counts: Mapping[str, list[int]]
+    shares: Mapping[str, float]
+    text: TextResult | None
+
+
+def read_own_test(reply: Reply, strategy: Strategy, tuned: bool) -> OwnTest:
+    """Return what a client tells of its own test part; with ``tuned`` after more local training, too.
+
+    Raises:
+        BadReply: a number is missing or none that it can be.
+    """
+    names = ("local", *(["global"] if "global" in reply.numbers else []))
+    most = strategy.config.limits.max_samples
+    return OwnTest(
+        counts={name: _right_of(reply, name, most) for name in names},
+        shares={name: _share_of(reply, name) for name in strategy.tells},
+        text=_text_of(reply, strategy.task, tuned) if strategy.task.tells else None,
+    )
+
+
+def of_own_tests(answers: Mapping[int, OwnTest], domains: Sequence[str]) -> dict[str, object]:
+    """Return what a round's record says of clients' own tests: means over clients, and each client's counts.
+
+    Args:
+        answers: by client id; one at least.
+        domains: names of the texts' domains.
+    """
+    counts = {client: answer.counts for client, answer in answers.items()}
+    listed: defaultdict[str, list[float]] = defaultdict(list)
+    for answer in answers.values():
+        for name, (right, total) in answer.counts.items():
+            listed[name].append(right / total)
+        for name, share in answer.shares.items():
+            listed[name].append(share)
+    means: dict[str, object] = {name: sum(values) / len(values) for name, values in listed.items()}
+    texts = {client: answer.text for client, answer in answers.items() if answer.text is not None}
+    if texts:
+        means |= _of_texts(texts, counts, domains)
     if more := [text.tuned for text in texts.values() if text.tuned is not None]:
-        found["tuned_bits_per_byte"] = sum(more) / len(more)
-    return {**means, **found, "clients": counts}, pending.failures
+        means["tuned_bits_per_byte"] = sum(more) / len(more)
+    return means | {"clients": counts}
 
 
 def _of_texts(
@@ -182,37 +193,39 @@ def _share_of(reply: Reply, name: str) -> float:
     return share
 
 
-def inspect(
-    exchange: Exchange, server_round: int, strategy: Strategy, results: Mapping[int, ClientResult]
-) -> tuple[dict[str, object], dict[int, str]]:
-    """Measure every expert on every class of the unseen clients; this traffic is no part of any method.
+def read_inspection(reply: Reply, result: ClientResult, experts: int) -> torch.Tensor:
+    """Return how many samples of each class each expert has right at a client, (experts, classes).
 
-    Nor do simulated clients hold what it brought; a site does.
+    Args:
+        reply: of the client.
+        result: what it told of its classes when it was scored.
+        experts: how many there are.
 
-    Returns what the record says of it, and why clients failed.
+    Raises:
+        BadReply: more of a class than it has.
     """
-    num_experts = strategy.num_experts
-    experts = tuple(expert_name(m) for m in range(num_experts))
-    jobs = [Job(client, experts, cost=result.samples) for client, result in results.items()]
-    before, held = exchange.traffic.copy(), exchange.held.held_by(results)
-    num_classes = len(next(iter(results.values())).classes)
-    right, classes = torch.zeros(num_experts, num_classes), torch.zeros(num_classes)
-    pending = exchange.request("query.inspect", server_round, jobs, strategy.vectors, len)
-    for reply in pending.replies():
-        result = results[reply.client]
-        try:
-            counts = torch.tensor(reply.integers("right", right.numel(), result.samples)).view_as(right)
-        except BadReply as error:
-            pending.reject(reply.client, str(error))
-            continue
-        if bool((counts > result.classes).any()):
-            pending.reject(reply.client, "right: more right predictions than samples of a class")
-            continue
+    classes = len(result.classes)
+    right = torch.tensor(reply.integers("right", experts * classes, result.samples)).view(experts, classes)
+    if bool((right > result.classes).any()):
+        raise BadReply("right: more right predictions than samples of a class")
+    return right
+
+
+def of_inspection(
+    answers: Mapping[int, torch.Tensor], results: Mapping[int, ClientResult], experts: int
+) -> dict[str, object]:
+    """Return what a round's record says of every expert on every class, and of routes; a class nobody has is None.
+
+    Args:
+        answers: of :func:`read_inspection`, by client id.
+        results: of all that were asked, by client id.
+        experts: how many there are.
+    """
+    right = torch.zeros(experts, len(next(iter(results.values())).classes))
+    classes = torch.zeros(right.shape[1])
+    for client, counts in answers.items():
         right += counts
-        classes += result.classes
-    exchange.traffic = before
-    if strategy.task.simulates:
-        exchange.held.restore({client: versions for client, versions in held.items() if client not in pending.failures})
+        classes += results[client].classes
     accuracy = right / classes
     table = [[None if value != value else round(value, 6) for value in row] for row in accuracy.tolist()]
-    return {"expert_class_accuracy": table, "routing": routing(results, accuracy)}, pending.failures
+    return {"expert_class_accuracy": table, "routing": routing(results, accuracy)}
