@@ -49,7 +49,7 @@ def measure(plan: Plan) -> Outcome:
     stamps = [json.loads(line) for line in lines.read_text().splitlines()]
     naive = [b["time"] - a["time"] for a, b in zip(stamps, stamps[1:], strict=False)]
     return Outcome(
-        "deploy-round",
+        "deploy_round",
         f"One round of {config.partition.clients} training sites and the evaluation on"
         f" {config.partition.unseen_clients} others, on real daemons over loopback and TLS. Naive: stock Flower FedAvg,"
         " every expert to everybody, one array per tensor.",

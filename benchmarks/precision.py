@@ -35,7 +35,7 @@ def measure(plan: Plan) -> Outcome:
             engine.rounds(1, seconds=600)
         for _ in range(plan.rounds if has_bfloat16() else 1):
             for name, engine in runs.items():
-                seconds[name].append(sum(engine.rounds(1)))
+                seconds[name].append(sum(engine.rounds(1, seconds=600)))
     for name, measured in seconds.items():
         outcome.samples[f"{name}, s a round"] = Samples(tuple(measured))
     name, ratio = "a whole-expert round, bfloat16 / float32", ratios(seconds["bfloat16"], seconds["float32"])

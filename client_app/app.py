@@ -26,6 +26,7 @@ from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
 from fedjets_flwr.models.common_expert import load_common_expert
+from fedjets_flwr.models.device import imitates_precision
 from fedjets_flwr.runs.private_folder import read_mark
 from fedjets_flwr.seeds import derive, seed_layers
 from fedjets_flwr.wire.messages import Job, Reply, Request, decode_request, encode_replies
@@ -67,6 +68,7 @@ def describe(message: Message, context: Context) -> Message:
             "sees-private": read_mark(config, str(request.get("private", ""))),
             "has-common-expert": bool(digest) and common_expert_path(config, digest).is_file(),
             "opted-out": node.opted_out,
+            "imitates": imitates_precision(config),
         }
     )
     return Message(RecordDict({"host": host}), reply_to=message)

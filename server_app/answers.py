@@ -1,7 +1,6 @@
 """What clients that are scored answer: read, checked and averaged for :mod:`server_app.scoring`, which asks them."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -125,13 +124,13 @@ def of_own_tests(answers: Mapping[int, OwnTest], domains: Sequence[str]) -> dict
         domains: names of the texts' domains.
     """
     counts = {client: answer.counts for client, answer in answers.items()}
-    listed: defaultdict[str, list[float]] = defaultdict(list)
+    listed: dict[str, list[float]] = {"local": [], "global": []}
     for answer in answers.values():
         for name, (right, total) in answer.counts.items():
             listed[name].append(right / total)
         for name, share in answer.shares.items():
-            listed[name].append(share)
-    means: dict[str, object] = {name: sum(values) / len(values) for name, values in listed.items()}
+            listed.setdefault(name, []).append(share)
+    means: dict[str, object] = {name: sum(values) / len(values) for name, values in listed.items() if values}
     texts = {client: answer.text for client, answer in answers.items() if answer.text is not None}
     if texts:
         means |= _of_texts(texts, counts, domains)

@@ -2,13 +2,13 @@
 
 import logging
 import math
+from collections.abc import Collection
 
 from torch import Tensor
 
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import check_noise_fits
-from fedjets_flwr.models.device import device_of, has_bfloat16
 from fedjets_flwr.models.expert import encode_architectures
 from fedjets_flwr.models.flat_model import digest_of
 from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
@@ -18,7 +18,7 @@ from fedjets_flwr.runs.private_folder import check_seen, leave_mark, new_start
 from fedjets_flwr.runs.tracking import Tracker
 from fedjets_flwr.runs.trained_run import open_run
 from fedjets_flwr.wire.exchange import Exchange
-from fedjets_flwr.wire.nodes import in_simulation
+from fedjets_flwr.wire.nodes import Host
 from server_app.preparation import Prepared, prepare_all
 from server_app.rounds import Rounds
 from strategies import Strategy
@@ -43,8 +43,9 @@ def begin(
     method.anchors = tuple(found.facts["anchors"]) if found else ()
     choose = config.cohort.anchor_selection != "partition" and not method.anchors
     prepared = prepare_all(exchange, config, tracker.say, choose)
+    hosts = exchange.nodes.hosts.values()
+    warn_of_imitated_precision(config, hosts)
     if method.keeps_state:
-        hosts = exchange.nodes.hosts.values()
         check_seen(config, all(host.sees_private for host in hosts if host.any_client))
     tell_controls(tracker, config, prepared)
     if not method.anchors:
@@ -121,10 +122,9 @@ def request_facts(method: Strategy) -> dict[str, str]:
 
 
 def check(method: Strategy) -> None:
-    """Raise FedjetsError if the settings do not suit the experts and the common expert, now that they are known."""
+    """Raise FedjetsError if settings do not suit the experts and the common expert; warn of what is unwise."""
     check_noise(method)
     warn_of_seen_tests(method.config)
-    warn_of_imitated_precision(method.config)
     check_surety(method)
 
 
@@ -140,13 +140,15 @@ def check_noise(method: Strategy) -> None:
         check_noise_fits(config, any(spec.size > spec.trained for spec in method.specs.values()))
 
 
-def warn_of_imitated_precision(config: Config) -> None:
-    """Say where simulated clients compute on a CPU that takes longer in the precision that was chosen."""
-    halved = config.train.precision == "bfloat16"
-    if halved and in_simulation() and device_of(config).type == "cpu" and not has_bfloat16():
+def warn_of_imitated_precision(config: Config, hosts: Collection[Host]) -> None:
+    """Say where clients compute on CPUs that take longer in the precision that was chosen."""
+    if imitating := sum(host.imitates for host in hosts):
         log.warning(
-            "train.precision = 'bfloat16': this CPU only imitates it, and rounds take many times as long; set it to"
-            " 'float32'"
+            "train.precision = %r: the CPUs of %d of %d SuperNodes only imitate it, and training there takes many times"
+            " as long; set it to 'float32'",
+            config.train.precision,
+            imitating,
+            len(hosts),
         )
 
 

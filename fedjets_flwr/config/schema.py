@@ -1,8 +1,7 @@
-"""Every setting, typed and checked once.
+"""All settings of a run (:mod:`.sections`), checked once, each by itself and with the others (:mod:`.rules`).
 
 Flower hands an app a flat table of scalars (``moe.top-k = 2``). :meth:`Config.from_flat` turns it into typed sections
-(``config.moe.top_k``); this is the only place that maps kebab-case to snake_case. Errors are one line that names the
-setting.
+(``config.moe.top_k``). Errors are one line that names the setting.
 """
 
 import hashlib

@@ -104,5 +104,7 @@ def stop_daemons(processes: Sequence["subprocess.Popen[bytes]"], at_once: bool =
 
 def kill_daemon(process: "subprocess.Popen[bytes]") -> None:
     """Have a daemon end as in a crash; returns when what it started is gone, too."""
-    process.send_signal(guard.CRASH)
-    process.wait()
+    while process.poll() is None:
+        process.send_signal(guard.CRASH)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # below a shell's `&`, a guard that just starts ignores it
+            process.wait(timeout=1)

@@ -18,6 +18,13 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if present and wanted != "cpu" else "cpu")
 
 
+def imitates_precision(config: Config) -> bool:
+    """Return whether this process would compute in a precision that its device only imitates."""
+    if config.train.precision == "float32" or config.run.device == "cuda":
+        return False
+    return device_of(config).type == "cpu" and not has_bfloat16()
+
+
 def has_bfloat16() -> bool:
     """Return whether this CPU computes in bfloat16, or PyTorch cannot tell; one that imitates it takes far longer."""
     tells = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest PyTorch that will do

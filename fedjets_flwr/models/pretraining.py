@@ -81,7 +81,7 @@ def pretrain_into(path: Path, config: Config, progress: Progress) -> CommonExper
     try:
         expert = pretrain(config, progress)
     except TargetMissed as missed:
-        beside = path.absolute().with_name(f"{path.stem}-best{path.suffix}")
+        beside = path.absolute().with_name(f"{path.stem}.below-target{path.suffix}")
         save_common_expert(missed.best, beside)
         raise FedjetsError(f"{missed}; or take that one by common-expert.path = {str(beside)!r}") from None
     save_common_expert(expert, path)

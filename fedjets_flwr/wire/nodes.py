@@ -28,7 +28,17 @@ SETTLE_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Host:
-    """What a SuperNode can run: any client (simulation), or the ones that it names; and which folders it sees."""
+    """What a SuperNode can run: any client (simulation), or the ones that it names; and what else it tells of itself.
+
+    Attributes:
+        any_client: it runs whichever it is asked for.
+        clients: ids of those that it names.
+        has_common_expert: the common expert lies there already.
+        shared_token: what it read in the server's shared memory; nothing: it does not see that.
+        sees_private: it sees the folder of what clients keep.
+        opted_out: its client takes no part in rounds.
+        imitates: its device only imitates the precision in which it is to train.
+    """
 
     any_client: bool
     clients: frozenset[int]
@@ -36,6 +46,7 @@ class Host:
     shared_token: str
     sees_private: bool
     opted_out: bool = False
+    imitates: bool = False
 
 
 class Nodes:
@@ -192,7 +203,7 @@ def read_host(content: RecordDict) -> Host:
         record = content.config_records["host"]
         clients, any_client, token = record["clients"], record["any-client"], str(record["shared"])
         has_common, sees_private = bool(record["has-common-expert"]), bool(record["sees-private"])
-        opted_out = bool(record["opted-out"])
+        opted_out, imitates = bool(record["opted-out"]), bool(record["imitates"])
     except (KeyError, TypeError):
         raise BadReply("it speaks another version; install the same release") from None
     if not isinstance(clients, list) or not all(type(c) is int and c >= 0 for c in clients):
@@ -200,7 +211,7 @@ def read_host(content: RecordDict) -> Host:
     if any_client and not in_simulation():
         raise BadReply("it claims to host any client, outside a simulation")
     held: frozenset[int] = frozenset(clients)  # type: ignore[arg-type]
-    return Host(bool(any_client), held, has_common, token, sees_private, opted_out)
+    return Host(bool(any_client), held, has_common, token, sees_private, opted_out, imitates)
 
 
 def stream(

@@ -465,7 +465,7 @@ def check_left_out(run: Runner, strategy: str, client: int, change: Change, reas
 
 WHOLE_HOST: dict[str, Any] = {
     "any-client": False, "clients": [14], "shared": "", "sees-private": False, "has-common-expert": True,
-    "opted-out": False,
+    "opted-out": False, "imitates": False,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,21 @@ def test_what_rises_again_when_it_is_ended_ends_all_the_same(tmp_path: Path) -> 
 def test_a_launcher_that_died_early_starts_nothing_that_stays(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", guard.__file__, "1", "", "sleep", "600"]  # 1 is not its parent
     assert subprocess.run(command, timeout=30, check=False).returncode == 128 + signal.SIGTERM
+
+
+def test_a_guard_that_does_not_listen_yet_is_told_again(tmp_path: Path) -> None:
+    """Below a shell's ``&`` the signal of a crash is ignored until the guard has its handler, and would be lost."""
+    before = signal.signal(guard.CRASH, signal.SIG_IGN)
+    try:
+        daemon = start_daemon(["sleep", "60"], dict(os.environ), tmp_path, tmp_path / "log")
+        killing = threading.Thread(target=kill_daemon, args=[daemon], daemon=True)
+        killing.start()
+        killing.join(20)
+        assert not killing.is_alive()
+        assert daemon.returncode == 128 + signal.SIGKILL
+    finally:
+        signal.signal(guard.CRASH, before)
+        stop_daemons([daemon], at_once=True)
 
 
 def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import logging
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,8 @@ from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.data.clients import open_dataset
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.models.common_expert import accuracy_of
-from fedjets_flwr.models.device import device_of, has_bfloat16
+from fedjets_flwr.models.device import device_of, has_bfloat16, imitates_precision
 from fedjets_flwr.models.pretraining import pretrain
-from server_app import start
 
 
 def config(device: str, **changes: Scalar) -> Config:
@@ -55,27 +53,22 @@ def test_an_older_pytorch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "simulated", "has", "warned"),
+    ("precision", "device", "gpu", "has", "imitates"),
     [
-        ("bfloat16", True, False, True),
-        ("float32", True, False, False),
-        ("bfloat16", False, False, False),  # sites compute elsewhere
-        ("bfloat16", True, True, False),
+        ("bfloat16", "auto", False, False, True),
+        ("bfloat16", "cpu", True, False, True),
+        ("float32", "auto", False, False, False),
+        ("bfloat16", "auto", False, True, False),
+        ("bfloat16", "auto", True, False, False),
+        ("bfloat16", "cuda", False, False, False),  # of a GPU that is missing others tell
     ],
 )
-def test_a_precision_that_a_cpu_imitates_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    precision: str,
-    simulated: bool,
-    has: bool,
-    warned: bool,
+def test_whether_a_process_imitates_its_precision(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, gpu: bool, has: bool, imitates: bool
 ) -> None:
-    monkeypatch.setattr(start, "in_simulation", lambda: simulated)
-    monkeypatch.setattr(start, "has_bfloat16", lambda: has)
-    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
-    start.warn_of_imitated_precision(config("cpu", **{"train.precision": precision}))
-    assert ("train.precision = 'bfloat16': this CPU only imitates it" in caplog.text) == warned
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("fedjets_flwr.models.device.has_bfloat16", lambda: has)
+    assert imitates_precision(config(device, **{"train.precision": precision})) == imitates
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, MetricRecord, RecordDict
 from torch import Tensor
 
+import client_app.app
 import server_app.preparation
 from fedjets_flwr.config.schema import Config
 from fedjets_flwr.config.sections import Scalar
@@ -316,6 +317,16 @@ def test_nobody_to_score_is_no_error(tiny_run: TinyRunner) -> None:
     found = records(tiny_run("fedjets", tampering(tamper)))
     assert set(found[-1]["served"]) == {"7", "8"}
     assert not {"evaluation", "inspection"} & set(found[-1])
+
+
+@pytest.mark.parametrize("imitates", [True, False])
+def test_a_precision_that_nodes_only_imitate_is_warned_of(
+    tiny_run: TinyRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, imitates: bool
+) -> None:
+    monkeypatch.setattr(client_app.app, "imitates_precision", lambda config: imitates)
+    with caplog.at_level("WARNING", logger="flwr"):
+        tiny_run("fedavg", run__rounds=1)
+    assert ("train.precision = 'float32': the CPUs of 1 of 1 SuperNodes only imitate it" in caplog.text) == imitates
 
 
 def test_cohorts_of_a_run_are_those_drawn(tiny_run: TinyRunner) -> None:
