@@ -151,7 +151,7 @@ def run(
     common = provide_common_expert(config, tracker.say)
     checkpoints.common = common.digest
     method = wanted(config, common, open_task(config, common))
-    check(method)
+    check(method, tracker.warn)
     audit = Audit(config, common.digest)
     callbacks = [tracker, checkpoints, audit, *own, *installed_callbacks(config)]
     found = newest_checkpoint(config, tracker, checkpoints)

@@ -11,6 +11,7 @@ from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.privacy import check_noise_fits
 from fedjets_flwr.models.expert import encode_architectures
 from fedjets_flwr.models.flat_model import digest_of
+from fedjets_flwr.models.pretraining import Progress
 from fedjets_flwr.names import UNSEEN, VALIDATION, expert_ids, expert_name
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.checkpoint import Checkpoint, Checkpoints
@@ -44,14 +45,14 @@ def begin(
     choose = config.cohort.anchor_selection != "partition" and not method.anchors
     prepared = prepare_all(exchange, config, tracker.say, choose)
     hosts = exchange.nodes.hosts.values()
-    warn_of_imitated_precision(config, hosts)
+    warn_of_imitated_precision(config, hosts, tracker.warn)
     if method.keeps_state:
         check_seen(config, all(host.sees_private for host in hosts if host.any_client))
     tell_controls(tracker, config, prepared)
     if not method.anchors:
         method.anchors = prepared.anchors(config) if choose else tuple(range(config.num_anchors))
     if method.drawn == "anchored" and (out := sorted(set(method.anchors) & prepared.opted_out)):
-        log.warning("anchors opted out: clients %s; nobody leads their experts", ", ".join(map(str, out)))
+        tracker.warn(f"anchors opted out: clients {', '.join(map(str, out))}; nobody leads their experts")
     checkpoints.anchors = method.anchors
     return Rounds(method, exchange, prepared, callbacks), found.server_round + 1 if found else min(1, config.run.rounds)
 
@@ -121,18 +122,18 @@ def request_facts(method: Strategy) -> dict[str, str]:
     }
 
 
-def check(method: Strategy) -> None:
+def check(method: Strategy, warn: Progress) -> None:
     """Raise FedjetsError if settings do not suit the experts and the common expert; warn of what is unwise."""
-    check_noise(method)
-    warn_of_seen_tests(method.config)
+    check_noise(method, warn)
+    warn_of_seen_tests(method.config, warn)
     check_surety(method)
 
 
-def check_noise(method: Strategy) -> None:
+def check_noise(method: Strategy, warn: Progress) -> None:
     """Raise FedjetsError if noise would fall on running statistics, once the experts are known."""
     config = method.config
     if config.privacy.noise_multiplier > 0 and config.starts_from_clients:
-        log.warning(
+        warn(
             "privacy.noise-multiplier: no noise covers the common expert, which is trained on the clients' own samples;"
             " set partition.public-share above 0, or name one by common-expert.path"
         )
@@ -140,15 +141,12 @@ def check_noise(method: Strategy) -> None:
         check_noise_fits(config, any(spec.size > spec.trained for spec in method.specs.values()))
 
 
-def warn_of_imitated_precision(config: Config, hosts: Collection[Host]) -> None:
+def warn_of_imitated_precision(config: Config, hosts: Collection[Host], warn: Progress) -> None:
     """Say where clients compute on CPUs that take longer in the precision that was chosen."""
     if imitating := sum(host.imitates for host in hosts):
-        log.warning(
-            "train.precision = %r: the CPUs of %d of %d SuperNodes only imitate it, and training there takes many times"
-            " as long; set it to 'float32'",
-            config.train.precision,
-            imitating,
-            len(hosts),
+        warn(
+            f"train.precision = {config.train.precision!r}: the CPUs of {imitating} of {len(hosts)} SuperNodes only"
+            " imitate it, and training there takes many times as long; set it to 'float32'"
         )
 
 
@@ -161,10 +159,10 @@ def check_surety(method: Strategy) -> None:
         )
 
 
-def warn_of_seen_tests(config: Config) -> None:
+def warn_of_seen_tests(config: Config, warn: Progress) -> None:
     """Say where clients that train are scored on images that the models' start was trained on."""
     if config.partition.test_share and config.partition.name != "majority" and config.starts_from_clients:
-        log.warning(
+        warn(
             "partition.test-share: the common expert is trained on clients' own test parts, too; set"
             " partition.public-share above 0, or name one by common-expert.path"
         )

@@ -20,7 +20,7 @@ from fedjets_flwr.runs.checkpoint import RunLock
 from fedjets_flwr.runs.claim import BEFORE, make_room, put_back
 from fedjets_flwr.runs.score import COURSES
 from fedjets_flwr.runs.stopping import Stopped, error_facts, request_file
-from fedjets_flwr.runs.tracking import facts_of, read_metrics, write_json
+from fedjets_flwr.runs.tracking import facts_of, read_metrics, read_warnings, write_json
 from fedjets_flwr.tasks import open_task
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
@@ -124,8 +124,12 @@ def follow(launched: Launched, config: Config, display: Display) -> None:
     """
     name, rounds, at_terminal = config.run_name, config.run.rounds, display.console.is_terminal
     said, shown, at, facts = "", 0, 0, ""
+    warned = 0
     with display.bar(display.titled(name, "starting"), rounds) as bar:
         for text, records in launched.watch():
+            for warning in read_warnings(launched.folder)[warned:]:
+                display.tell(name, Text(f"warning: {warning}"))
+                warned += 1
             if text != said and not records:
                 display.update(bar, description=display.titled(name, text))
                 if not at_terminal:

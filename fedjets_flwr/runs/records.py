@@ -198,6 +198,7 @@ class ProgressTold(Told):
     """``progress.json``."""
 
     text: str = ""
+    warnings: list[str] = []
 
 
 SETTINGS_TOLD = dict[str, str | int | float | bool]

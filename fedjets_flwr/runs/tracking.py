@@ -5,16 +5,20 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjets_flwr.config.schema import Config
+from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.files import written
+from fedjets_flwr.printable import printable
 from fedjets_flwr.reading import JSON
 from fedjets_flwr.release import code_digest
 from fedjets_flwr.runs.callback import Callback
 from fedjets_flwr.runs.claim import holds_results
+from fedjets_flwr.runs.records import ProgressTold, read_told
 from fedjets_flwr.runs.remote_log import Announcer
 from fedjets_flwr.runs.score import COURSES, best_of
 
@@ -68,12 +72,21 @@ def facts_of(records: Sequence[Mapping[str, Any]]) -> str:
     return facts + (f", clients' own tests {own[-1]['local']:.3f}" if own else "")
 
 
+def read_warnings(folder: Path) -> list[str]:
+    """Return what a run in progress warned of."""
+    with suppress(FedjetsError):
+        told = read_told(folder / "progress.json", ProgressTold) or {}
+        return [printable(text) for text in told.get("warnings", [])]
+    return []
+
+
 class Tracker(Callback):
     """Writes a run's folder, and announces it to a launcher on another machine."""
 
     def __init__(self, config: Config, announce: Announcer | None = None) -> None:
         self.folder, self.config, self._announce = config.run_dir, config, announce
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._warnings: list[str] = []
         self.say("starting the run")
         if not holds_results(self.folder):
             self.write("config.json", config.flat())
@@ -97,8 +110,18 @@ class Tracker(Callback):
     def say(self, text: str) -> None:
         """Tell a reader of the log, and a watching launcher, what goes on before round 1."""
         log.info("%s", text)
+        self._text = text
+        self._tell()
+
+    def warn(self, text: str) -> None:
+        """Tell them what they should know before the rounds take their time."""
+        log.warning("%s", text)
+        self._warnings.append(text)
+        self._tell()
+
+    def _tell(self) -> None:
         word = {"word": self._announce.word} if self._announce is not None else {}
-        self.write("progress.json", {"text": text} | word)
+        self.write("progress.json", {"text": self._text, "warnings": self._warnings} | word)
 
     def set_controls(
         self,

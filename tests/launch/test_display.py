@@ -1,6 +1,7 @@
 """What is shown of runs, at a terminal and elsewhere."""
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,3 +57,24 @@ def test_a_bar_at_a_terminal_leaves_its_last_line(at_once: int, before: str) -> 
     assert f"{before}{ENDS[-1]}" in lines
     assert not any(ENDS[0] in line for line in lines)
     assert any(re.search(r"runs .* 4/9 about 5 minutes left", line) for line in lines)
+
+
+@pytest.mark.parametrize("at_terminal", [True, False])
+def test_a_warning_is_told_once_as_soon_as_it_comes(tmp_path: Path, at_terminal: bool) -> None:
+    class Warns(Told):
+        def watch(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+            for number, found in enumerate(super().watch()):
+                warnings = ["slow [/]\x1b[31m", "wrong"][: max(0, number - 1)]
+                (self.folder / "progress.json").write_text(json.dumps({"text": "", "warnings": warnings}))
+                yield found
+
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=at_terminal, width=200, markup=False)
+    with Display(console) as display:
+        follow(Warns(SuperLink(), "1", tmp_path), Config.from_flat({"run.name": "mine", "run.rounds": 3}), display)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue()).replace("\r", "\n").splitlines()
+    told = [line.strip() for line in lines if line.startswith("warning: ")]
+    assert len(told) == 2
+    assert told[0].startswith("warning: slow [/]")
+    assert told[1] == "warning: wrong"
+    assert "\x1b[31m" not in output.getvalue()

@@ -18,7 +18,7 @@ from fedjets_flwr.config.sections import Scalar
 from fedjets_flwr.errors import FedjetsError
 from fedjets_flwr.federation.cohort import draw_cohort
 from fedjets_flwr.runs.checkpoint import Checkpoints, newest_vectors
-from fedjets_flwr.runs.tracking import BYTES, read_metrics
+from fedjets_flwr.runs.tracking import BYTES, read_metrics, read_warnings
 from fedjets_flwr.seeds import derive
 from tests.support.faults import clients_of, same_weights, tampering
 from tests.support.in_process import Finished, InProcessGrid
@@ -325,8 +325,10 @@ def test_a_precision_that_nodes_only_imitate_is_warned_of(
 ) -> None:
     monkeypatch.setattr(client_app.app, "imitates_precision", lambda config: imitates)
     with caplog.at_level("WARNING", logger="flwr"):
-        tiny_run("fedavg", run__rounds=1)
-    assert ("train.precision = 'float32': the CPUs of 1 of 1 SuperNodes only imitate it" in caplog.text) == imitates
+        found = tiny_run("fedavg", run__rounds=1)
+    warning = "train.precision = 'float32': the CPUs of 1 of 1 SuperNodes only imitate it"
+    assert (warning in caplog.text) == imitates
+    assert [text.startswith(warning) for text in read_warnings(found.config.run_dir)] == [True] * imitates
 
 
 def test_cohorts_of_a_run_are_those_drawn(tiny_run: TinyRunner) -> None:

@@ -801,8 +801,8 @@ def test_a_run_tells_what_its_ledger_holds(tmp_path: Path) -> None:
 
 def test_noise_on_running_statistics_is_refused_once_the_experts_are_known(tmp_path: Path) -> None:
     with pytest.raises(FedjetsError, match="batch norm"):
-        check_noise(private("fedjets", tmp_path, moe__trainable="all").strategy)
-    check_noise(private("fedjets", tmp_path, moe__trainable="all", model__norm="group").strategy)
+        check_noise(private("fedjets", tmp_path, moe__trainable="all").strategy, print)
+    check_noise(private("fedjets", tmp_path, moe__trainable="all", model__norm="group").strategy, print)
 
 
 # Which answers count --------------------------------------------------------------------------------------------------
